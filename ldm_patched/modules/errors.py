@@ -1,0 +1,50 @@
+"""Errors of the engine: typed, worded for a person, free of server paths.
+
+EngineError
+├── ModelFileError       a weight file cannot be used; `code` says why
+│   ├── CorruptModelFile     E_MODEL_CORRUPT      truncated, garbage, wrong content
+│   ├── UnsafeModelFile      E_MODEL_UNSAFE       a pickle with more than tensors in it
+│   └── UnsupportedModel     E_MODEL_UNSUPPORTED  sound, but not a family or kind known here
+├── VocabularyMissing    E_MODEL_MISSING      the CLIP vocabulary is not installed
+└── NotFinite            E_NAN                a network gave NaN or infinity
+"""
+
+
+class EngineError(Exception):
+    """Base of every error that the engine raises on purpose."""
+
+    code = "E_INTERNAL"
+
+
+class ModelFileError(EngineError):
+    """A weight file cannot be used."""
+
+    code = "E_MODEL_CORRUPT"
+
+
+class CorruptModelFile(ModelFileError):
+    """The file is truncated, is garbage, or is not what its name says."""
+
+
+class UnsafeModelFile(ModelFileError):
+    """The file is a pickle that holds more than tensors; it was not executed."""
+
+    code = "E_MODEL_UNSAFE"
+
+
+class UnsupportedModel(ModelFileError):
+    """The file is sound but holds no model of a kind that is known here."""
+
+    code = "E_MODEL_UNSUPPORTED"
+
+
+class VocabularyMissing(EngineError):
+    """The CLIP vocabulary file is not installed, or is not the known one."""
+
+    code = "E_MODEL_MISSING"
+
+
+class NotFinite(EngineError):
+    """A network's output held NaN or infinity."""
+
+    code = "E_NAN"

@@ -1,0 +1,215 @@
+"""TaskSpec: what the user asked for, frozen and validated; the one schema of a request.
+
+The page's components, the HTTP API, the command line, presets and the metadata in a picture all
+take their names, ranges, defaults and help texts from the fields here. A spec is never changed:
+what is worked out from it (sizes, the seed of each picture) is a ResolvedSpec.
+"""
+
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from modules.spec import limits
+from modules.spec.errors import LimitError, SpecError
+from modules.spec.flags import OutputFormat, Sampler, Scheduler
+
+SCHEMA_VERSION = 1
+
+Side = Annotated[int, Field(ge=limits.SIDE_MIN, le=limits.SIDE_MAX, multiple_of=limits.SIDE_STEP)]
+
+
+class TaskSpec(BaseModel):
+    """One request: so many pictures of one prompt with one group of settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    prompt: str = Field("", title="Prompt", description="What the picture shows, in your words.")
+    negative_prompt: str = Field(
+        "", title="Negative prompt", description="What the picture should not show."
+    )
+    preset: str = Field(
+        "",
+        max_length=64,
+        title="Preset",
+        description="The named group of settings that this request started from.",
+    )
+    checkpoint: str = Field(
+        "",
+        max_length=255,
+        title="Checkpoint",
+        description="The model file that paints; empty takes the first one there is.",
+    )
+    image_count: int = Field(
+        2,
+        ge=1,
+        le=limits.IMAGES_PER_TASK,
+        title="Pictures",
+        description="How many pictures to paint, each with the next seed.",
+    )
+    aspect_ratio: str = Field(
+        "",
+        max_length=11,
+        title="Aspect ratio",
+        description="Width to height, such as 3:2; the model's own area gives the size. "
+        "Empty takes the model's default.",
+    )
+    width: Side | None = Field(
+        None, title="Width", description="Width in pixels, a multiple of 8; overrides the ratio."
+    )
+    height: Side | None = Field(
+        None, title="Height", description="Height in pixels, a multiple of 8; overrides the ratio."
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=limits.SEED_MAX,
+        title="Seed",
+        description="The same seed and settings give the same picture; empty draws a new one.",
+    )
+    steps: int = Field(
+        30,
+        ge=1,
+        le=limits.STEPS_MAX,
+        title="Steps",
+        description="How many times the picture is refined; 20 to 40 is usual.",
+    )
+    cfg_scale: float = Field(
+        4.0,
+        ge=1.0,
+        le=limits.CFG_MAX,
+        title="Guidance",
+        description="How strictly the picture follows the prompt; 3 to 8 is usual, 1 is fastest.",
+    )
+    sampler: Sampler = Field(
+        Sampler.DPMPP_2M_SDE, title="Sampler", description="The method that removes the noise."
+    )
+    scheduler: Scheduler = Field(
+        Scheduler.KARRAS, title="Scheduler", description="How the noise falls from step to step."
+    )
+    output_format: OutputFormat = Field(
+        OutputFormat.PNG,
+        title="Format",
+        description="File format; PNG is lossless, JPEG and WebP are smaller.",
+    )
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _text_has_a_bound(cls, text: str) -> str:
+        if len(text) > limits.PROMPT_CHARACTERS:
+            raise ValueError(
+                f"holds {len(text):,} characters, more than the {limits.PROMPT_CHARACTERS:,} "
+                "that are read; shorten it"
+            )
+        return text.replace("\x00", "")
+
+    @field_validator("checkpoint", "preset")
+    @classmethod
+    def _name_is_no_path_trick(cls, name: str) -> str:
+        parts = name.split("/")
+        if (
+            "\\" in name
+            or "\x00" in name
+            or ":" in name
+            or (name and any(part in ("", ".", "..") for part in parts))
+        ):
+            raise ValueError("must be a name from the list; choose one there")
+        return name
+
+    @field_validator("aspect_ratio")
+    @classmethod
+    def _ratio_reads_as_numbers(cls, ratio: str) -> str:
+        if not ratio:
+            return ratio
+        match = re.fullmatch(r"([1-9]\d{0,3})\s*[:x×*]\s*([1-9]\d{0,3})", ratio, re.ASCII)
+        if not match:
+            raise ValueError("must be width:height, such as 3:2")
+        width, height = int(match[1]), int(match[2])
+        if not 1 / 4 <= width / height <= 4:
+            raise ValueError("must lie between 1:4 and 4:1")
+        return f"{width}:{height}"
+
+    @model_validator(mode="after")
+    def _size_is_whole(self) -> Self:
+        if (self.width is None) != (self.height is None):
+            raise ValueError("give both width and height, or neither")
+        if self.width and self.height and self.width * self.height > limits.PIXELS_MAX:
+            raise ValueError(
+                f"{self.width} × {self.height} is more than the "
+                f"{limits.PIXELS_MAX // 1024**2} megapixels that fit; choose a smaller size"
+            )
+        return self
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Validate outside data.
+
+        Raises SpecError (or LimitError for a text over its cap) with one sentence that names the
+        field by its title and says what is allowed.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise _as_sentence(cls, error) from None
+
+    def with_fixed_seed(self) -> Self:
+        """The same spec, with a seed drawn now if it had none: a retry gives the same pixels."""
+        if self.seed is not None:
+            return self
+        return self.model_copy(update={"seed": secrets.randbelow(2**32)})
+
+    def seed_of(self, index: int) -> int:
+        """Seed of picture `index` (from 0): consecutive, wrapping at SEED_MAX."""
+        if self.seed is None:
+            raise SpecError("The seed is not fixed yet; call with_fixed_seed first.", "seed")
+        return (self.seed + index) % (limits.SEED_MAX + 1)
+
+    def to_json(self) -> str:
+        """JSON text of every field; `from_mapping(json.loads(text))` gives the equal spec."""
+        return self.model_dump_json()
+
+
+def _as_sentence(model: type[BaseModel], error: ValidationError) -> SpecError | LimitError:
+    """The first complaint of pydantic as one sentence in the page's words."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    info = model.model_fields.get(name)
+    title = (info.title if info else None) or (f"Field {name!r}" if name else "The request")
+    context = first.get("ctx", {})
+    kind = first["type"]
+    if name and info is None:
+        return SpecError(f"{title[:80]} is not known; remove it.", name[:80])
+    if kind == "value_error":
+        reason = str(context["error"])
+        sentence = reason if not name else f"{title} {reason}"
+        sentence = sentence[:1].upper() + sentence[1:] + "."
+        return LimitError(sentence) if "characters" in reason else SpecError(sentence, name)
+    allowed = {
+        "greater_than_equal": "must be at least {ge}",
+        "less_than_equal": "must be at most {le}",
+        "multiple_of": "must be a multiple of {multiple_of}",
+        "enum": "must be one of {expected}",
+        "string_too_long": "must be at most {max_length} characters long",
+        "finite_number": "must be a finite number",
+    }.get(kind)
+    if allowed is None:
+        wanted = {"int": "a whole number", "float": "a number", "string": "text"}
+        allowed = f"must be {wanted.get(kind.split('_')[0], 'of the right type')}"
+    return SpecError(f"{title} {allowed.format(**context)}.", name)
+
+
+class ResolvedSpec(BaseModel):
+    """What a TaskSpec came to once the model was known. Stored beside the spec, never instead."""
+
+    model_config = ConfigDict(frozen=True)
+
+    checkpoint: str
+    width: int
+    height: int
+    seeds: tuple[int, ...]
+    steps: int
+    cfg_scale: float
+    sampler: Sampler
+    scheduler: Scheduler
