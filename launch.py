@@ -1,0 +1,450 @@
+#!/usr/bin/env python3
+"""Easel's bootstrap: one file, the standard library alone.
+
+`python3 launch.py` makes a virtual environment in `.venv` beside this file, installs what
+requirements.txt names, and opens the page. Later starts see a stamp with the requirements' hash
+and skip the install. `python3 launch.py --help` lists the other verbs.
+
+The syntax stays readable for Python 3.7, so that an old interpreter can still print the sentence
+that says it is too old.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import namedtuple
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+OLDEST, NEWEST = (3, 11), (3, 13)
+FREE_BYTES_NEEDED = {"cpu": 3 * 2**30, "accelerated": 10 * 2**30}
+
+# Where PyTorch builds for each accelerator are published. None is the registry's own build.
+TORCH_INDEXES = {
+    "cpu": "https://download.pytorch.org/whl/cpu",
+    "cuda": "https://download.pytorch.org/whl/cu130",
+    "rocm": "https://download.pytorch.org/whl/rocm7.2",
+    "xpu": "https://download.pytorch.org/whl/xpu",
+}
+
+
+class LaunchError(Exception):
+    """One sentence for the terminal: what happened and what to do."""
+
+
+Verb = namedtuple("Verb", "help needs command")
+VERBS = {
+    "setup": Verb("install what the program needs, and stop", ("base",), None),
+    "generate": Verb(
+        'make pictures without the page: generate "two words" -n 1 --seed 7 -o folder',
+        ("base",),
+        ["-m", "modules.worker.generate_cli"],
+    ),
+    "test": Verb(
+        "also install requirements-dev.txt and run every test",
+        ("base", "dev"),
+        ["-m", "pytest"],
+    ),
+    "bench": Verb(
+        "measure speed against diffusers (installs requirements-dev.txt)",
+        ("base", "dev"),
+        ["benchmarks/run.py"],
+    ),
+}
+WEB = Verb("start the page and print its address", ("base",), ["webui.py"])
+
+
+# ---- the environment ---------------------------------------------------------------------------
+
+
+def venv_folder() -> Path:
+    """The virtual environment: `.venv` beside this file, or what EASEL_VENV names."""
+    return Path(os.environ.get("EASEL_VENV") or ROOT / ".venv")
+
+
+def venv_python(venv: Path) -> Path:
+    """The interpreter inside `venv`."""
+    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def requirement_files(part: str) -> list[tuple[Path, list[str]]]:
+    """(file, extra pip options) of a part of the program, in the order of installing."""
+    if part == "dev":
+        return [(ROOT / "requirements-dev.txt", [])]
+    # The vocabulary's package is used for one data file only; its own needs are not wanted.
+    return [
+        (ROOT / "requirements.txt", []),
+        (ROOT / "requirements-vocab.txt", ["--no-deps"]),
+    ]
+
+
+def fingerprint(part: str) -> str:
+    """Hash of all that decides what an install of `part` gives."""
+    digest = hashlib.sha256()
+    for file, options in requirement_files(part):
+        digest.update(file.read_bytes() + repr(options).encode())
+    digest.update(f"{sys.version_info[:2]} {os.environ.get('EASEL_TORCH_INDEX', '')}".encode())
+    return digest.hexdigest()
+
+
+def installed_parts(venv: Path) -> dict[str, str]:
+    """The stamp: part → fingerprint of its last complete install. Empty when there was none."""
+    try:
+        stamp = json.loads((venv / "easel-stamp.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) and venv_python(venv).exists() else {}
+
+
+def write_stamp(venv: Path, parts: dict[str, str]) -> None:
+    """Record complete installs, in one step that a crash cannot halve."""
+    temporary = venv / "easel-stamp.json.tmp"
+    temporary.write_text(json.dumps(parts), encoding="utf-8")
+    os.replace(temporary, venv / "easel-stamp.json")
+
+
+def check_python() -> None:
+    """Raise LaunchError when this interpreter cannot run Easel."""
+    found = sys.version_info[:2]
+    if OLDEST <= found <= NEWEST:
+        return
+    wanted = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
+    raise LaunchError(
+        f"Easel needs Python {wanted}, this is {found[0]}.{found[1]}: install one of those and "
+        f"start with it, for example `python3.12 {Path(sys.argv[0]).name}`."
+    )
+
+
+def check_venv_module() -> None:
+    """Raise LaunchError when Python came without the parts that make virtual environments."""
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError as error:
+        package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+        raise LaunchError(
+            f"This Python has no {error.name} module, which makes the virtual environment: "
+            f"install it (on Debian and Ubuntu: `sudo apt install {package}`) and start again."
+        ) from None
+
+
+def check_disk(venv: Path, accelerator: str) -> None:
+    """Raise LaunchError when the disk cannot take the install."""
+    needed = FREE_BYTES_NEEDED["cpu" if accelerator in ("cpu", "mps") else "accelerated"]
+    if "EASEL_FREE_BYTES_NEEDED" in os.environ:
+        needed = int(os.environ["EASEL_FREE_BYTES_NEEDED"])
+    free = shutil.disk_usage(str(venv.parent)).free
+    if free < needed:
+        raise LaunchError(
+            f"The disk with this folder has {free / 2**30:.1f} GB free, the install needs about "
+            f"{needed / 2**30:.0f} GB: free some space, or set EASEL_VENV to a folder elsewhere."
+        )
+
+
+# ---- PyTorch's build ---------------------------------------------------------------------------
+
+
+def find_accelerator() -> str:
+    """cuda, rocm, xpu, mps or cpu: what this computer offers, told without any driver library."""
+    if sys.platform == "darwin":
+        return "mps" if platform.machine() == "arm64" else "cpu"
+    if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists():
+        return "cuda"
+    if sys.platform.startswith("linux"):
+        if Path("/dev/kfd").exists():
+            return "rocm"
+        drivers = Path("/sys/bus/pci/drivers/xe")
+        if drivers.is_dir() and any(drivers.glob("0000:*")):
+            return "xpu"
+    return "cpu"
+
+
+def torch_index(accelerator: str) -> tuple[str | None, str]:
+    """(wheel index to add or None, sentence that says what was chosen and why)."""
+    override = os.environ.get("EASEL_TORCH_INDEX")
+    if override:
+        index = TORCH_INDEXES.get(override, override)
+        if override == "default":
+            return None, "PyTorch: the registry's own build, as EASEL_TORCH_INDEX asks."
+        return index, f"PyTorch: from {index}, as EASEL_TORCH_INDEX asks."
+    if accelerator == "mps" or sys.platform == "darwin":
+        return None, "PyTorch: the macOS build."
+    if accelerator == "cuda" and sys.platform.startswith("linux"):
+        return None, "PyTorch: the CUDA build, for the NVIDIA card that was found."
+    index = TORCH_INDEXES[accelerator]
+    what = {"cuda": "CUDA", "rocm": "ROCm (AMD)", "xpu": "XPU (Intel)", "cpu": "CPU"}[accelerator]
+    host = index.split("/")[2]
+    if not reachable(host):
+        return None, (
+            f"PyTorch: the registry's own build; {host}, which has the {what} builds, "
+            "cannot be reached."
+        )
+    return index, f"PyTorch: the {what} build, from {index} (EASEL_TORCH_INDEX overrides)."
+
+
+def reachable(host: str) -> bool:
+    """Whether `host` answers on its https port within three seconds."""
+    try:
+        with socket.create_connection((host, 443), timeout=3):
+            return True
+    except OSError:
+        return False
+
+
+# ---- installing --------------------------------------------------------------------------------
+
+
+def log_file() -> Path:
+    """The install's log, inside the program's data folder."""
+    folder = ROOT / ".easel"
+    folder.mkdir(exist_ok=True)
+    return folder / "install.log"
+
+
+@contextlib.contextmanager
+def only_one_install():
+    """Hold a lock file's OS lock: a second launcher waits, and a crash frees it by itself."""
+    with open(ROOT / ".easel" / "install.lock", "a+b") as lock:
+        while True:
+            try:
+                if os.name == "nt":
+                    import msvcrt
+
+                    msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+                else:
+                    import fcntl
+
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                say("Another launch is installing; waiting for it.")
+                time.sleep(2)
+        yield
+
+
+def ensure_installed(parts: tuple[str, ...]) -> Path:
+    """Make the environment hold `parts`; returns its interpreter. Quick when the stamp says so."""
+    venv = venv_folder()
+    wanted = {part: fingerprint(part) for part in parts}
+    if wanted.items() <= installed_parts(venv).items():
+        return venv_python(venv)
+    log_file()
+    with only_one_install():
+        done = installed_parts(venv)
+        missing = [part for part in parts if done.get(part) != wanted[part]]
+        if missing:
+            install(venv, missing, dict(done), wanted)
+    return venv_python(venv)
+
+
+def install(venv: Path, missing: list[str], done: dict[str, str], wanted: dict[str, str]) -> None:
+    """Install the missing parts, writing the stamp after each."""
+    started = time.monotonic()
+    check_venv_module()
+    accelerator = find_accelerator()
+    check_disk(venv, accelerator)
+    log = log_file()
+    log.write_text("", encoding="utf-8")
+    # A stamp that is there while the install runs would hide an interruption.
+    with contextlib.suppress(OSError):
+        (venv / "easel-stamp.json").unlink()
+    make_venv(venv, log)
+    for part in missing:
+        for file, options in requirement_files(part):
+            if part == "base" and not options:
+                index, sentence = torch_index(accelerator)
+                say(sentence)
+                options = ["--extra-index-url", index] if index else []
+            run_pip(venv, ["install", *options, "-r", str(file)], log, file.name)
+        done[part] = wanted[part]
+    write_stamp(venv, done)
+    say(f"Installed in {time.monotonic() - started:.0f} s.")
+
+
+def make_venv(venv: Path, log: Path) -> None:
+    """Create the environment, or make it anew when its interpreter does not run."""
+    python = venv_python(venv)
+    if python.exists():
+        works = subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True)
+        if works.returncode == 0:
+            say(f"Completing the environment in {shown(venv)}.")
+            return
+    say(f"Making a virtual environment in {shown(venv)}.")
+    command = [sys.executable, "-m", "venv", "--clear", str(venv)]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    if finished.returncode != 0:
+        text = finished.stdout + finished.stderr
+        log.write_text(text, encoding="utf-8")
+        raise LaunchError(explain_failure(text, "the virtual environment"))
+
+
+def run_pip(venv: Path, arguments: list[str], log: Path, title: str) -> None:
+    """Run pip with its output in the log and a living line on the terminal."""
+    command = [str(venv_python(venv)), "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    command += [*arguments, "--progress-bar", "off"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        encoding="utf-8", errors="replace", env=environment,
+    )  # fmt: skip
+    with log.open("a", encoding="utf-8") as out, LivingLine(f"Installing {title}") as line:
+        for text in process.stdout:
+            out.write(text)
+            out.flush()
+            package = re.match(r"\s*(?:Collecting|Downloading|Using cached) ([\w.-]+)", text)
+            if package:
+                line.detail = package.group(1).split("-")[0][:40]
+            elif text.startswith("Installing collected"):
+                line.detail = "unpacking"
+        code = process.wait()
+    if code != 0:
+        raise LaunchError(explain_failure(log.read_text(encoding="utf-8"), title))
+
+
+def explain_failure(text: str, title: str) -> str:
+    """One sentence for a failed install: which package, why, what to do, where the log is."""
+    package = re.search(
+        r"(?:No matching distribution found for|Could not find a version that satisfies the "
+        r"requirement|Failed building wheel for|Failed to build) '?([\w.\-\[\]]+)",
+        text,
+    )
+    what = package.group(1) if package else title
+    if re.search(r"No space left on device|Errno 28|WinError 112|not enough space", text):
+        reason = "the disk is full: free some space"
+    elif re.search(r"Read-only file system|Permission denied|Errno 13|Errno 30", text):
+        reason = "its folder cannot be written to: move Easel to a folder of yours"
+    elif re.search(r"Name or service|Temporary failure|NewConnectionError|timed out", text):
+        reason = "the package registry cannot be reached: check the connection"
+    else:
+        reason = "the log names the cause"
+    return f"Installing {what} failed, {reason}, then start again (log: {shown(log_file())})."
+
+
+class LivingLine:
+    """A line on the terminal that shows what goes on and for how long, refreshed by a thread."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.detail, self._done = title, "", threading.Event()
+        self._started = time.monotonic()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> LivingLine:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _text(self) -> str:
+        return f"{self.title}: {self.detail or '…'} ({time.monotonic() - self._started:.0f} s)"
+
+    def _run(self) -> None:
+        on_terminal = sys.stdout.isatty()
+        while not self._done.wait(0.5 if on_terminal else 10):
+            if on_terminal:
+                sys.stdout.write("\r" + self._text().ljust(78)[:78])
+                sys.stdout.flush()
+            else:
+                say(self._text())
+        if on_terminal:
+            sys.stdout.write("\r" + " " * 78 + "\r")
+
+
+# ---- handing over ------------------------------------------------------------------------------
+
+
+def hand_over(python: Path, command: list[str], arguments: list[str]) -> int:
+    """Become the program: the same process where the system allows it, so nothing is orphaned."""
+    os.chdir(ROOT)
+    words = [str(python), *command, *arguments]
+    sys.stdout.flush()
+    if os.name != "nt":
+        os.execv(words[0], words)
+    child = subprocess.Popen(words)
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            continue  # the console sent it to the child too, which ends by itself
+
+
+def print_help() -> None:
+    """The verbs, and after an install the page's own flags."""
+    say("Usage: python3 launch.py [verb] [options]\n")
+    say(f"  {'(no verb)':<11}{WEB.help}")
+    for name, verb in VERBS.items():
+        say(f"  {name:<11}{verb.help}")
+    say("\n`python3 launch.py VERB --help` tells a verb's options. Environment: EASEL_VENV (where")
+    say(f"to install), EASEL_TORCH_INDEX ({', '.join(TORCH_INDEXES)}, default, or an address).")
+    if "base" in installed_parts(venv_folder()):
+        say("\nOptions of the page:\n")
+        hand_over(venv_python(venv_folder()), WEB.command, ["--help"])
+    say("Options of the page are listed here after the first install (`launch.py setup`).")
+
+
+def shown(path: Path) -> str:
+    """`path` as a person in this folder would write it."""
+    try:
+        return str(path.relative_to(ROOT))
+    except ValueError:
+        return str(path)
+
+
+def say(text: str) -> None:
+    """Print at once, on terminals that cannot show a character too."""
+    encoding = sys.stdout.encoding or "ascii"
+    print(text.encode(encoding, "replace").decode(encoding), flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Run one verb. Raises LaunchError."""
+    check_python()
+    first = arguments[0] if arguments else ""
+    if first in ("-h", "--help", "help"):
+        print_help()
+        return 0
+    if first in VERBS:
+        verb, rest = VERBS[first], arguments[1:]
+    elif first and not first.startswith("-"):
+        near = difflib.get_close_matches(first, VERBS, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise LaunchError(f"There is no verb {first!r}.{hint} `launch.py --help` lists them.")
+    else:
+        verb, rest = WEB, arguments
+    python = ensure_installed(verb.needs)
+    if verb.command is None:
+        say("Ready: `python3 launch.py` starts the page.")
+        return 0
+    return hand_over(python, verb.command, rest)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except LaunchError as problem:
+        sys.stderr.write(f"{problem}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted; the next start goes on from here.\n")
+        sys.exit(130)
+    except OSError as problem:
+        if problem.errno == 28:
+            sys.stderr.write("The disk is full: free some space and start again.\n")
+        elif problem.errno in (13, 30):
+            sys.stderr.write("This folder cannot be written to: move Easel to one of yours.\n")
+        else:
+            raise
+        sys.exit(1)

@@ -1,0 +1,135 @@
+"""The house's walls: who may import what, and that importing does nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ["launch.py", "webui.py", "modules", "extras", "ldm_patched"]
+FILES = sorted(
+    path
+    for room in ROOMS
+    for path in ([ROOT / room] if room.endswith(".py") else (ROOT / room).rglob("*.py"))
+    if path.exists()
+)
+OURS = {"modules", "extras", "ldm_patched", "webui", "launch"}
+ENGINE = {"torch", "extras", "ldm_patched", "einops", "safetensors"}
+PAGE = {"gradio"}
+FLOORS = ["spec", "prompt", "settings", "library", "tasks", "gallery"]
+BELOW = {
+    "spec": {"spec"},
+    "prompt": {"spec", "prompt"},
+    "settings": {"spec", "prompt", "settings"},
+    "library": {"spec", "prompt", "settings", "library"},
+    "tasks": {"spec", "prompt", "settings", "library", "tasks"},
+    "gallery": {"spec", "prompt", "settings", "library", "tasks", "gallery"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a file imports anywhere, typing-only imports included."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def roots(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(path)}
+
+
+def rooms_of_modules(path: Path) -> set[str]:
+    """Second parts of `modules.x` imports."""
+    return {name.split(".")[1] for name in imported(path) if name.startswith("modules.")}
+
+
+def under(*parts: str) -> list[Path]:
+    folder = ROOT.joinpath(*parts)
+    return [path for path in FILES if path == folder or folder in path.parents]
+
+
+def ids(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_launch_imports_the_standard_library_alone():
+    assert roots(ROOT / "launch.py") <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", under("ldm_patched"), ids=ids)
+def test_engine_knows_nothing_above_it(path):
+    assert not roots(path) & {"modules", "extras", "webui", "gradio", "fastapi", "pydantic"}
+    allowed = {"torch", "numpy", "safetensors", "einops", "ldm_patched", "psutil"}
+    assert roots(path) <= allowed | set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", under("extras"), ids=ids)
+def test_extras_do_not_reach_up(path):
+    assert not roots(path) & {"modules", "webui", "gradio", "fastapi"}
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_data_floors_import_downwards_only(floor):
+    for path in under("modules", floor):
+        assert not roots(path) & (ENGINE | PAGE | {"fastapi"}), ids(path)
+        assert rooms_of_modules(path) <= BELOW[floor], ids(path)
+
+
+@pytest.mark.parametrize("path", [*under("webui.py"), *under("modules", "ui"),
+                                  *under("modules", "api")], ids=ids)  # fmt: skip
+def test_the_server_side_knows_no_engine(path):
+    assert not roots(path) & ENGINE
+    assert not rooms_of_modules(path) & {"worker", "async_worker", "patch", "patch_precision"}
+
+
+@pytest.mark.parametrize("path", [*under("modules", "worker"), *under("modules", "async_worker.py"),
+                                  *under("modules", "patch.py")], ids=ids)  # fmt: skip
+def test_the_worker_knows_no_page(path):
+    assert not roots(path) & (PAGE | {"fastapi"})
+    assert not rooms_of_modules(path) & {"ui", "api"}
+
+
+def test_importing_the_server_loads_no_torch():
+    code = "import sys, webui; print(sorted({'torch', 'ldm_patched'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_has_no_side_effect(tmp_path):
+    """Every module, imported in one fresh process: no output, thread, file or child."""
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in FILES
+        if path.name not in ("__init__.py", "launch.py")
+    ]
+    code = f"""
+import importlib, sys, threading
+sys.dont_write_bytecode = True
+written = []
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+        written.append(str(arguments[0]))
+    elif event in ("subprocess.Popen", "os.fork", "socket.connect", "os.mkdir"):
+        written.append(event)
+import torch, gradio, PIL.Image, fastapi
+sys.addaudithook(watch)
+threads = threading.active_count()
+for name in {names!r}:
+    importlib.import_module(name)
+print([what for what in written if what not in ("/dev/null",)], threading.active_count() - threads)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[] 0", done.stdout

@@ -1,0 +1,195 @@
+"""launch.py: real virtual environments, a pip that fails for real, no network."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with launch.py and a program that only says that it ran, needing no packages."""
+    (tmp_path / "launch.py").write_bytes((ROOT / "launch.py").read_bytes())
+    for name in ("requirements.txt", "requirements-vocab.txt", "requirements-dev.txt"):
+        (tmp_path / name).write_text("# nothing\n")
+    (tmp_path / "webui.py").write_text("import sys; print('PAGE', sys.argv[1:], sys.prefix)")
+    return tmp_path
+
+
+def launch(checkout, *arguments, **environment):
+    """Run the checkout's launch.py and return the finished process."""
+    return subprocess.run(
+        [sys.executable, str(checkout / "launch.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "EASEL_TORCH_INDEX": "default", **environment},
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def launcher(monkeypatch):
+    """launch.py as a module, for its pure functions."""
+    spec = importlib.util.spec_from_file_location("launch_under_test", ROOT / "launch.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.delenv("EASEL_TORCH_INDEX", raising=False)
+    return module
+
+
+def test_first_start_installs_and_the_second_skips_it_quickly(checkout):
+    first = launch(checkout, "--port", "9000")
+    assert first.returncode == 0, first.stderr
+    assert "PAGE ['--port', '9000']" in first.stdout
+    assert str(checkout / ".venv") in first.stdout
+    quickest = 99.0
+    for _ in range(3):
+        started = time.monotonic()
+        second = launch(checkout)
+        quickest = min(quickest, time.monotonic() - started)
+        assert "Installing" not in second.stdout and "PAGE []" in second.stdout
+    assert quickest < 0.5
+
+
+def test_changed_requirements_are_installed_again(checkout):
+    launch(checkout, "setup")
+    (checkout / "requirements.txt").write_text("# nothing, in other words\n")
+    again = launch(checkout, "setup")
+    assert again.returncode == 0 and "Completing the environment" in again.stdout
+
+
+def test_interrupted_install_is_repaired(checkout):
+    launch(checkout, "setup")
+    (checkout / ".venv" / "easel-stamp.json").unlink()
+    (checkout / ".venv" / "bin" / "python").unlink()
+    (checkout / ".venv" / "bin" / "python").symlink_to("/nowhere/python")
+    repaired = launch(checkout)
+    assert repaired.returncode == 0 and "PAGE" in repaired.stdout
+    assert json.loads((checkout / ".venv" / "easel-stamp.json").read_text())["base"]
+
+
+def test_garbage_stamp_means_no_install(checkout, launcher):
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / "easel-stamp.json").write_text("[tr\x00uncated")
+    assert launcher.installed_parts(checkout / ".venv") == {}
+
+
+def test_a_package_that_cannot_be_had_is_named_with_the_log(checkout):
+    (checkout / "requirements.txt").write_text("easel-no-such-package==1.0\n")
+    failed = launch(checkout, "setup", PIP_NO_INDEX="1")
+    assert failed.returncode == 1
+    assert failed.stderr.count("\n") == 1
+    assert "easel-no-such-package" in failed.stderr and ".easel/install.log" in failed.stderr
+    assert "easel-no-such-package" in (checkout / ".easel" / "install.log").read_text()
+    assert not (checkout / ".venv" / "easel-stamp.json").exists()
+
+
+def test_too_little_disk_is_said_before_anything_is_made(checkout):
+    failed = launch(checkout, EASEL_FREE_BYTES_NEEDED=str(2**60))
+    assert failed.returncode == 1 and "GB free" in failed.stderr and "EASEL_VENV" in failed.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_venv_can_live_elsewhere(checkout, tmp_path):
+    elsewhere = tmp_path / "an other place"
+    done = launch(checkout, EASEL_VENV=str(elsewhere))
+    assert done.returncode == 0 and str(elsewhere) in done.stdout
+    assert not (checkout / ".venv").exists()
+
+
+def test_unknown_verb_gets_a_suggestion(checkout):
+    failed = launch(checkout, "generat")
+    assert failed.returncode == 1 and "'generate'" in failed.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_help_lists_every_verb_without_installing(checkout, launcher):
+    shown = launch(checkout, "--help")
+    assert shown.returncode == 0
+    for verb in launcher.VERBS:
+        assert f"  {verb} " in shown.stdout
+    assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize("version", [(3, 7), (3, 10), (3, 14)])
+def test_wrong_python_is_one_sentence(launcher, monkeypatch, version):
+    monkeypatch.setattr(launcher.sys, "version_info", (*version, 0, "final", 0))
+    with pytest.raises(launcher.LaunchError, match=rf"3\.11 to 3\.13, this is 3\.{version[1]}:"):
+        launcher.check_python()
+
+
+def test_syntax_is_readable_for_old_pythons():
+    import ast
+
+    ast.parse((ROOT / "launch.py").read_text(), feature_version=(3, 7))
+
+
+@pytest.mark.parametrize("module", ["venv", "ensurepip"])
+def test_missing_venv_module_names_the_remedy(launcher, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(launcher.LaunchError, match=r"apt install python3\.\d+-venv"):
+        launcher.check_venv_module()
+
+
+@pytest.mark.parametrize(
+    ("text", "package", "words"),
+    [
+        ("ERROR: No matching distribution found for torch==9", "torch", "log names"),
+        ("OSError: [Errno 28] No space left on device", "requirements.txt", "disk is full"),
+        ("error: Failed building wheel for psutil", "psutil", "log names"),
+        ("NewConnectionError ... No matching distribution found for einops", "einops", "registry"),
+        ("PermissionError: [Errno 13] Permission denied", "requirements.txt", "written to"),
+    ],
+)
+def test_failures_are_explained(launcher, text, package, words):
+    sentence = launcher.explain_failure(text, "requirements.txt")
+    assert f"Installing {package} failed" in sentence
+    assert words in sentence
+    assert "install.log" in sentence
+
+
+def test_torch_index_is_chosen_by_accelerator_and_overridden(launcher, monkeypatch):
+    monkeypatch.setattr(launcher, "reachable", lambda _host: True)
+    monkeypatch.setattr(launcher.sys, "platform", "win32")
+    assert launcher.torch_index("cuda")[0].endswith("/cu130")
+    assert launcher.torch_index("cpu")[0].endswith("/cpu")
+    monkeypatch.setattr(launcher.sys, "platform", "linux")
+    assert launcher.torch_index("cuda")[0] is None
+    assert launcher.torch_index("rocm")[0].split("/")[-1].startswith("rocm")
+    monkeypatch.setenv("EASEL_TORCH_INDEX", "xpu")
+    index, sentence = launcher.torch_index("cuda")
+    assert index == launcher.TORCH_INDEXES["xpu"] and index in sentence
+    monkeypatch.setenv("EASEL_TORCH_INDEX", "https://mirror.test/whl")
+    assert launcher.torch_index("cpu")[0] == "https://mirror.test/whl"
+
+
+def test_unreachable_index_falls_back_and_says_so(launcher, monkeypatch):
+    monkeypatch.setattr(launcher, "reachable", lambda _host: False)
+    monkeypatch.setattr(launcher.sys, "platform", "linux")
+    index, sentence = launcher.torch_index("cpu")
+    assert index is None and "cannot be reached" in sentence
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_signal_ends_the_program_and_leaves_no_orphan(checkout):
+    (checkout / "webui.py").write_text(
+        "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    launch(checkout, "setup")
+    process = subprocess.Popen(
+        [sys.executable, str(checkout / "launch.py")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "EASEL_TORCH_INDEX": "default"},
+    )
+    pid = int(process.stdout.readline())
+    assert pid == process.pid  # it became the program: there is nothing to orphan
+    process.terminate()
+    assert process.wait(3) == -15
