@@ -1,0 +1,137 @@
+"""What model files there are. Names come from the listing; a name is never made into a path.
+
+    models_path/checkpoints/a.safetensors        → "a.safetensors"
+    models_path/checkpoints/sub/b.safetensors    → "sub/b.safetensors"
+    root/models/builtin/c.safetensors            → "builtin/c.safetensors", listed last
+
+Links that the user put into the folders are followed: people keep big files elsewhere.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from modules.settings.config import Settings
+from modules.settings.presets import Download, ModelFolder, Preset, load_presets
+from modules.spec.errors import ModelMissing
+
+MODEL_SUFFIXES = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
+CHECKPOINT_SUFFIXES = frozenset({".safetensors", ".ckpt", ".pt"})
+BUILTIN_PREFIX = "builtin/"
+_NAME_CHARACTERS = 255
+_DEPTH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model file that exists. name: what requests say; path: for the worker alone."""
+
+    name: str
+    path: Path
+    size: int
+    kind: ModelFolder
+
+    @property
+    def is_builtin(self) -> bool:
+        return self.name.startswith(BUILTIN_PREFIX)
+
+
+class Catalog:
+    """The model files of one start's folders. Every call looks at the disk again."""
+
+    def __init__(self, settings: Settings, presets: Mapping[str, Preset] | None = None) -> None:
+        self._models_path = settings.models_path
+        self._builtin_path = settings.builtin_models_path
+        self._presets = load_presets(settings.root) if presets is None else presets
+
+    def checkpoints(self) -> list[ModelFile]:
+        """Checkpoints by name without regard to case; those that ship with Easel come last."""
+        folder = ModelFolder.CHECKPOINTS
+        own = {
+            name: ModelFile(name, path, size, folder)
+            for name, path, size in _scan(self._models_path / folder, CHECKPOINT_SUFFIXES)
+        }
+        shipped = {
+            BUILTIN_PREFIX + name: ModelFile(BUILTIN_PREFIX + name, path, size, folder)
+            for name, path, size in _scan(self._builtin_path, frozenset({".safetensors"}))
+        }
+        files = {**shipped, **own}.values()
+        return sorted(files, key=lambda f: (f.name in shipped, f.name.casefold(), f.name))
+
+    def find_checkpoint(self, name: str = "") -> ModelFile:
+        """The checkpoint called `name`, or the first there is for ''. ModelMissing otherwise."""
+        files = self.checkpoints()
+        if not files:
+            raise ModelMissing(self.describe_missing())
+        if not name:
+            return files[0]
+        for file in files:
+            if file.name == name:
+                return file
+        raise ModelMissing(
+            f"The checkpoint {name[:80]!r} is not in {self._folder_name()}. "
+            "Put the file there and press Refresh, or choose another one."
+        )
+
+    def known_downloads(self) -> list[Download]:
+        """Files that the presets know how to fetch and that are not there yet, each once."""
+        found: dict[tuple[str, str], Download] = {}
+        for preset in self._presets.values():
+            for download in preset.downloads:
+                if not (self._models_path / download.folder / download.file).is_file():
+                    found.setdefault((download.folder, download.file), download)
+        return list(found.values())
+
+    def describe_missing(self) -> str:
+        """What to put where when there is no checkpoint at all."""
+        sentence = (
+            "There is no model to paint with yet: put an SDXL checkpoint (a .safetensors file) "
+            f"into {self._folder_name()} and press Refresh."
+        )
+        for download in self.known_downloads():
+            if download.folder is ModelFolder.CHECKPOINTS:
+                size = f" ({download.size / 1e9:.1f} GB)" if download.size else ""
+                sentence += f" {download.file}{size} is one, from {download.url}."
+                break
+        return sentence
+
+    def _folder_name(self) -> str:
+        return f"{self._models_path.name}/{ModelFolder.CHECKPOINTS}"
+
+
+def _scan(folder: Path, suffixes: frozenset[str]) -> Iterator[tuple[str, Path, int]]:
+    """(name, path, size) of each model file under `folder`; a missing folder holds none."""
+    pending: list[tuple[Path, str, int]] = [(folder, "", 0)]
+    seen: set[str] = set()
+    while pending:
+        directory, prefix, depth = pending.pop()
+        real = os.path.realpath(directory)
+        if real in seen or depth > _DEPTH:  # a link that leads back up
+            continue
+        seen.add(real)
+        try:
+            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        for entry in entries:
+            name = prefix + entry.name
+            if not _may_be_named(entry.name, name):
+                continue
+            try:
+                if entry.is_dir():
+                    pending.append((Path(entry.path), f"{name}/", depth + 1))
+                elif Path(entry.name).suffix.lower() in suffixes and entry.is_file():
+                    yield name, Path(entry.path), entry.stat().st_size
+            except OSError:
+                continue  # a broken link, or a file that went away meanwhile
+
+
+def _may_be_named(entry: str, name: str) -> bool:
+    """False for hidden files and for names that no request could hold."""
+    return (
+        not entry.startswith(".")
+        and entry.isprintable()
+        and not set(entry) & {"\\", ":"}
+        and len(name) + len(BUILTIN_PREFIX) <= _NAME_CHARACTERS
+    )

@@ -1,0 +1,128 @@
+"""Presets: named groups of settings, one JSON file each, data only and validated on load.
+
+    {"title": "Fast", "description": "...", "settings": {"steps": 15}, "downloads": [...]}
+
+`settings` holds TaskSpec fields; those it leaves out keep their defaults. A download says what
+the preset can use and where it may be fetched; nothing is fetched by loading a preset.
+"""
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from modules.settings.jsonfile import read_json_object
+from modules.spec.errors import ConfigError, StudioError
+from modules.spec.task_spec import TaskSpec
+
+# A preset is a way of painting, not a picture.
+_NOT_IN_PRESETS = frozenset({"preset", "seed"})
+_NAME = re.compile(r"[\w.+ -]{1,64}")
+
+
+class ModelFolder(StrEnum):
+    """Sub-folders of the models folder."""
+
+    CHECKPOINTS = "checkpoints"
+    LORAS = "loras"
+    EMBEDDINGS = "embeddings"
+    VAE = "vae"
+    VAE_APPROX = "vae_approx"
+    CONTROLNET = "controlnet"
+    CLIP_VISION = "clip_vision"
+    IPADAPTER = "ipadapter"
+    UPSCALE_MODELS = "upscale_models"
+    INPAINT = "inpaint"
+
+
+class Download(BaseModel):
+    """One public file. size in bytes; sha256 as 64 small hex digits; None where not known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str = Field(min_length=1, max_length=255)
+    folder: ModelFolder
+    url: str = Field(pattern=r"^https://[^\s]+$", max_length=2_000)
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    size: int | None = Field(None, gt=0)
+
+    @field_validator("file")
+    @classmethod
+    def _file_is_a_plain_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w+ ()\[\]-][\w.+ ()\[\]-]*", name) or name.endswith((".", " ")):
+            raise ValueError("must be a plain file name")
+        return name
+
+
+class Preset(BaseModel):
+    """One preset. `settings` are validated values of TaskSpec fields, in JSON form."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    title: str = Field(min_length=1, max_length=64)
+    description: str = Field("", max_length=500)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    downloads: tuple[Download, ...] = ()
+
+    def apply(self, values: Mapping[str, Any] | None = None) -> TaskSpec:
+        """The TaskSpec of this preset, with `values` (field name → value) on top."""
+        return TaskSpec.from_mapping({**self.settings, "preset": self.name, **(values or {})})
+
+
+class Presets(dict[str, Preset]):
+    """Presets by name, `default` first. `notices` has one sentence for each file that is broken."""
+
+    notices: tuple[str, ...] = ()
+
+
+def load_presets(root: Path) -> Presets:
+    """Read every preset under `root`/presets; a broken one is skipped with a notice."""
+    presets = Presets()
+    notices: list[str] = []
+    paths = sorted((root / "presets").glob("*.json"), key=lambda p: (p.stem != "default", p.stem))
+    for path in paths:
+        try:
+            presets[path.stem] = read_preset(path)
+        except ConfigError as error:
+            notices.append(str(error))
+    presets.notices = tuple(notices)
+    return presets
+
+
+def read_preset(path: Path) -> Preset:
+    """One preset file; ConfigError names the file, the key and what is allowed."""
+    name = f"Preset {path.stem[:64]!r}"
+    if not _NAME.fullmatch(path.stem):
+        raise ConfigError(f"{name} has a name of odd characters; rename the file.")
+    content = read_json_object(path, name)
+    if "name" in content:
+        raise ConfigError(f"{name}: the key 'name' is not known; the file's name is its name.")
+    settings = content.get("settings", {})
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{name}: 'settings' must be an object in braces {{ }}.")
+    for key in _NOT_IN_PRESETS & settings.keys():
+        raise ConfigError(f"{name}: {key!r} cannot be part of a preset; remove it.")
+    try:
+        spec = TaskSpec.from_mapping(settings)
+    except StudioError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    normal = spec.model_dump(mode="json", include=set(settings))
+    try:
+        return Preset.model_validate({**content, "settings": normal, "name": path.stem})
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {_first_complaint(error)}") from None
+
+
+def _first_complaint(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"the key {key[:80]!r} is not known; remove it."
+    if first["type"] == "missing":
+        return f"the key {key!r} is missing; add it."
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{key!r}: {reason[:1].lower()}{reason[1:]}."
