@@ -1,0 +1,201 @@
+"""The UNet of Stable Diffusion, with the latent diffusion code base's parameter names.
+
+Built for a short way through: no dropout, no division by 1, sums in place under inference,
+channels-last memory where the weights are so. `timestep_embedding` is looked up in this module
+at each call, so that an assignment to `openaimodel.timestep_embedding` (see the precision
+patch) reaches every user.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm_patched.ldm.modules.diffusionmodules.context_cache import ContextCache
+from ldm_patched.ldm.modules.diffusionmodules.unet_blocks import (
+    BlockMaker,
+    Downsample,
+    ResBlock,
+    TimestepEmbedSequential,
+    Upsample,
+)
+from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
+from ldm_patched.ldm.modules.diffusionmodules.util import timestep_embedding, zero_module
+from ldm_patched.modules import ops
+
+__all__ = [
+    "Downsample",
+    "ResBlock",
+    "TimestepEmbedSequential",
+    "Timestep",
+    "UNetConfig",
+    "UNetModel",
+    "Upsample",
+    "apply_control",
+    "timestep_embedding",
+]
+
+
+class Timestep(nn.Module):
+    """Sinusoidal embedding of numbers, (N,) → (N, dim)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, t: Tensor) -> Tensor:
+        return timestep_embedding(t, self.dim)
+
+
+def apply_control(
+    h: Tensor, control: Mapping[str, list[Tensor | None]] | None, name: str
+) -> Tensor:
+    """h plus the last of `control[name]`, which is taken off; h itself if there is none."""
+    if control is None or not control.get(name):
+        return h
+    extra = control[name].pop()
+    return h if extra is None else h + extra
+
+
+class UNetModel(nn.Module):
+    """The denoising network: latents, timesteps, text and size conditions to a prediction."""
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        *,
+        use_checkpoint: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations: Any = ops.disable_weight_init,
+    ) -> None:
+        """operations: the group of layers to build from; `torch.nn` for training from nothing."""
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.in_channels = config.in_channels
+        self.model_channels = config.model_channels
+        self.out_channels = config.out_channels
+        self.num_classes = config.num_classes
+        self._timesteps: Tensor | float = 999.0
+        self._contexts = ContextCache()
+        placed: dict[str, Any] = {"dtype": dtype, "device": device}
+        make = BlockMaker(config, use_checkpoint, operations, placed)
+        width = config.time_embed_dim
+
+        def embedder(features: int) -> nn.Sequential:
+            return nn.Sequential(
+                operations.Linear(features, width, **placed),
+                nn.SiLU(),
+                operations.Linear(width, width, **placed),
+            )
+
+        self.time_embed = embedder(config.model_channels)
+        if config.num_classes == "sequential":
+            self.label_emb = nn.Sequential(embedder(config.adm_in_channels))
+        self.input_blocks, skips = make.input_blocks()
+        self.middle_block = make.middle_block()
+        self.output_blocks = make.output_blocks(skips)
+        channels = config.model_channels
+        self.out = nn.Sequential(
+            operations.GroupNorm(32, channels, **placed),
+            nn.SiLU(),
+            zero_module(operations.Conv2d(channels, config.out_channels, 3, padding=1, **placed)),
+        )
+
+    @property
+    def current_step(self) -> float:
+        """How far sampling is at the latest forward: 0 at timestep 999, 1 at timestep 0."""
+        t = self._timesteps
+        if isinstance(t, Tensor):  # read only when asked for, since on a GPU reading waits
+            self._timesteps = t = float(t.flatten()[0])
+        return 1.0 - t / 999.0
+
+    def clear_cache(self) -> None:
+        """Forget the keys and values kept for texts."""
+        self._contexts.clear()
+
+    def embed(self, timesteps: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Time and size conditions, (B,) and (B, adm_in_channels) → (B, time_embed_dim)."""
+        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(dtype))
+        if self.num_classes is None:
+            return emb
+        if y is None or y.shape[0] != timesteps.shape[0]:
+            raise ValueError("This network needs y, one row of size conditions for each sample.")
+        return emb + self.label_emb(y.to(dtype))
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor | None = None,
+        context: Tensor | None = None,
+        y: Tensor | None = None,
+        control: Mapping[str, list[Tensor | None]] | None = None,
+        transformer_options: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """The network's prediction, (B, out_channels, H, W).
+
+        x: (B, in_channels, H, W), scaled. timesteps: (B,). context: (B, tokens, context_dim).
+        y: (B, adm_in_channels). control: what a ControlNet gave for "input", "middle" and
+        "output", the last of each list for the next block. transformer_options: patches (see
+        attention.py), and "interrupt", which is called before each block and may raise.
+        Raises ValueError if y is needed and missing.
+        """
+        if timesteps is None:
+            raise ValueError("The network needs timesteps, one for each sample.")
+        options = transformer_options or {}
+        patches = options.get("patches") or {}
+        interrupt: Callable[[], None] = options.get("interrupt") or _go_on
+        hooked: dict[str, Any] | None = None
+        if patches or options.get("patches_replace"):
+            hooked = {**options, "original_shape": list(x.shape), "transformer_index": 0}
+        self._timesteps = timesteps.detach()
+        control = {k: list(v) for k, v in control.items()} if control else None
+        emb = self.embed(timesteps, y, x.dtype)
+        kv = self._contexts.store_for(context)
+
+        h = self._in_memory_format(x)
+        skips = []
+        for number, block in enumerate(self.input_blocks):
+            interrupt()
+            _locate(hooked, "input", number)
+            h = apply_control(block(h, emb, context, hooked, None, kv), control, "input")
+            for patch in patches.get("input_block_patch", ()):
+                h = patch(h, hooked)
+            skips.append(h)
+            for patch in patches.get("input_block_patch_after_skip", ()):
+                h = patch(h, hooked)
+        interrupt()
+        _locate(hooked, "middle", 0)
+        if self.middle_block is not None:
+            h = self.middle_block(h, emb, context, hooked, None, kv)
+        h = apply_control(h, control, "middle")
+        for number, block in enumerate(self.output_blocks):
+            interrupt()
+            _locate(hooked, "output", number)
+            skip = apply_control(skips.pop(), control, "output")
+            for patch in patches.get("output_block_patch", ()):
+                h, skip = patch(h, skip, hooked)
+            h = torch.cat([h, skip], dim=1)
+            size = tuple(skips[-1].shape[-2:]) if skips else None
+            h = block(h, emb, context, hooked, size, kv)
+        norm, _, conv = self.out
+        return conv(F.silu(norm(h), inplace=not torch.is_grad_enabled()))
+
+    def _in_memory_format(self, x: Tensor) -> Tensor:
+        weight = self.input_blocks[0][0].weight
+        if weight.is_contiguous(memory_format=torch.channels_last):
+            return x.contiguous(memory_format=torch.channels_last)
+        return x
+
+
+def _go_on() -> None:
+    """The interrupt check of a caller that never interrupts."""
+
+
+def _locate(options: dict[str, Any] | None, name: str, number: int) -> None:
+    if options is not None:
+        options["block"] = (name, number)

@@ -1,0 +1,293 @@
+"""Where each network runs and in which precision: one policy, decided once, from flags.
+
+`DeviceFlags` is what the user asked for, `Hardware` what there is, `DevicePolicy` what follows.
+Nothing is probed at import; `DevicePolicy.detect()` probes.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+
+_FALSE = {"", "0", "false", "no", "off", "none"}
+ENVIRONMENT_PREFIX = "EASEL_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceFlags:
+    """The command line's device flags, by name; everything unset leaves the choice to Easel."""
+
+    always_cpu: bool = False
+    threads: int | None = None
+    gpu_device_id: int | None = None
+    all_in_fp32: bool = False
+    all_in_fp16: bool = False
+    unet_in_bf16: bool = False
+    unet_in_fp16: bool = False
+    unet_in_fp32: bool = False
+    unet_in_fp8_e4m3fn: bool = False
+    unet_in_fp8_e5m2: bool = False
+    vae_in_fp32: bool = False
+    vae_in_bf16: bool = False
+    vae_in_fp16: bool = False
+    vae_in_cpu: bool = False
+    clip_in_fp32: bool = False
+    clip_in_fp16: bool = False
+    always_gpu: bool = False
+    high_vram: bool = False
+    normal_vram: bool = False
+    low_vram: bool = False
+    no_vram: bool = False
+    pytorch_deterministic: bool = False
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """From flag names with dashes or underscores; other names and None are left out.
+
+        `always_cpu` may be a number: that many threads. Raises ValueError for a count that is
+        no whole number.
+        """
+        known = {f.name for f in fields(cls)}
+        counts = {"threads", "gpu_device_id"}
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            key = name.strip("-").replace("-", "_").lower()
+            if key not in known or value is None:
+                continue
+            if key == "always_cpu" and str(value).strip().isdigit() and not _is_bool(value):
+                found.setdefault("threads", int(value) or None)
+                found[key] = True
+            elif key in counts:
+                found[key] = _whole_number(key, value)
+            else:
+                found[key] = _truth(value)
+        return cls(**found)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """From EASEL_<FLAG> variables, as EASEL_ALL_IN_FP32=1."""
+        environ = os.environ if environ is None else environ
+        prefix = ENVIRONMENT_PREFIX
+        return cls.from_mapping(
+            {k[len(prefix) :]: v for k, v in environ.items() if k.startswith(prefix)}
+        )
+
+
+def _is_bool(value: Any) -> bool:
+    # "1" and "0" are how the environment writes yes and no, not one thread and none.
+    return isinstance(value, bool) or str(value).strip() in {"0", "1"}
+
+
+def _truth(value: Any) -> bool:
+    return str(value).strip().lower() not in _FALSE if isinstance(value, str) else bool(value)
+
+
+def _whole_number(name: str, value: Any) -> int | None:
+    if isinstance(value, str) and value.strip().lower() in _FALSE - {"0"}:
+        return None
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        flag = name.replace("_", "-")
+        raise ValueError(f"--{flag} takes a whole number, got {value!r}.") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What the machine has. kind: "cuda", "xpu", "mps" or "cpu"."""
+
+    kind: str = "cpu"
+    name: str = "CPU"
+    index: int | None = None
+    bf16: bool = False
+    """The accelerator computes in bfloat16."""
+    cpu_bf16: bool = False
+    """The CPU has bfloat16 matrix or vector units (AMX, AVX512-bf16)."""
+    total_memory: int = 0
+    """Bytes on the accelerator, 0 on a CPU."""
+
+    @classmethod
+    def detect(cls, gpu_device_id: int | None = None) -> Self:
+        """Ask PyTorch for the best device; never raises for a missing one."""
+        cpu_bf16 = cpu_has_bf16()
+        index = gpu_device_id or 0
+        if torch.cuda.is_available() and index < torch.cuda.device_count():
+            properties = torch.cuda.get_device_properties(index)
+            is_rocm = torch.version.hip is not None
+            return cls(
+                kind="cuda",
+                name=properties.name,
+                index=index,
+                # Before compute capability 8 bfloat16 is emulated, and slow.
+                bf16=is_rocm or properties.major >= 8,
+                cpu_bf16=cpu_bf16,
+                total_memory=properties.total_memory,
+            )
+        if hasattr(torch, "xpu") and torch.xpu.is_available():
+            properties = torch.xpu.get_device_properties(index)
+            return cls(
+                kind="xpu",
+                name=properties.name,
+                index=index,
+                bf16=True,
+                cpu_bf16=cpu_bf16,
+                total_memory=properties.total_memory,
+            )
+        if torch.backends.mps.is_available():
+            return cls(kind="mps", name="Apple GPU", cpu_bf16=cpu_bf16)
+        return cls(cpu_bf16=cpu_bf16)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices faster than float32 ones."""
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(probe() for name in probes if (probe := getattr(torch.cpu, name, None)))
+
+
+_GIB = 1024**3
+
+
+class DevicePolicy:
+    """Device and precision of each network, from what was asked for and what there is."""
+
+    def __init__(self, flags: DeviceFlags | None = None, hardware: Hardware | None = None) -> None:
+        """hardware: None means detect it now."""
+        self.flags = flags or DeviceFlags()
+        self.hardware = hardware or Hardware.detect(self.flags.gpu_device_id)
+        f, kind = self.flags, "cpu" if self.flags.always_cpu else self.hardware.kind
+        cpu = torch.device("cpu")
+        self.device = cpu if kind == "cpu" else torch.device(kind, self.hardware.index)
+        self.unet_dtype, self.unet_compute_dtype = self._unet_dtypes(kind)
+        self.vae_device = cpu if f.vae_in_cpu else self.device
+        self.vae_dtype = self._vae_dtype(self.vae_device.type)
+        on_cpu = kind == "cpu" or self.vram in ("low", "no")
+        self.text_encoder_device = cpu if on_cpu else self.device
+        self.text_encoder_dtype = self._text_encoder_dtype(self.text_encoder_device.type)
+        # MPS has no channels-last convolutions worth having.
+        self.memory_format = torch.contiguous_format if kind == "mps" else torch.channels_last
+
+    @classmethod
+    def detect(cls, flags: DeviceFlags | None = None) -> Self:
+        """The policy of this machine; flags: None means those of the environment."""
+        return cls(DeviceFlags.from_environment() if flags is None else flags)
+
+    @property
+    def vram(self) -> str:
+        """How much may stay on the accelerator: "always", "high", "normal", "low" or "no"."""
+        f = self.flags
+        asked = {
+            "always": f.always_gpu,
+            "high": f.high_vram,
+            "normal": f.normal_vram,
+            "low": f.low_vram,
+            "no": f.no_vram,
+        }
+        for mode, wanted in asked.items():
+            if wanted:
+                return mode
+        total = self.hardware.total_memory
+        return "low" if 0 < total < 5 * _GIB else "normal"
+
+    @property
+    def offload_device(self) -> torch.device:
+        """Where a network waits when it is not in use."""
+        return self.device if self.vram in ("always", "high") else torch.device("cpu")
+
+    def _unet_dtypes(self, kind: str) -> tuple[torch.dtype, torch.dtype]:
+        f, h = self.flags, self.hardware
+        best = _fast_dtype(kind, h)
+        asked = (
+            (f.all_in_fp32 or f.unet_in_fp32, torch.float32),
+            (f.unet_in_bf16, torch.bfloat16),
+            (f.unet_in_fp16 or f.all_in_fp16, torch.float16),
+            (f.unet_in_fp8_e4m3fn, torch.float8_e4m3fn),
+            (f.unet_in_fp8_e5m2, torch.float8_e5m2),
+        )
+        stored = next((dtype for wanted, dtype in asked if wanted), best)
+        return stored, best if stored.itemsize == 1 else stored
+
+    def _vae_dtype(self, kind: str) -> torch.dtype:
+        f = self.flags
+        asked = (
+            (f.all_in_fp32 or f.vae_in_fp32, torch.float32),
+            (f.vae_in_bf16, torch.bfloat16),
+            (f.vae_in_fp16 or f.all_in_fp16, torch.float16),
+        )
+        best = _fast_dtype(kind, self.hardware)
+        # SDXL's VAE overflows in float16.
+        default = torch.float32 if best is torch.float16 else best
+        return next((dtype for wanted, dtype in asked if wanted), default)
+
+    def _text_encoder_dtype(self, kind: str) -> torch.dtype:
+        f = self.flags
+        if f.all_in_fp32 or f.clip_in_fp32:
+            return torch.float32
+        if f.all_in_fp16 or f.clip_in_fp16:
+            return torch.float16
+        return torch.float32 if kind == "cpu" else torch.float16
+
+    def free_memory(self) -> int:
+        """Bytes that can be allocated on `device` now."""
+        return free_memory(self.device)
+
+    def configure_process(self) -> None:
+        """Apply what PyTorch keeps per process: threads, TF32, determinism. Once per worker."""
+        if self.flags.threads:
+            torch.set_num_threads(self.flags.threads)
+        if self.flags.pytorch_deterministic:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cuda.matmul.allow_tf32 = True
+
+    def describe(self) -> str:
+        """One line for people."""
+        names = {t: str(t).removeprefix("torch.") for t in _dtypes_of(self)}
+        name = "CPU" if self.device.type == "cpu" else self.hardware.name
+        return (
+            f"{name}: UNet {names[self.unet_dtype]}, "
+            f"VAE {names[self.vae_dtype]} on {self.vae_device.type}, "
+            f"text encoders {names[self.text_encoder_dtype]} on {self.text_encoder_device.type}"
+        )
+
+
+def _dtypes_of(policy: DevicePolicy) -> set[torch.dtype]:
+    return {policy.unet_dtype, policy.vae_dtype, policy.text_encoder_dtype}
+
+
+def _fast_dtype(kind: str, hardware: Hardware) -> torch.dtype:
+    """The fastest precision that is safe for a diffusion network on this kind of device."""
+    if kind == "cpu":
+        return torch.bfloat16 if hardware.cpu_bf16 else torch.float32
+    return torch.bfloat16 if hardware.bf16 else torch.float16
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on `device` now; on a CPU, the memory that is available."""
+    if device.type in ("cuda", "xpu"):
+        module = getattr(torch, device.type)
+        free, _ = module.mem_get_info(device)
+        held = module.memory_reserved(device) - module.memory_allocated(device)
+        return free + held
+    return _available_ram()
+
+
+def _available_ram() -> int:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return 8 * _GIB
+
+
+def soft_empty_cache(device: torch.device) -> None:
+    """Give memory that PyTorch keeps for reuse back to the device's driver."""
+    if device.type in ("cuda", "xpu", "mps"):
+        getattr(torch, device.type).empty_cache()
