@@ -1,0 +1,100 @@
+"""One server per data folder: a lock that the operating system drops when its holder dies."""
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from modules.spec.errors import ConfigError, InstanceRunning
+
+LOCK_FILE = "easel.lock"
+_ADDRESS_BYTES = 400
+# Windows refuses reads of a locked range, so the locked byte lies behind the address.
+_LOCKED_BYTE = 1 << 20
+
+
+class InstanceLock:
+    """The lock of one data folder. The file holds the address of the running server.
+
+        with InstanceLock(settings.data_path) as lock:
+            ...
+            lock.announce("http://127.0.0.1:7865")
+
+    Entering raises InstanceRunning, naming that address, if another process holds the lock, and
+    ConfigError if the folder cannot be written to.
+    """
+
+    def __init__(self, data_path: Path) -> None:
+        self._path = data_path / LOCK_FILE
+        self._file: BinaryIO | None = None
+
+    def acquire(self) -> None:
+        """Take the lock, or raise. The address is empty until `announce`."""
+        if self._file is not None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            reason = (error.strerror or "unknown reason").lower()
+            raise ConfigError(
+                f"The data folder cannot be written to ({reason}); check its rights, or choose "
+                "another one with --data-path."
+            ) from None
+        file = os.fdopen(descriptor, "r+b", buffering=0)
+        try:
+            _lock(file)
+        except OSError:
+            address = file.read(_ADDRESS_BYTES).decode("utf-8", "replace").strip()
+            file.close()
+            where = f"at {address}" if address.startswith("http") else "and just starting"
+            raise InstanceRunning(
+                f"Easel is already running with this data folder, {where}. Use that one, or start "
+                "a second with another --data-path."
+            ) from None
+        file.truncate(0)
+        self._file = file
+
+    def announce(self, address: str) -> None:
+        """Write the address for a second instance to show. Needs the lock."""
+        if self._file is None:
+            raise RuntimeError("announce() needs the lock: call acquire() first")
+        self._file.seek(0)
+        self._file.truncate(0)
+        self._file.write(address.encode()[:_ADDRESS_BYTES])
+
+    def release(self) -> None:
+        """Give the lock back; a second call does nothing. The file stays: removing it would race."""
+        if self._file is not None:
+            self._file.truncate(0)
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+def _lock(file: BinaryIO) -> None:
+    """Lock without waiting; OSError if somebody else holds it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(_LOCKED_BYTE)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        finally:
+            file.seek(0)
+    else:
+        import fcntl
+
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,120 @@
+"""Rows of the task store as frozen objects."""
+
+import json
+import sqlite3
+from dataclasses import dataclass
+from typing import Self
+
+from modules.spec.errors import Cancelled, StudioError
+from modules.spec.flags import TaskState
+from modules.spec.task_spec import ResolvedSpec, TaskSpec
+
+
+class ClaimLost(Cancelled):
+    """The task belongs to somebody else by now: drop the work, write nothing.
+
+    A worker that was believed dead gets this from every write. It unwinds like a Stop.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """One task. Times are seconds since 1970, for people only; nothing is decided by them.
+
+    number: place in the queue's order, growing with every submit. attempt: how often it was
+    claimed, and so the fence of the current claim. deaths: workers that died while they had it.
+    """
+
+    number: int
+    id: str
+    owner: str
+    spec: TaskSpec
+    resolved: ResolvedSpec | None
+    state: TaskState
+    attempt: int
+    deaths: int
+    worker_id: str | None
+    stop_requested: bool
+    code: str
+    message: str
+    created: float
+    started: float | None
+    ended: float | None
+
+    @classmethod
+    def from_row(cls, row: sqlite3.Row) -> Self:
+        """A row of the task table. A spec that is no longer valid is shown as an empty one."""
+        try:
+            spec = parse_spec(row["spec"])
+        except StudioError:
+            spec = TaskSpec()
+        resolved = row["resolved"]
+        return cls(
+            number=row["number"],
+            id=row["id"],
+            owner=row["owner"],
+            spec=spec,
+            resolved=ResolvedSpec.model_validate_json(resolved) if resolved else None,
+            state=TaskState(row["state"]),
+            attempt=row["attempt"],
+            deaths=row["deaths"],
+            worker_id=row["worker_id"],
+            stop_requested=bool(row["stop_requested"]),
+            code=row["code"],
+            message=row["message"],
+            created=row["created"],
+            started=row["started"],
+            ended=row["ended"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One stored picture. path: relative to the output folder, with forward slashes.
+
+    number: grows with every picture; the cursor of the history.
+    """
+
+    number: int
+    task_id: str
+    index: int
+    path: str
+    sha256: str
+    width: int
+    height: int
+    seed: int
+    created: float
+
+    @classmethod
+    def from_row(cls, row: sqlite3.Row) -> Self:
+        """A row of the image table."""
+        return cls(
+            number=row["number"],
+            task_id=row["task_id"],
+            index=row["idx"],
+            path=row["path"],
+            sha256=row["sha256"],
+            width=row["width"],
+            height=row["height"],
+            seed=row["seed"],
+            created=row["created"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A task in a worker's hands. Writes name it, and fail with ClaimLost once it is not true.
+
+    done_indices: pictures (from 0) that need not be made: stored or skipped in an attempt before.
+    """
+
+    id: str
+    spec: TaskSpec
+    worker_id: str
+    attempt: int
+    done_indices: frozenset[int]
+
+
+def parse_spec(text: str) -> TaskSpec:
+    """A stored spec. SpecError or LimitError if it is not valid for this version."""
+    return TaskSpec.from_mapping(json.loads(text))
