@@ -1,0 +1,286 @@
+"""Conditions of a run and their evaluation: as few network calls as memory allows.
+
+A condition as callers give it is `[tensor, options]`: `tensor` (1, tokens, width) is the prompt's
+cross-attention context, `options` may hold
+
+  pooled_output     (1, P) of the second text encoder; with width, height, … for the model's encoder
+  control           an object with `get_control(x, t, cond, batched_number) -> dict | None`
+  start_percent, end_percent   0..1 of the sampling in which the condition counts
+  strength          its weight where several conditions meet (1.0)
+  mask              (H, W) or (B, H, W), 0..1, at any resolution: where it counts, and how much
+  area              (height, width, y, x) in latent pixels: the part of the picture it sees
+
+Conditions of a kind are averaged by weight, pixel by pixel.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+COND, UNCOND = 0, 1  # as written into transformer_options["cond_or_uncond"]
+
+Area = tuple[int, int, int, int]  # height, width, y, x
+
+
+@dataclass(eq=False)  # compared by identity: two equal prompts are still two conditions
+class Condition:
+    """One condition on the device. It counts while sigma_end <= sigma <= sigma_start."""
+
+    tensors: dict[str, Tensor]  # the keywords of apply_model, each (1, ...) or (B, ...)
+    control: Any = None
+    area: Area | None = None
+    mask: Tensor | None = None  # (1 or B, 1, H, W) at the latents' resolution
+    strength: float = 1.0
+    sigma_start: float = math.inf
+    sigma_end: float = 0.0
+
+    @property
+    def is_timed(self) -> bool:
+        return self.sigma_end > 0.0 or self.sigma_start < math.inf
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it counts the same in every pixel."""
+        return self.area is None and self.mask is None
+
+
+def prepare_conditions(
+    model: Any, conditions: Sequence[Sequence[Any]], noise: Tensor, prompt_type: str, **extra: Any
+) -> list[Condition]:
+    """Conditions as callers give them → Conditions on the device of `noise` (B, C, H, W).
+
+    model: a BaseModel; its `extra_conds` makes the tensors that its family needs. prompt_type:
+    "positive" or "negative". extra: more keywords for extra_conds (latent_image, denoise_mask, …).
+    """
+    prepared = []
+    for context, options in conditions:
+        keywords = {
+            "width": noise.shape[3] * 8,
+            "height": noise.shape[2] * 8,
+            **extra,
+            **options,
+            "noise": noise,
+            "device": noise.device,
+            "prompt_type": prompt_type,
+        }
+        made = model.extra_conds(cross_attn=context, **keywords)
+        tensors = {name: getattr(value, "cond", value) for name, value in made.items()}
+        tensors.setdefault("c_crossattn", context)
+        window = _sigma_window(model.model_sampling, options)
+        prepared.append(
+            Condition(
+                {n: t.to(noise.device) for n, t in tensors.items() if t is not None},
+                control=options.get("control"),
+                area=options.get("area"),
+                mask=mask_like(options.get("mask"), noise),
+                strength=float(options.get("strength", 1.0)),
+                sigma_start=window[0],
+                sigma_end=window[1],
+            )
+        )
+    return prepared
+
+
+def _sigma_window(model_sampling: Any, options: Mapping[str, Any]) -> tuple[float, float]:
+    """(sigma_start, sigma_end) of options' start_percent and end_percent."""
+    start, end = float(options.get("start_percent", 0.0)), float(options.get("end_percent", 1.0))
+    return (
+        float(model_sampling.percent_to_sigma(start)) if start > 0.0 else math.inf,
+        float(model_sampling.percent_to_sigma(end)) if end < 1.0 else 0.0,
+    )
+
+
+def mask_like(mask: Tensor | None, noise: Tensor) -> Tensor | None:
+    """mask (H', W') or (B, H', W') → (1 or B, 1, H, W) like the latents."""
+    if mask is None:
+        return None
+    mask = mask.to(device=noise.device, dtype=noise.dtype)
+    mask = mask.reshape(-1, 1, *mask.shape[-2:])
+    if mask.shape[-2:] == noise.shape[-2:]:
+        return mask
+    return F.interpolate(mask, size=noise.shape[-2:], mode="bilinear", antialias=True)
+
+
+@dataclass
+class CondBatcher:
+    """Evaluates the conditions of one run; what does not change between steps is made once.
+
+    model: a BaseModel. free_bytes: memory that a call may use; None means any amount.
+    """
+
+    model: Any
+    free_bytes: int | None = None
+    _inputs: dict[tuple[int, ...], dict[str, Tensor]] = field(default_factory=dict)
+    _most: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+    def predict(
+        self,
+        groups: Sequence[Sequence[Condition]],
+        x: Tensor,
+        sigma: Tensor,
+        model_options: Mapping[str, Any],
+    ) -> list[Tensor | None]:
+        """The denoised x for each group of conditions, None for a group with none that counts.
+
+        groups: the positive conditions, then the negative ones; x: (B, C, H, W); sigma: (B,).
+        """
+        waiting = [(kind, c) for kind, group in enumerate(groups) for c in active(group, sigma)]
+        sums = [_WeightedMean(x, sum(k == kind for k, _ in waiting)) for kind in range(len(groups))]
+        while waiting:
+            batch = self._next_batch(waiting, x)
+            try:
+                outputs = self._call(batch, x, sigma, model_options)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                self._most[tuple(_part(x, batch[0][1].area).shape)] = 1
+                continue
+            for (kind, condition), output in zip(batch, outputs, strict=True):
+                sums[kind].add(output, condition)
+            waiting = [job for job in waiting if job not in batch]
+        return [s.value() for s in sums]
+
+    def _next_batch(
+        self, waiting: Sequence[tuple[int, Condition]], x: Tensor
+    ) -> list[tuple[int, Condition]]:
+        """The first waiting condition and those that can share its call."""
+        first = waiting[0][1]
+        shape = tuple(_part(x, first.area).shape)
+        mates = [job for job in waiting if _can_share(first, job[1])]
+        return mates[: self._most_at_once(shape, len(mates))]
+
+    def _most_at_once(self, shape: tuple[int, ...], wanted: int) -> int:
+        """How many conditions of latents `shape` fit in memory, `wanted` at most."""
+        if wanted == 1 or self.free_bytes is None:
+            return min(wanted, self._most.get(shape, wanted))
+        if shape not in self._most:
+            fits = [
+                n
+                for n in range(2, wanted + 1)
+                if self.model.memory_required([n * shape[0], *shape[1:]]) < self.free_bytes
+            ]
+            self._most[shape] = max(fits, default=1)
+        return min(wanted, self._most[shape])
+
+    def _call(
+        self,
+        batch: Sequence[tuple[int, Condition]],
+        x: Tensor,
+        sigma: Tensor,
+        model_options: Mapping[str, Any],
+    ) -> Sequence[Tensor]:
+        """One network call for all of `batch`; its output, one part a condition."""
+        kinds, conditions = [kind for kind, _ in batch], [c for _, c in batch]
+        part, count = _part(x, conditions[0].area), len(batch)
+        keywords: dict[str, Any] = dict(self._network_inputs(conditions, x.shape[0]))
+        part, timestep = torch.cat([part] * count), torch.cat([sigma] * count)
+        if conditions[0].control is not None:
+            control = conditions[0].control
+            keywords["control"] = control.get_control(part, timestep, keywords, count)
+        keywords["transformer_options"] = {
+            **model_options.get("transformer_options", {}),
+            "cond_or_uncond": kinds,
+            "sigmas": timestep,
+        }
+        wrapper = model_options.get("model_function_wrapper")
+        if wrapper is None:
+            output = self.model.apply_model(part, timestep, **keywords)
+        else:
+            call = {"input": part, "timestep": timestep, "c": keywords, "cond_or_uncond": kinds}
+            output = wrapper(self.model.apply_model, call)
+        return output.chunk(count)
+
+    def _network_inputs(self, conditions: Sequence[Condition], batch: int) -> dict[str, Tensor]:
+        """The conditions' tensors, one after the other; the same objects at every step."""
+        key = tuple(id(c) for c in conditions)
+        if key not in self._inputs:
+            self._inputs[key] = {
+                name: join_tokens([_per_image(c.tensors[name], batch) for c in conditions])
+                if name == "c_crossattn"
+                else torch.cat([_per_image(c.tensors[name], batch) for c in conditions])
+                for name in conditions[0].tensors
+            }
+        return self._inputs[key]
+
+
+def active(conditions: Sequence[Condition], sigma: Tensor) -> list[Condition]:
+    """Those that count at `sigma` (B,), all entries equal. Waits for the device only if timed."""
+    if not any(c.is_timed for c in conditions):
+        return list(conditions)
+    level = float(sigma[0])
+    return [c for c in conditions if c.sigma_end <= level <= c.sigma_start]
+
+
+def join_tokens(contexts: Sequence[Tensor]) -> Tensor:
+    """Contexts (B, n_i, C) of different lengths → (sum of B, n, C) with n their common multiple.
+
+    Each is repeated along the tokens: attention over a repeated context is attention over it.
+    """
+    tokens = math.lcm(*(c.shape[1] for c in contexts))
+    return torch.cat([c.repeat(1, tokens // c.shape[1], 1) for c in contexts])
+
+
+def _can_share(a: Condition, b: Condition) -> bool:
+    """Whether two conditions fit in one network call."""
+    if a is b:
+        return True
+    if a.control is not b.control or a.tensors.keys() != b.tensors.keys():
+        return False
+    if a.area != b.area:
+        return False
+    return all(_can_join(name, a.tensors[name], b.tensors[name]) for name in a.tensors)
+
+
+def _can_join(name: str, a: Tensor, b: Tensor) -> bool:
+    if name != "c_crossattn":
+        return a.shape[1:] == b.shape[1:]
+    longest = math.lcm(a.shape[1], b.shape[1])
+    # beyond four repeats, attention over the padding costs more than a call of its own
+    return a.shape[2:] == b.shape[2:] and longest <= 4 * min(a.shape[1], b.shape[1])
+
+
+def _per_image(tensor: Tensor, batch: int) -> Tensor:
+    """tensor (1 or B, ...) → (B, ...)."""
+    return tensor if tensor.shape[0] == batch else tensor.repeat(batch, *[1] * (tensor.ndim - 1))
+
+
+def _part(x: Tensor, area: Area | None) -> Tensor:
+    """The part of x (B, C, H, W) that `area` names."""
+    if area is None:
+        return x
+    height, width, top, left = area
+    return x[:, :, top : top + height, left : left + width]
+
+
+class _WeightedMean:
+    """Mean of predictions by weight; a single plain one is handed through untouched."""
+
+    def __init__(self, like: Tensor, count: int) -> None:
+        self._like, self._count = like, count
+        self._only: Tensor | None = None
+        self._sum: Tensor | None = None
+        self._weight: Tensor | None = None
+
+    def add(self, prediction: Tensor, condition: Condition) -> None:
+        if self._count == 1 and condition.is_plain:
+            self._only = prediction
+            return
+        if self._sum is None or self._weight is None:
+            self._sum = torch.zeros_like(self._like)
+            self._weight = torch.zeros_like(self._like[:, :1])
+        mask = condition.mask if condition.mask is not None else self._weight.new_ones(1, 1, 1, 1)
+        mask = (mask * condition.strength).expand_as(self._weight)
+        weight = _part(mask, condition.area)
+        _part(self._sum, condition.area).add_(prediction * weight)
+        _part(self._weight, condition.area).add_(weight)
+
+    def value(self) -> Tensor | None:
+        """The mean; where no condition counts, 0. None if there was no condition."""
+        if self._only is not None or self._sum is None or self._weight is None:
+            return self._only
+        return self._sum / self._weight.clamp_min(1e-30)

@@ -1,0 +1,134 @@
+"""One call from noise and prompts to latents: what a pipeline uses.
+
+`sample` takes latents in the VAE's scale and gives them back so; in between it works in the
+model's scale. `prepare_noise` makes the starting noise of each picture from its own seed.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm_patched.k_diffusion.noise import seeds_for
+from ldm_patched.modules.cond_batch import mask_like
+from ldm_patched.modules.errors import NotFinite
+from ldm_patched.modules.samplers import Conditions, KSampler
+
+logger = logging.getLogger(__name__)
+
+# step (from 0), denoised and x in the model's scale (B, C, H, W), number of steps
+StepCallback = Callable[[int, Tensor, Tensor, int], None]
+
+
+def prepare_noise(latent_image: Tensor, seeds: int | Sequence[int] | None) -> Tensor:
+    """Standard normal float32 noise like latent_image (B, C, H, W), on the CPU.
+
+    seeds: one a picture; an int is the first one's, counted up from there; None draws them.
+    The same seed and size give the same noise, whatever the batch.
+    """
+    shape = latent_image.shape[1:]
+    generators = (torch.Generator().manual_seed(s) for s in seeds_for(latent_image.shape[0], seeds))
+    return torch.stack([torch.randn(shape, generator=g) for g in generators])
+
+
+def part_of_schedule(
+    sigmas: Tensor, start_step: int | None, last_step: int | None, force_full_denoise: bool
+) -> Tensor:
+    """The sigmas of steps start_step (counted from 0) up to last_step, which is left out.
+
+    With force_full_denoise the last of them becomes 0, so that no noise is left over.
+    """
+    if last_step is not None and last_step < len(sigmas) - 1:
+        sigmas = sigmas[: last_step + 1].clone()
+        if force_full_denoise and len(sigmas):
+            sigmas[-1] = 0.0
+    return sigmas[start_step or 0 :]
+
+
+def _step_watch(callback: StepCallback | None, steps: int) -> Callable[[dict[str, Any]], None]:
+    """A sampler's callback: checks the numbers now and then, and tells `callback`."""
+    checked = {0, steps // 2, steps - 1}  # each check waits for the device
+
+    def on_step(state: dict[str, Any]) -> None:
+        step = state["i"]
+        if step in checked and not bool(torch.isfinite(state["denoised"]).all()):
+            raise NotFinite(
+                f"The picture turned into invalid numbers at step {step + 1} of {steps}. "
+                "Use a lower guidance scale, another checkpoint, or start with --all-in-fp32."
+            )
+        if callback is not None:
+            callback(step, state["denoised"], state["x"], steps)
+
+    return on_step
+
+
+def _device_of(model: Any) -> torch.device:
+    """Where `model` (a ModelPatcher or BaseModel) computes."""
+    if hasattr(model, "load_device"):
+        return torch.device(model.load_device)
+    return next(model.parameters()).device
+
+
+@torch.inference_mode()
+def sample(  # noqa: PLR0913 - the field's signature
+    model: Any,
+    noise: Tensor | None,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    positive: Conditions,
+    negative: Conditions,
+    latent_image: Tensor,
+    denoise: float = 1.0,
+    disable_noise: bool = False,
+    start_step: int | None = None,
+    last_step: int | None = None,
+    force_full_denoise: bool = False,
+    noise_mask: Tensor | None = None,
+    sigmas: Tensor | None = None,
+    callback: StepCallback | None = None,
+    disable_pbar: bool = False,  # noqa: ARG001 - there is no progress bar here
+    seed: int | Sequence[int] | None = None,
+    sampler_options: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """Sample latents; gives (B, C, H, W) float32 in the VAE's scale, where latent_image was.
+
+    model: a ModelPatcher or BaseModel. noise: like latent_image, None to make it from `seed`;
+    steps, denoise, sampler and scheduler as in KSampler; sigmas: a schedule of one's own.
+    positive, negative: `[[context, {"pooled_output": pooled, …}]]`, see cond_batch.
+    noise_mask: (H, W) or (B, 1, H, W) in 0..1 at any size: 1 is painted, 0 stays as it is.
+    seed: of the noise that samplers add on the way, as in prepare_noise.
+    Raises NotFinite, whatever the interrupt callable of transformer_options raises, and
+    ValueError for a name or number that makes no sense.
+    """
+    runner = KSampler(model, steps, _device_of(model), sampler_name, scheduler, denoise)
+    whole = runner.sigmas if sigmas is None else sigmas
+    part = part_of_schedule(whole, start_step, last_step, force_full_denoise)
+    if len(part) < 2:
+        return latent_image
+    if disable_noise:
+        noise = torch.zeros_like(latent_image)
+    elif noise is None:
+        noise = prepare_noise(latent_image, seed)
+    mask = None if noise_mask is None else mask_like(noise_mask, latent_image)
+    latent_format = runner.base_model.latent_format
+    latents = runner.sample(
+        noise.float(),
+        positive,
+        negative,
+        cfg,
+        latent_format.process_in(latent_image.float()),
+        part,
+        mask,
+        _step_watch(callback, len(part) - 1),
+        seed,
+        sampler_options,
+    )
+    result = latent_format.process_out(latents).to(latent_image.device, torch.float32)
+    if mask is not None and float(part[-1]) == 0.0:
+        # scaling in and out rounds: what the mask keeps shall be the very numbers that came in
+        result = torch.where(mask == 0, latent_image.float(), result)
+    return result
