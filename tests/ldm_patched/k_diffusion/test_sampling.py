@@ -1,0 +1,215 @@
+"""Samplers against float64 formulas, statistics of known distributions, and their promises."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ldm_patched.k_diffusion import sampling
+from tests.support.mixture import Mixture
+
+MIXTURE = Mixture()
+ALL = [
+    sampling.sample_euler,
+    sampling.sample_euler_ancestral,
+    sampling.sample_dpmpp_2m,
+    sampling.sample_dpmpp_2m_sde,
+    sampling.sample_dpmpp_sde,
+    sampling.sample_lcm,
+]
+
+
+def starting_noise(seed: int, *shape: int, sigma: float = 14.6146) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * sigma
+
+
+def reference_euler(x: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """dx/dsigma = (x - D(x, sigma)) / sigma, forward Euler."""
+    for now, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x = x + (following - now) * (x - MIXTURE.denoised(x, now)) / now
+    return x
+
+
+def reference_dpmpp_2m(x: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """Algorithm 2 of arXiv:2211.01095 for alpha = 1: x scaled by sigma ratio, e^-h - 1 weights."""
+    lambdas = [-math.log(s) if s > 0 else math.inf for s in sigmas]
+    buffer: list[np.ndarray] = []
+    for i in range(1, len(sigmas)):
+        buffer.append(MIXTURE.denoised(x, sigmas[i - 1]))
+        h = lambdas[i] - lambdas[i - 1]
+        if len(buffer) == 1 or sigmas[i] == 0:
+            towards = buffer[-1]
+        else:
+            r = (lambdas[i - 1] - lambdas[i - 2]) / h
+            towards = (1 + 1 / (2 * r)) * buffer[-1] - 1 / (2 * r) * buffer[-2]
+        x = sigmas[i] / sigmas[i - 1] * x - (math.exp(-h) - 1) * towards
+    return x
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize(
+    ("sampler", "reference"),
+    [
+        (sampling.sample_euler, reference_euler),
+        (sampling.sample_dpmpp_2m, reference_dpmpp_2m),
+    ],
+)
+def test_trajectories_equal_the_formulas_in_float64(sampler, reference, steps):
+    sigmas = sampling.get_sigmas_karras(steps, 0.0291672, 14.614641)
+    x = starting_noise(1, 2, 4, 16, 16)
+    seen: list[torch.Tensor] = []
+    out = sampler(MIXTURE.model, x, sigmas, callback=lambda state: seen.append(state["x"]))
+    doubles = sigmas.double().numpy()
+    for i in (1, steps // 2, steps - 1):
+        expected = reference(x.double().numpy(), doubles[: i + 1])
+        assert np.abs(seen[i].numpy() - expected).max() <= 1e-4 * max(1.0, doubles[i])
+    assert np.abs(out.numpy() - reference(x.double().numpy(), doubles)).max() <= 1e-4
+
+
+def test_dpmpp_2m_is_of_second_order_and_euler_of_first():
+    x = starting_noise(2, 1, 4, 8, 8).double()
+
+    def solve(sampler, steps: int) -> torch.Tensor:
+        low, high = 0.1 ** (1 / 7), 14.6146 ** (1 / 7)  # a schedule that stops above 0
+        sigmas = torch.linspace(high, low, steps + 1, dtype=torch.float64) ** 7
+        return sampler(MIXTURE.model, x, sigmas)
+
+    truth = solve(sampling.sample_dpmpp_2m, 6400)
+
+    def gain(sampler) -> float:
+        errors = [(solve(sampler, n) - truth).abs().mean() for n in (50, 100)]
+        return float(errors[0] / errors[1])
+
+    assert gain(sampling.sample_dpmpp_2m) >= 3.5
+    assert 1.7 <= gain(sampling.sample_euler) <= 2.4
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "steps"),  # of first order need more steps to be as near
+    [
+        (sampling.sample_euler_ancestral, {}, 400),
+        (sampling.sample_dpmpp_2m_sde, {"solver_type": "midpoint"}, 60),
+        (sampling.sample_dpmpp_2m_sde, {"solver_type": "heun"}, 60),
+        (sampling.sample_dpmpp_sde, {}, 60),
+        (sampling.sample_euler, {"s_churn": 40.0}, 400),
+    ],
+)
+def test_stochastic_samplers_draw_from_the_distribution(sampler, options, steps):
+    sigmas = sampling.get_sigmas_karras(steps, 0.02, 40.0)
+    x = starting_noise(3, 1, 4, 64, 64, sigma=40.0)
+    out = sampler(MIXTURE.model, x, sigmas, extra_args={"seed": 3}, **options)
+    assert abs(out.mean() - MIXTURE.mean) < 0.03
+    assert abs(out.var() - MIXTURE.variance) < 0.05 * MIXTURE.variance
+    near_left = (out < -0.6).float().mean()  # the left mode's share, and a little of the middle's
+    exact = sum(
+        w * 0.5 * (1 + math.erf((-0.6 - m) / (MIXTURE.std * math.sqrt(2))))
+        for m, w in zip(MIXTURE.means, MIXTURE.weights, strict=True)
+    )
+    assert abs(near_left - exact) < 0.02
+
+
+def test_sde_samplers_without_noise_solve_the_same_equation():
+    sigmas = sampling.get_sigmas_karras(400, 0.03, 14.6)
+    x = starting_noise(4, 1, 4, 8, 8)
+    truth = sampling.sample_dpmpp_2m(MIXTURE.model, x, sigmas)
+    for sampler in (sampling.sample_dpmpp_2m_sde, sampling.sample_dpmpp_sde):
+        out = sampler(MIXTURE.model, x, sigmas, eta=0.0)
+        torch.testing.assert_close(out, truth, rtol=0, atol=2e-3)
+
+
+def test_sde_pictures_settle_as_steps_grow():
+    x = starting_noise(5, 1, 4, 16, 16)
+
+    def picture(steps: int) -> torch.Tensor:
+        sigmas = sampling.get_sigmas_karras(steps, 0.03, 14.6)
+        return sampling.sample_dpmpp_2m_sde(MIXTURE.model, x, sigmas, extra_args={"seed": 5})
+
+    last = picture(320)
+    distances = [float((picture(n) - last).abs().mean()) for n in (20, 80, 160)]
+    assert distances[0] > 1.5 * distances[1] > 1.5 * 1.2 * distances[2]
+
+
+@pytest.mark.parametrize("sampler", ALL)
+def test_the_same_seed_gives_the_same_picture_in_any_batch(sampler):
+    sigmas = sampling.get_sigmas_karras(6, 0.03, 14.6)
+    starts = {seed: starting_noise(seed, 1, 4, 16, 16) for seed in (1, 2, 3)}
+
+    def run(*seeds: int) -> torch.Tensor:
+        x = torch.cat([starts[s] for s in seeds])
+        return sampler(MIXTURE.model, x, sigmas, extra_args={"seed": seeds})
+
+    assert torch.equal(run(2)[0], run(1, 2)[1])
+    assert torch.equal(run(2)[0], run(2, 3, 1)[0])
+
+
+@pytest.mark.parametrize("sampler", ALL)
+def test_callbacks_see_every_step_and_the_last_prediction_is_the_result(sampler):
+    sigmas = sampling.get_sigmas_karras(5, 0.03, 14.6)
+    states: list[dict] = []
+    x = starting_noise(6, 2, 4, 8, 8)
+    out = sampler(MIXTURE.model, x, sigmas, callback=states.append, disable=True)
+    assert [s["i"] for s in states] == [0, 1, 2, 3, 4]
+    assert set(states[0]) == {"x", "i", "sigma", "sigma_hat", "denoised"}
+    assert [float(s["sigma"]) for s in states] == sigmas[:-1].tolist()
+    assert torch.equal(states[-1]["denoised"], out)
+    assert out.shape == x.shape
+
+
+@pytest.mark.parametrize("sampler", ALL)
+def test_the_caller_s_tensors_stay_as_they_are(sampler):
+    sigmas = sampling.get_sigmas_karras(4, 0.03, 14.6)
+    x = starting_noise(7, 1, 4, 8, 8)
+    before = x.clone()
+    sampler(MIXTURE.model, x, sigmas, extra_args={"seed": 1})
+    assert torch.equal(x, before)
+
+
+def test_a_noise_sampler_of_one_s_own_is_used():
+    sigmas = torch.tensor([4.0, 2.0, 0.0])
+    asked: list[tuple[float, float]] = []
+
+    def noise(sigma: float, following: float) -> torch.Tensor:
+        asked.append((sigma, following))
+        return torch.zeros(1, 1, 2, 2)
+
+    x = torch.ones(1, 1, 2, 2)
+    out = sampling.sample_lcm(lambda x, sigma: x / 2, x, sigmas, noise_sampler=noise)
+    assert asked == [(4.0, 2.0)]
+    assert torch.equal(out, x / 4)
+
+
+def test_an_unknown_solver_type_is_refused():
+    with pytest.raises(ValueError, match="'midpoint' or 'heun'"):
+        sampling.sample_dpmpp_2m_sde(
+            MIXTURE.model, torch.ones(1, 1, 2, 2), torch.tensor([1.0, 0.0]), solver_type="rk4"
+        )
+
+
+def test_karras_schedule_gives_the_known_values():
+    sigmas = sampling.get_sigmas_karras(30, 0.0291672, 14.614641)
+    known = {0: 14.6146, 1: 12.6606, 14: 1.4080, 24: 0.1365, 29: 0.0292, 30: 0.0}
+    assert {i: round(float(sigmas[i]), 4) for i in known} == known
+
+
+def test_exponential_schedule_is_even_in_log_sigma():
+    logs = sampling.get_sigmas_exponential(9, 0.03, 14.6)[:-1].log()
+    torch.testing.assert_close(logs.diff(), torch.full((8,), float(logs[-1] - logs[0]) / 8))
+
+
+def test_one_step_schedules_start_at_the_top():
+    assert sampling.get_sigmas_karras(1, 0.03, 14.6).tolist() == pytest.approx([14.6, 0.0])
+    assert sampling.get_sigmas_exponential(1, 0.03, 14.6).tolist() == pytest.approx([14.6, 0.0])
+
+
+@pytest.mark.parametrize(("start", "end"), [(14.6, 8.0), (1.0, 0.5), (0.1, 0.0)])
+def test_an_ancestral_step_keeps_the_total_noise(start, end):
+    down, up = sampling.get_ancestral_step(start, end)
+    assert down**2 + up**2 == pytest.approx(end**2)
+    assert sampling.get_ancestral_step(start, end, eta=0.0) == (end, 0.0)
+
+
+def test_to_d_takes_one_sigma_for_each_picture():
+    x, clean = torch.full((2, 1, 1, 1), 6.0), torch.zeros(2, 1, 1, 1)
+    assert sampling.to_d(x, torch.tensor([2.0, 3.0]), clean).flatten().tolist() == [3.0, 2.0]
+    assert sampling.to_d(x, 2.0, clean).flatten().tolist() == [3.0, 3.0]

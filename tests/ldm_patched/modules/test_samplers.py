@@ -1,0 +1,166 @@
+"""Guidance, masked sampling and schedules, against formulas, diffusers and promises."""
+
+import pytest
+import torch
+
+from ldm_patched.modules.cond_batch import prepare_conditions
+from ldm_patched.modules.samplers import (
+    SAMPLERS,
+    SCHEDULERS,
+    GuidedDenoiser,
+    KSampler,
+    calculate_sigmas_scheduler,
+)
+from modules.spec.flags import Sampler, Scheduler
+from tests.support.fake_model import FakeModel, prompt
+
+X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 3
+SIGMA = torch.full((2,), 3.0)
+
+
+def guided(model, cfg, options=None):
+    positive = prepare_conditions(model, prompt(1), X, "positive")
+    negative = prepare_conditions(model, prompt(2), X, "negative")
+    return GuidedDenoiser(model, positive, negative, cfg, options)
+
+
+def halves():
+    """The conditional and the unconditional prediction at X, SIGMA."""
+    model = FakeModel()
+    cond = guided(model, 1.0)(X, SIGMA)
+    uncond = guided(model, 0.0)(X, SIGMA)
+    return cond, uncond
+
+
+def test_guidance_is_the_formula():
+    cond, uncond = halves()
+    out = guided(FakeModel(), 4.0)(X, SIGMA)
+    torch.testing.assert_close(out, uncond + 4.0 * (cond - uncond), rtol=0, atol=1e-5)
+
+
+def test_at_scale_1_the_negative_prompt_is_not_evaluated():
+    model = FakeModel()
+    guided(model, 1.0)(X, SIGMA)
+    assert [c["cond_or_uncond"] for c in model.calls] == [[0]]
+    guided(model, 1.0, {"disable_cfg1_optimization": True})(X, SIGMA)
+    assert model.calls[-1]["cond_or_uncond"] == [0, 1]
+
+
+def test_a_cfg_function_replaces_the_formula_and_works_on_noise():
+    cond, uncond = halves()
+
+    def function(args):
+        assert args["cond_scale"] == 4.0
+        assert torch.equal(args["input"], X)
+        assert torch.equal(args["sigma"], SIGMA)
+        torch.testing.assert_close(args["cond"], X - cond, rtol=0, atol=1e-5)
+        torch.testing.assert_close(args["uncond_denoised"], uncond, rtol=0, atol=1e-5)
+        return args["uncond"]
+
+    out = guided(FakeModel(), 4.0, {"sampler_cfg_function": function})(X, SIGMA)
+    torch.testing.assert_close(out, uncond, rtol=0, atol=1e-5)
+
+
+def test_at_scale_1_a_cfg_function_is_left_out():
+    cond, _ = halves()
+    options = {"sampler_cfg_function": lambda args: args["cond"] * 0}
+    assert torch.equal(guided(FakeModel(), 1.0, options)(X, SIGMA), cond)
+
+
+def test_post_cfg_functions_run_one_after_the_other():
+    cond, _ = halves()
+    options = {
+        "sampler_post_cfg_function": [
+            lambda args: args["denoised"] + 1,
+            lambda args: args["denoised"] * 2,
+        ]
+    }
+    out = guided(FakeModel(), 1.0, options)(X, SIGMA)
+    torch.testing.assert_close(out, (cond + 1) * 2)
+
+
+def test_without_a_negative_prompt_guidance_does_nothing():
+    model = FakeModel()
+    positive = prepare_conditions(model, prompt(1), X, "positive")
+    out = GuidedDenoiser(model, positive, [], 7.0)(X, SIGMA)
+    assert torch.equal(out, halves()[0])
+
+
+def test_every_name_a_request_may_use_has_a_function():
+    assert set(SAMPLERS) >= {s.value for s in Sampler}
+    assert set(SCHEDULERS) >= {s.value for s in Scheduler}
+
+
+@pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
+@pytest.mark.parametrize("steps", [1, 2, 7, 30, 1000])
+def test_schedules_fall_from_the_top_to_zero(scheduler, steps):
+    sigmas = calculate_sigmas_scheduler(FakeModel(), scheduler, steps)
+    assert sigmas.shape == (steps + 1,)
+    assert sigmas.dtype == torch.float32
+    assert float(sigmas[0]) == pytest.approx(14.614641, rel=1e-5)
+    assert float(sigmas[-1]) == 0.0
+    assert (sigmas.diff() < 0).all()
+
+
+def test_the_karras_schedule_of_a_model_has_the_known_values():
+    sigmas = calculate_sigmas_scheduler(FakeModel(), "karras", 30)
+    known = {0: 14.6146, 1: 12.6606, 14: 1.4080, 24: 0.1365, 29: 0.0292}
+    assert {i: round(float(sigmas[i]), 4) for i in known} == known
+
+
+def diffusers_sigmas(steps: int, **options) -> torch.Tensor:
+    from diffusers import EulerDiscreteScheduler
+
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **options
+    )
+    scheduler.set_timesteps(steps)
+    return scheduler.sigmas.float()
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options", "steps"),
+    [
+        ("karras", {"use_karras_sigmas": True}, [10, 30]),
+        ("exponential", {"use_exponential_sigmas": True}, [10, 30]),
+        # the other two agree where diffusers' timesteps are whole numbers: it interpolates
+        # sigma between them, the field log sigma
+        ("normal", {"timestep_spacing": "linspace"}, [4, 10, 28, 38]),
+        ("simple", {"timestep_spacing": "trailing"}, [4, 10, 20, 25, 40]),
+    ],
+)
+def test_schedules_equal_diffusers(scheduler, options, steps):
+    for count in steps:
+        ours = calculate_sigmas_scheduler(FakeModel(), scheduler, count)
+        theirs = diffusers_sigmas(count, **options)
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-6)
+
+
+def test_sgm_uniform_is_even_in_timesteps_and_stops_one_step_above_the_end():
+    model = FakeModel()
+    sigmas = calculate_sigmas_scheduler(model, "sgm_uniform", 4)
+    expected = model.model_sampling.sigma(torch.tensor([999.0, 749.25, 499.5, 249.75]))
+    torch.testing.assert_close(sigmas[:-1], expected)
+
+
+def test_part_of_the_denoising_takes_the_end_of_a_longer_schedule():
+    model = FakeModel()
+    sampler = KSampler(model, 10, "cpu", "euler", "karras", denoise=0.4)
+    whole = calculate_sigmas_scheduler(model, "karras", 25)
+    assert torch.equal(sampler.sigmas, whole[-11:])
+
+
+def test_no_denoising_leaves_the_latents_alone():
+    latent = torch.randn(1, 4, 8, 8)
+    sampler = KSampler(FakeModel(), 10, "cpu", denoise=0.0)
+    out = sampler.sample(torch.randn_like(latent), prompt(1), prompt(2), 4.0, latent)
+    assert torch.equal(out, latent)
+
+
+def test_unknown_names_and_too_few_steps_are_refused_in_words():
+    with pytest.raises(ValueError, match="no sampler 'eular'.*euler_ancestral"):
+        KSampler(FakeModel(), 4, "cpu", "eular")
+    with pytest.raises(ValueError, match="no scheduler 'cosy'.*karras"):
+        calculate_sigmas_scheduler(FakeModel(), "cosy", 4)
+    with pytest.raises(ValueError, match="at least 1 step"):
+        calculate_sigmas_scheduler(FakeModel(), "karras", 0)

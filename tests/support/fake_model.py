@@ -1,0 +1,100 @@
+"""A stand-in for a BaseModel: no weights to speak of, but a real attention over the prompt.
+
+It has what sampling asks of a model (noise levels, latent format, conditions, memory) and records
+its calls. Its output depends on x, sigma, the context and y in ways that tests can tell apart.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class NoiseTable:
+    """The scaled-linear table of Stable Diffusion, worked out in float64."""
+
+    def __init__(self, count: int = 1000) -> None:
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, count, dtype=torch.float64) ** 2
+        alphas = torch.cumprod(1 - betas, 0)
+        self.sigmas = ((1 - alphas) / alphas).sqrt().float()
+        self.log_sigmas = self.sigmas.log()
+
+    sigma_min = property(lambda self: self.sigmas[0])
+    sigma_max = property(lambda self: self.sigmas[-1])
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        return (sigma.log() - self.log_sigmas[:, None]).abs().argmin(0).view(sigma.shape)
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        t = timestep.float().clamp(0, len(self.sigmas) - 1)
+        low, high, w = t.floor().long(), t.ceil().long(), t.frac()
+        return ((1 - w) * self.log_sigmas[low] + w * self.log_sigmas[high]).exp()
+
+    def percent_to_sigma(self, percent: float) -> float:
+        return float(self.sigma(torch.tensor((1.0 - percent) * 999.0)))
+
+    def noise_scaling(
+        self, sigma: float, noise: Tensor, latent_image: Tensor, max_denoise: bool = False
+    ) -> Tensor:
+        return noise * ((1 + sigma**2) ** 0.5 if max_denoise else sigma) + latent_image
+
+    def inverse_noise_scaling(self, _sigma: float, latent: Tensor) -> Tensor:
+        return latent
+
+
+class Scale:
+    """A latent format of one factor."""
+
+    process_in = staticmethod(lambda latent: latent * 0.13025)
+    process_out = staticmethod(lambda latent: latent / 0.13025)
+
+
+class FakeModel(torch.nn.Module):
+    """Denoises towards what attention over the context says."""
+
+    def __init__(self, bytes_per_image: int = 1) -> None:
+        super().__init__()
+        self.model_sampling, self.latent_format = NoiseTable(), Scale()
+        self.bytes_per_image = bytes_per_image
+        generator = torch.Generator().manual_seed(0)
+        self.query = torch.nn.Parameter(torch.randn(4, 8, generator=generator), False)
+        self.value = torch.nn.Parameter(torch.randn(8, 4, generator=generator), False)
+        self.calls: list[dict[str, Any]] = []
+
+    def memory_required(self, shape: list[int]) -> int:
+        return shape[0] * self.bytes_per_image
+
+    def extra_conds(self, **options: Any) -> dict[str, Any]:
+        pooled = options.get("pooled_output")
+        return {} if pooled is None else {"y": pooled}
+
+    def apply_model(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_crossattn: Tensor,
+        y: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+    ) -> Tensor:
+        self.calls.append(
+            {"x": x, "t": t, "context": c_crossattn, "control": control, **transformer_options}
+        )
+        sigma = t.view(-1, 1, 1, 1)
+        scaled = (x / (1 + sigma**2).sqrt()).permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, 4)
+        attention = (scaled @ self.query @ c_crossattn.transpose(1, 2)).softmax(-1)
+        target = (attention @ c_crossattn @ self.value).transpose(1, 2).reshape(x.shape)
+        if y is not None:
+            target = target + y.mean(1).view(-1, 1, 1, 1)
+        if control is not None:
+            target = target + control
+        return (x + sigma**2 * target.tanh()) / (1 + sigma**2)
+
+
+def prompt(seed: int, tokens: int = 77, pooled: bool = True, **options: Any) -> list[list[Any]]:
+    """A condition as callers give it: random context (1, tokens, 8) and pooled output (1, 6)."""
+    generator = torch.Generator().manual_seed(seed)
+    context = torch.randn(1, tokens, 8, generator=generator)
+    if pooled:
+        options["pooled_output"] = torch.randn(1, 6, generator=generator)
+    return [[context, options]]
