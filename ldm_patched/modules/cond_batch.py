@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm_patched.modules.conds import CONDCrossAttn, CONDRegular
+
 COND, UNCOND = 0, 1  # as written into transformer_options["cond_or_uncond"]
 
 Area = tuple[int, int, int, int]  # height, width, y, x
@@ -29,9 +31,9 @@ Area = tuple[int, int, int, int]  # height, width, y, x
 
 @dataclass(eq=False)  # compared by identity: two equal prompts are still two conditions
 class Condition:
-    """One condition on the device. It counts while sigma_end <= sigma <= sigma_start."""
+    """One condition of a run. It counts while sigma_end <= sigma <= sigma_start."""
 
-    tensors: dict[str, Tensor]  # the keywords of apply_model, each (1, ...) or (B, ...)
+    inputs: dict[str, CONDRegular]  # keywords of apply_model, for the run's batch and device
     control: Any = None
     area: Area | None = None
     mask: Tensor | None = None  # (1 or B, 1, H, W) at the latents' resolution
@@ -52,10 +54,10 @@ class Condition:
 def prepare_conditions(
     model: Any, conditions: Sequence[Sequence[Any]], noise: Tensor, prompt_type: str, **extra: Any
 ) -> list[Condition]:
-    """Conditions as callers give them → Conditions on the device of `noise` (B, C, H, W).
+    """Conditions as callers give them → Conditions for the batch and device of `noise`.
 
-    model: a BaseModel; its `extra_conds` makes the tensors that its family needs. prompt_type:
-    "positive" or "negative". extra: more keywords for extra_conds (latent_image, denoise_mask, …).
+    noise: (B, C, H, W). model: a BaseModel; its `extra_conds` makes what its family needs.
+    prompt_type: "positive" or "negative". extra: more keywords for extra_conds.
     """
     prepared = []
     for context, options in conditions:
@@ -67,14 +69,14 @@ def prepare_conditions(
             "noise": noise,
             "device": noise.device,
             "prompt_type": prompt_type,
+            "cross_attn": context,
         }
-        made = model.extra_conds(cross_attn=context, **keywords)
-        tensors = {name: getattr(value, "cond", value) for name, value in made.items()}
-        tensors.setdefault("c_crossattn", context)
+        made = {"c_crossattn": CONDCrossAttn(context), **model.extra_conds(**keywords)}
+        shaped = {"batch_size": noise.shape[0], "device": noise.device, "area": options.get("area")}
         window = _sigma_window(model.model_sampling, options)
         prepared.append(
             Condition(
-                {n: t.to(noise.device) for n, t in tensors.items() if t is not None},
+                {name: cond.process_cond(**shaped) for name, cond in made.items()},
                 control=options.get("control"),
                 area=options.get("area"),
                 mask=mask_like(options.get("mask"), noise),
@@ -115,7 +117,7 @@ class CondBatcher:
 
     model: Any
     free_bytes: int | None = None
-    _inputs: dict[tuple[int, ...], dict[str, Tensor]] = field(default_factory=dict)
+    _joined: dict[tuple[int, ...], dict[str, Any]] = field(default_factory=dict)
     _most: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     def predict(
@@ -177,7 +179,7 @@ class CondBatcher:
         """One network call for all of `batch`; its output, one part a condition."""
         kinds, conditions = [kind for kind, _ in batch], [c for _, c in batch]
         part, count = _part(x, conditions[0].area), len(batch)
-        keywords: dict[str, Any] = dict(self._network_inputs(conditions, x.shape[0]))
+        keywords = dict(self._network_inputs(conditions))
         part, timestep = torch.cat([part] * count), torch.cat([sigma] * count)
         if conditions[0].control is not None:
             control = conditions[0].control
@@ -195,17 +197,19 @@ class CondBatcher:
             output = wrapper(self.model.apply_model, call)
         return output.chunk(count)
 
-    def _network_inputs(self, conditions: Sequence[Condition], batch: int) -> dict[str, Tensor]:
-        """The conditions' tensors, one after the other; the same objects at every step."""
+    def _network_inputs(self, conditions: Sequence[Condition]) -> dict[str, Any]:
+        """The conditions' inputs joined for one call; the same objects at every step."""
         key = tuple(id(c) for c in conditions)
-        if key not in self._inputs:
-            self._inputs[key] = {
-                name: join_tokens([_per_image(c.tensors[name], batch) for c in conditions])
-                if name == "c_crossattn"
-                else torch.cat([_per_image(c.tensors[name], batch) for c in conditions])
-                for name in conditions[0].tensors
-            }
-        return self._inputs[key]
+        if key not in self._joined:
+            first, others = conditions[0].inputs, conditions[1:]
+            # Tensors of inference mode do not count changes; networks that keep what they made
+            # of a context know it again by that count, without reading it.
+            with torch.inference_mode(False), torch.no_grad():
+                self._joined[key] = {
+                    name: cond.concat([c.inputs[name] for c in others])
+                    for name, cond in first.items()
+                }
+        return self._joined[key]
 
 
 def active(conditions: Sequence[Condition], sigma: Tensor) -> list[Condition]:
@@ -216,37 +220,13 @@ def active(conditions: Sequence[Condition], sigma: Tensor) -> list[Condition]:
     return [c for c in conditions if c.sigma_end <= level <= c.sigma_start]
 
 
-def join_tokens(contexts: Sequence[Tensor]) -> Tensor:
-    """Contexts (B, n_i, C) of different lengths → (sum of B, n, C) with n their common multiple.
-
-    Each is repeated along the tokens: attention over a repeated context is attention over it.
-    """
-    tokens = math.lcm(*(c.shape[1] for c in contexts))
-    return torch.cat([c.repeat(1, tokens // c.shape[1], 1) for c in contexts])
-
-
 def _can_share(a: Condition, b: Condition) -> bool:
     """Whether two conditions fit in one network call."""
     if a is b:
         return True
-    if a.control is not b.control or a.tensors.keys() != b.tensors.keys():
+    if a.control is not b.control or a.area != b.area or a.inputs.keys() != b.inputs.keys():
         return False
-    if a.area != b.area:
-        return False
-    return all(_can_join(name, a.tensors[name], b.tensors[name]) for name in a.tensors)
-
-
-def _can_join(name: str, a: Tensor, b: Tensor) -> bool:
-    if name != "c_crossattn":
-        return a.shape[1:] == b.shape[1:]
-    longest = math.lcm(a.shape[1], b.shape[1])
-    # beyond four repeats, attention over the padding costs more than a call of its own
-    return a.shape[2:] == b.shape[2:] and longest <= 4 * min(a.shape[1], b.shape[1])
-
-
-def _per_image(tensor: Tensor, batch: int) -> Tensor:
-    """tensor (1 or B, ...) → (B, ...)."""
-    return tensor if tensor.shape[0] == batch else tensor.repeat(batch, *[1] * (tensor.ndim - 1))
+    return all(cond.can_concat(b.inputs[name]) for name, cond in a.inputs.items())
 
 
 def _part(x: Tensor, area: Area | None) -> Tensor:

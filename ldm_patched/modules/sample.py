@@ -14,6 +14,7 @@ from torch import Tensor
 from ldm_patched.k_diffusion.noise import seeds_for
 from ldm_patched.modules.cond_batch import mask_like
 from ldm_patched.modules.errors import NotFinite
+from ldm_patched.modules.model_management import free_memory
 from ldm_patched.modules.samplers import Conditions, KSampler
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,10 @@ def sample(  # noqa: PLR0913 - the field's signature
     Raises NotFinite, whatever the interrupt callable of transformer_options raises, and
     ValueError for a name or number that makes no sense.
     """
-    runner = KSampler(model, steps, _device_of(model), sampler_name, scheduler, denoise)
+    device = _device_of(model)
+    runner = KSampler(
+        model, steps, device, sampler_name, scheduler, denoise, free_bytes=free_memory(device)
+    )
     whole = runner.sigmas if sigmas is None else sigmas
     part = part_of_schedule(whole, start_step, last_step, force_full_denoise)
     if len(part) < 2:

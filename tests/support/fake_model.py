@@ -9,37 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm_patched.modules.conds import CONDRegular
+from ldm_patched.modules.model_sampling import EPS, ModelSamplingDiscrete
 
-class NoiseTable:
-    """The scaled-linear table of Stable Diffusion, worked out in float64."""
 
-    def __init__(self, count: int = 1000) -> None:
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, count, dtype=torch.float64) ** 2
-        alphas = torch.cumprod(1 - betas, 0)
-        self.sigmas = ((1 - alphas) / alphas).sqrt().float()
-        self.log_sigmas = self.sigmas.log()
-
-    sigma_min = property(lambda self: self.sigmas[0])
-    sigma_max = property(lambda self: self.sigmas[-1])
-
-    def timestep(self, sigma: Tensor) -> Tensor:
-        return (sigma.log() - self.log_sigmas[:, None]).abs().argmin(0).view(sigma.shape)
-
-    def sigma(self, timestep: Tensor) -> Tensor:
-        t = timestep.float().clamp(0, len(self.sigmas) - 1)
-        low, high, w = t.floor().long(), t.ceil().long(), t.frac()
-        return ((1 - w) * self.log_sigmas[low] + w * self.log_sigmas[high]).exp()
-
-    def percent_to_sigma(self, percent: float) -> float:
-        return float(self.sigma(torch.tensor((1.0 - percent) * 999.0)))
-
-    def noise_scaling(
-        self, sigma: float, noise: Tensor, latent_image: Tensor, max_denoise: bool = False
-    ) -> Tensor:
-        return noise * ((1 + sigma**2) ** 0.5 if max_denoise else sigma) + latent_image
-
-    def inverse_noise_scaling(self, _sigma: float, latent: Tensor) -> Tensor:
-        return latent
+class EpsilonSampling(ModelSamplingDiscrete, EPS):
+    """The noise levels of Stable Diffusion."""
 
 
 class Scale:
@@ -54,7 +29,7 @@ class FakeModel(torch.nn.Module):
 
     def __init__(self, bytes_per_image: int = 1) -> None:
         super().__init__()
-        self.model_sampling, self.latent_format = NoiseTable(), Scale()
+        self.model_sampling, self.latent_format = EpsilonSampling(), Scale()
         self.bytes_per_image = bytes_per_image
         generator = torch.Generator().manual_seed(0)
         self.query = torch.nn.Parameter(torch.randn(4, 8, generator=generator), False)
@@ -66,7 +41,7 @@ class FakeModel(torch.nn.Module):
 
     def extra_conds(self, **options: Any) -> dict[str, Any]:
         pooled = options.get("pooled_output")
-        return {} if pooled is None else {"y": pooled}
+        return {} if pooled is None else {"y": CONDRegular(pooled)}
 
     def apply_model(
         self,

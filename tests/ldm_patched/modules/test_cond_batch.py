@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm_patched.modules.cond_batch import CondBatcher, join_tokens, prepare_conditions
+from ldm_patched.modules.cond_batch import CondBatcher, prepare_conditions
 from tests.support.fake_model import FakeModel, prompt
 
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 3
@@ -48,11 +48,6 @@ def test_contexts_of_very_different_length_are_not_padded():
     assert [c["context"].shape[1] for c in model.calls] == [77, 385]
 
 
-def test_tokens_are_repeated_to_the_common_multiple():
-    joined = join_tokens([torch.zeros(1, 2, 3), torch.ones(2, 3, 3)])
-    assert joined.shape == (3, 6, 3)
-
-
 def test_an_out_of_memory_error_makes_the_calls_smaller_and_keeps_them_so():
     class Small(FakeModel):
         def apply_model(self, x, *args, **kwargs):
@@ -85,6 +80,14 @@ def test_the_network_gets_the_same_context_object_at_each_step():
     for _ in range(2):
         batcher.predict(groups, X, SIGMA, {})
     assert model.calls[0]["context"] is model.calls[1]["context"]
+
+
+def test_a_network_in_inference_mode_can_know_a_context_by_its_version():
+    model = FakeModel()
+    with torch.inference_mode():
+        predict(model, prompt(1), prompt(2))
+        predict(model, prompt(1), [])
+    assert not any(call["context"].is_inference() for call in model.calls)
 
 
 def test_the_caller_s_options_are_handed_on_but_never_written_to():
