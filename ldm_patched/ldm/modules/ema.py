@@ -33,7 +33,8 @@ class LitEma(nn.Module):
                 # A buffer's name must hold no dot.
                 shadow = name.replace(".", "")
                 self.m_name2s_name[name] = shadow
-                self.register_buffer(shadow, parameter.detach().clone())
+                # float32, because small steps vanish in half precision
+                self.register_buffer(shadow, parameter.detach().float().clone())
         self.collected_params: list[Tensor] = []
 
     def reset_num_updates(self) -> None:

@@ -1,0 +1,118 @@
+"""Which model a state dict holds, from the names and shapes of its weights alone."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
+from ldm_patched.modules.errors import UnsupportedModel
+from ldm_patched.modules.supported_models import BASE, MODELS, UNET_PREFIX
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def shapes_under(state_dict: Mapping[str, Any], prefix: str) -> dict[str, tuple[int, ...]]:
+    """Names without the prefix, and shapes, of what is under it."""
+    return {
+        key[len(prefix) :]: tuple(value.shape)
+        for key, value in state_dict.items()
+        if key.startswith(prefix)
+    }
+
+
+def _depth(shapes: Shapes, block: str) -> int:
+    """Transformer blocks of the SpatialTransformer with the name `block`; 0 if there is none."""
+    pattern = re.compile(re.escape(block) + r"\.transformer_blocks\.(\d+)\.")
+    found = {int(m.group(1)) for name in shapes if (m := pattern.match(name))}
+    return max(found) + 1 if found else 0
+
+
+def _levels(shapes: Shapes) -> tuple[list[int], list[int], list[int]]:
+    """(residual blocks of each level, channels of each level, depth after each such block)."""
+    counts, channels, depths = [0], [0], []
+    number = 1
+    while True:
+        block = f"input_blocks.{number}"
+        if f"{block}.0.op.weight" in shapes:
+            counts.append(0)
+            channels.append(0)
+        elif f"{block}.0.out_layers.3.weight" in shapes:
+            counts[-1] += 1
+            channels[-1] = shapes[f"{block}.0.out_layers.3.weight"][0]
+            depths.append(_depth(shapes, f"{block}.1"))
+        else:
+            return counts, channels, depths
+        number += 1
+
+
+def _middle_depth(shapes: Shapes) -> int | None:
+    if "middle_block.0.in_layers.0.weight" not in shapes:
+        return None
+    return _depth(shapes, "middle_block.1")
+
+
+def detect_unet_config(
+    state_dict: Mapping[str, Any], prefix: str = UNET_PREFIX
+) -> UNetConfig | None:
+    """The dimensions of the UNet under `prefix`; None if there is no UNet of the known plan."""
+    shapes = shapes_under(state_dict, prefix)
+    first, last = shapes.get("input_blocks.0.0.weight"), shapes.get("out.2.weight")
+    time_embed = shapes.get("time_embed.0.weight")
+    if not (first and last and time_embed) or len(first) != 4 or len(last) != 4:
+        return None
+    if any("time_stack" in name or "time_mixer" in name for name in shapes):
+        return None  # video
+    base = first[0]
+    counts, channels, depths = _levels(shapes)
+    if 0 in counts or any(c % base for c in channels):
+        return None
+    ups = range(sum(n + 1 for n in counts))
+    contexts = {s[-1] for name, s in shapes.items() if name.endswith("attn2.to_k.weight")}
+    projections = {len(s) for name, s in shapes.items() if name.endswith(".proj_in.weight")}
+    if len(contexts) > 1 or len(projections) > 1:
+        return None
+    label = shapes.get("label_emb.0.0.weight")
+    return UNetConfig(
+        in_channels=first[1],
+        out_channels=last[0],
+        model_channels=base,
+        channel_mult=tuple(c // base for c in channels),
+        num_res_blocks=tuple(counts),
+        transformer_depth=tuple(depths),
+        transformer_depth_middle=_middle_depth(shapes),
+        transformer_depth_output=tuple(_depth(shapes, f"output_blocks.{n}.1") for n in ups),
+        context_dim=next(iter(contexts), None),
+        num_classes="sequential" if label else None,
+        adm_in_channels=label[1] if label else 0,
+        time_embed_dim=time_embed[0],
+        use_linear_in_transformer=projections != {4},
+    )
+
+
+def model_config_from_unet_config(unet_config: UNetConfig) -> BASE | None:
+    """The family with these dimensions; None if it is not a known one."""
+    family = next((m for m in MODELS if m.matches(unet_config)), None)
+    return None if family is None else family(unet_config)
+
+
+def model_config_from_unet(state_dict: Mapping[str, Any], prefix: str = UNET_PREFIX) -> BASE | None:
+    """The family and dimensions of the UNet under `prefix`; None if it is not a known one."""
+    unet_config = detect_unet_config(state_dict, prefix)
+    return None if unet_config is None else model_config_from_unet_config(unet_config)
+
+
+def require_model_config(state_dict: Mapping[str, Any], prefix: str = UNET_PREFIX) -> BASE:
+    """As model_config_from_unet. Raises UnsupportedModel, with what was found, instead of None."""
+    unet_config = detect_unet_config(state_dict, prefix)
+    if unet_config is None:
+        raise UnsupportedModel(
+            "This file holds no diffusion network of a known plan; choose an SDXL checkpoint."
+        )
+    config = model_config_from_unet_config(unet_config)
+    if config is None:
+        known = ", ".join(m.name for m in MODELS)
+        raise UnsupportedModel(
+            f"This checkpoint's network ({unet_config.model_channels} channels, text width "
+            f"{unet_config.context_dim}) is of no supported family; those are: {known}."
+        )
+    return config
