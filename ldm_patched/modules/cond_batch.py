@@ -197,18 +197,22 @@ class CondBatcher:
             output = wrapper(self.model.apply_model, call)
         return output.chunk(count)
 
+    def _dtype(self) -> torch.dtype:
+        """The precision in which the network takes its context."""
+        return getattr(self.model, "manual_cast_dtype", None) or self.model.get_dtype()
+
     def _network_inputs(self, conditions: Sequence[Condition]) -> dict[str, Any]:
         """The conditions' inputs joined for one call; the same objects at every step."""
         key = tuple(id(c) for c in conditions)
         if key not in self._joined:
             first, others = conditions[0].inputs, conditions[1:]
-            # Tensors of inference mode do not count changes; networks that keep what they made
-            # of a context know it again by that count, without reading it.
+            # Networks that keep what they made of a context know it again without reading it if
+            # it is the same object, which a cast at each step would prevent, and if its changes
+            # are counted, which inference mode does not do.
             with torch.inference_mode(False), torch.no_grad():
-                self._joined[key] = {
-                    name: cond.concat([c.inputs[name] for c in others])
-                    for name, cond in first.items()
-                }
+                joined = {n: c.concat([o.inputs[n] for o in others]) for n, c in first.items()}
+                joined["c_crossattn"] = joined["c_crossattn"].to(self._dtype())
+            self._joined[key] = joined
         return self._joined[key]
 
 

@@ -4,8 +4,8 @@
 model's scale. `prepare_noise` makes the starting noise of each picture from its own seed.
 """
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,8 +16,6 @@ from ldm_patched.modules.cond_batch import mask_like
 from ldm_patched.modules.errors import NotFinite
 from ldm_patched.modules.model_management import free_memory
 from ldm_patched.modules.samplers import Conditions, KSampler
-
-logger = logging.getLogger(__name__)
 
 # step (from 0), denoised and x in the model's scale (B, C, H, W), number of steps
 StepCallback = Callable[[int, Tensor, Tensor, int], None]
@@ -72,6 +70,23 @@ def _device_of(model: Any) -> torch.device:
     return next(model.parameters()).device
 
 
+@contextmanager
+def _patched(model: Any) -> Iterator[None]:
+    """With a ModelPatcher's patches in the model, on its device; taken out if anything fails.
+
+    They stay in otherwise: the next picture needs them, and another patcher takes them out itself.
+    """
+    if not hasattr(model, "patch_model"):
+        yield
+        return
+    try:
+        model.patch_model(model.load_device)
+        yield
+    except BaseException:
+        model.unpatch_model()
+        raise
+
+
 @torch.inference_mode()
 def sample(  # noqa: PLR0913 - the field's signature
     model: Any,
@@ -119,18 +134,19 @@ def sample(  # noqa: PLR0913 - the field's signature
         noise = prepare_noise(latent_image, seed)
     mask = None if noise_mask is None else mask_like(noise_mask, latent_image)
     latent_format = runner.base_model.latent_format
-    latents = runner.sample(
-        noise.float(),
-        positive,
-        negative,
-        cfg,
-        latent_format.process_in(latent_image.float()),
-        part,
-        mask,
-        _step_watch(callback, len(part) - 1),
-        seed,
-        sampler_options,
-    )
+    with _patched(model):
+        latents = runner.sample(
+            noise.float(),
+            positive,
+            negative,
+            cfg,
+            latent_format.process_in(latent_image.float()),
+            part,
+            mask,
+            _step_watch(callback, len(part) - 1),
+            seed,
+            sampler_options,
+        )
     result = latent_format.process_out(latents).to(latent_image.device, torch.float32)
     if mask is not None and float(part[-1]) == 0.0:
         # scaling in and out rounds: what the mask keeps shall be the very numbers that came in

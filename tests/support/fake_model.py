@@ -36,6 +36,9 @@ class FakeModel(torch.nn.Module):
         self.value = torch.nn.Parameter(torch.randn(8, 4, generator=generator), False)
         self.calls: list[dict[str, Any]] = []
 
+    def get_dtype(self) -> torch.dtype:
+        return torch.float32
+
     def memory_required(self, shape: list[int]) -> int:
         return shape[0] * self.bytes_per_image
 
