@@ -87,7 +87,6 @@ def _patched(model: Any) -> Iterator[None]:
         raise
 
 
-@torch.inference_mode()
 def sample(  # noqa: PLR0913 - the field's signature
     model: Any,
     noise: Tensor | None,
@@ -121,9 +120,7 @@ def sample(  # noqa: PLR0913 - the field's signature
     ValueError for a name or number that makes no sense.
     """
     device = _device_of(model)
-    runner = KSampler(
-        model, steps, device, sampler_name, scheduler, denoise, free_bytes=free_memory(device)
-    )
+    runner = KSampler(model, steps, device, sampler_name, scheduler, denoise)
     whole = runner.sigmas if sigmas is None else sigmas
     part = part_of_schedule(whole, start_step, last_step, force_full_denoise)
     if len(part) < 2:
@@ -134,7 +131,8 @@ def sample(  # noqa: PLR0913 - the field's signature
         noise = prepare_noise(latent_image, seed)
     mask = None if noise_mask is None else mask_like(noise_mask, latent_image)
     latent_format = runner.base_model.latent_format
-    with _patched(model):
+    with _patched(model), torch.inference_mode():
+        runner.free_bytes = free_memory(device)  # now that the weights are in their place
         latents = runner.sample(
             noise.float(),
             positive,
