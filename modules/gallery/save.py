@@ -62,18 +62,21 @@ def save_image(
     output_format: OutputFormat = OutputFormat.PNG,
     recipe: Recipe | None = None,
     now: datetime | None = None,
+    by_day: bool = True,
 ) -> SavedImage:
     """Write `pixels` (H, W, 3) uint8 as picture `index` (from 0) of a task.
 
     recipe: goes into the file as metadata; None writes none. now: local time of the name.
+    by_day: put it into a folder of the day below output_path, not into output_path itself.
     Raises DiskFull or OutputFolder; then no file of this call is left.
     """
     data = encode_image(pixels, output_format, recipe)
     when = now or datetime.now()
     safe_id = re.sub(r"[^A-Za-z0-9-]", "-", task_id)
     stem = f"{when:%H-%M-%S}_{safe_id}_{index}"
+    folder = output_path / f"{when:%Y-%m-%d}" if by_day else output_path
     try:
-        path = write_new(output_path / f"{when:%Y-%m-%d}", stem, output_format.suffix, data)
+        path = write_new(folder, stem, output_format.suffix, data)
     except OSError as error:
         raise _as_studio_error(error, index) from error
     height, width = pixels.shape[:2]

@@ -1,0 +1,65 @@
+"""From whatever was raised to the code and the sentence that a viewer gets.
+
+Out of memory has many faces: Python's MemoryError, torch's OutOfMemoryError, and on the CPU a
+plain RuntimeError of the allocator; all become E_OOM. Anything unknown becomes E_INTERNAL; the
+caller logs it in full.
+"""
+
+import errno
+from typing import NamedTuple
+
+from ldm_patched.modules.errors import EngineError
+from modules.spec.errors import OutOfMemory, StudioError
+
+_OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "alloc_cpu", "not enough memory")
+_DEVICE_LOST_WORDS = ("CUDA error", "device-side assert", "CUDNN_STATUS", "XPU error")
+INTERNAL_SENTENCE = (
+    "Something went wrong inside Easel; the log says more. Try again, and report it if it stays."
+)
+
+
+class Failure(NamedTuple):
+    """A stable code and one sentence with a remedy."""
+
+    code: str
+    message: str
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the device or in the computer."""
+    if isinstance(error, MemoryError | OutOfMemory):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if not isinstance(error, RuntimeError):
+        return False
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return any(words in text for words in _OUT_OF_MEMORY_WORDS)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether the accelerator's context is unusable from now on: only a new process helps."""
+    if is_out_of_memory(error) or not isinstance(error, RuntimeError):
+        return False
+    return any(words in str(error) for words in _DEVICE_LOST_WORDS)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What to tell about `error`. Typed errors carry their own sentence."""
+    if isinstance(error, StudioError | EngineError):
+        return Failure(error.code, str(error))
+    if is_out_of_memory(error):
+        return Failure(
+            OutOfMemory.code,
+            "There was not enough memory to paint this; choose a smaller size, close other "
+            "programs, or start Easel with --low-vram.",
+        )
+    if is_device_lost(error):
+        return Failure(
+            StudioError.code,
+            "The graphics device stopped working and is being restarted; generate again, and "
+            "update its driver if this comes back.",
+        )
+    return Failure(StudioError.code, INTERNAL_SENTENCE)

@@ -1,0 +1,179 @@
+"""Pictures without the page: `launch.py generate "two words" -n 1 --seed 7 -o folder`.
+
+The options are TaskSpec's fields and the device flags; the work is done in this process by the
+same handler and stages that serve the queue. Paths of the pictures go to standard output, the
+progress bar and errors to standard error.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn, TextIO
+
+from modules.settings.args import FLAGS
+from modules.settings.config import Settings, load_settings
+from modules.settings.presets import load_presets
+from modules.spec.errors import ConfigError, StudioError
+from modules.spec.flags import TaskState
+from modules.spec.task_spec import ResolvedSpec, TaskSpec
+from modules.tasks.cancel import CancelToken
+from modules.tasks.events import Event, Loading, Progress
+from modules.tasks.ids import IdMaker
+
+_SHORT = {"image_count": ("-n",), "output_format": ("--format",)}
+_SETTINGS = ("models-path", "data-path", "disable-metadata")
+_BAR_CHARACTERS = 24
+EXIT_STOPPED = 130
+
+
+class TerminalTask:
+    """One task of the command line: a TaskPort that prints instead of storing."""
+
+    def __init__(self, spec: TaskSpec, output_path: Path, out: TextIO, err: TextIO) -> None:
+        self.id = IdMaker().make()
+        self.spec = spec
+        self.done_indices: frozenset[int] = frozenset()
+        self.cancel = CancelToken()
+        self.failure = ""
+        self._output_path, self._out, self._err = output_path, out, err
+        self._line = 0
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, Loading):
+            self._show(event.message)
+        elif isinstance(event, Progress):
+            filled = round(event.fraction * _BAR_CHARACTERS)
+            bar = "█" * filled + "░" * (_BAR_CHARACTERS - filled)
+            left = "" if event.seconds_left is None else f" · {event.seconds_left:.0f} s left"
+            self._show(
+                f"{bar} picture {event.image} of {event.image_count} · "
+                f"step {event.step}/{event.steps}{left}"
+            )
+
+    def set_resolved(self, resolved: ResolvedSpec) -> None:
+        """Nothing to keep: the recipe in each picture says it."""
+
+    def commit_image(self, index: int, relative_path: str, *_facts: object) -> None:  # noqa: ARG002
+        self._show("")
+        self._out.write(f"{self._output_path / relative_path}\n")
+        self._out.flush()
+
+    def commit_skip(self, index: int) -> None:
+        """Nobody can press Skip here."""
+
+    def finish(self, state: TaskState, _code: str = "", message: str = "") -> None:
+        self._show("")
+        if state is TaskState.FAILED:
+            self.failure = message
+
+    def _show(self, text: str) -> None:
+        """Replace the progress line; only where somebody looks at it."""
+        if self._err.isatty():
+            self._err.write("\r" + text.ljust(self._line) + ("" if text else "\r"))
+            self._err.flush()
+            self._line = len(text)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises a sentence instead of ending the process with the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"The command line is not right: {message}. See generate --help.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options, from TaskSpec's fields and the flags that matter without a page."""
+    parser = _Parser(
+        prog="launch.py generate",
+        description="Make pictures without the page.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for name, field in TaskSpec.model_fields.items():
+        if name == "prompt":
+            parser.add_argument("prompt", help=field.description)
+            continue
+        names = (*_SHORT.get(name, ()), "--" + name.replace("_", "-"))
+        help_text = (field.description or "").replace("%", "%%")
+        choices = getattr(field.annotation, "__members__", None)
+        metavar = "|".join(choice.value for choice in choices.values()) if choices else "X"
+        parser.add_argument(*names, dest=name, metavar=metavar, help=help_text)
+    parser.add_argument(
+        "-o",
+        "--output-path",
+        metavar="FOLDER",
+        help="folder for the pictures; without it, a folder of the day below outputs",
+    )
+    for flag in FLAGS:
+        if flag.device or flag.name in _SETTINGS:
+            options = {"dest": flag.field, "help": flag.help}
+            if flag.convert is None:
+                options |= {"action": "store_true"}
+            elif flag.bare is not None:
+                options |= {"nargs": "?", "const": flag.bare, "metavar": flag.metavar}
+            else:
+                options |= {"metavar": flag.metavar}
+            parser.add_argument(*(f"--{name}" for name in (flag.name, *flag.aliases)), **options)
+    return parser
+
+
+def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
+    """(spec with a fixed seed, settings, whether a folder was given). Raises StudioError."""
+    given = vars(build_parser().parse_args(list(argv)))
+    values = {name: given.pop(name) for name in list(given) if name in TaskSpec.model_fields}
+    folder = given.pop("output_path", None)
+    settings_argv: list[str] = []
+    for field, value in given.items():
+        settings_argv.append("--" + field.replace("_", "-"))
+        if value is not True:
+            settings_argv.append(str(value))
+    settings = load_settings(settings_argv)
+    if folder is not None:
+        settings = replace(settings, output_path=Path(os.path.abspath(Path(folder).expanduser())))
+    preset = values.pop("preset", "")
+    if not preset:
+        return TaskSpec.from_mapping(values).with_fixed_seed(), settings, folder is not None
+    presets = load_presets(settings.root)
+    if preset not in presets:
+        raise ConfigError(
+            f"There is no preset {preset[:64]!r}; choose one of {', '.join(presets) or 'none'}."
+        )
+    return presets[preset].apply(values).with_fixed_seed(), settings, folder is not None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 if every picture was saved, 1 after an error, 130 after Ctrl+C."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        spec, settings, has_folder = read_request(argv)
+    except StudioError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    task = TerminalTask(spec, settings.output_path, sys.stdout, sys.stderr)
+
+    # Only now: --help and a wrong option are answered without loading the engine.
+    from modules.async_worker import run_task
+    from modules.worker.studio import Studio
+
+    studio = Studio(settings, by_day=not has_folder)
+    try:
+        run_task(task, studio)
+    except KeyboardInterrupt:
+        task.finish(TaskState.STOPPED)
+        sys.stderr.write("Stopped; the pictures finished so far are kept.\n")
+        return EXIT_STOPPED
+    finally:
+        studio.close()
+    if task.failure:
+        sys.stderr.write(f"{task.failure}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,96 @@
+"""The mutable state of one task, and the one it belongs to.
+
+`TaskPort` is what stages may ask and tell: a ClaimedTask of the queue is one, the command line
+has another. A `Job` is handed from stage to stage; each writes the fields that its name promises.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from modules.library.catalog import ModelFile
+from modules.spec.sizes import SizeTable
+from modules.spec.task_spec import ResolvedSpec, TaskSpec
+from modules.tasks.cancel import CancelToken
+from modules.tasks.events import Event
+from modules.worker.progress import StepClock
+
+if TYPE_CHECKING:
+    import numpy as np
+    from ldm_patched.modules.model_patcher import ModelPatcher
+    from torch import Tensor
+
+    from modules.worker.pipeline import LoadedModel
+
+
+class TaskPort(Protocol):
+    """A task as its worker sees it. Every call may raise ClaimLost (a Cancelled)."""
+
+    id: str
+    spec: TaskSpec
+    done_indices: frozenset[int]
+    cancel: CancelToken
+
+    def emit(self, event: Event) -> None:
+        """Tell viewers; nothing depends on it."""
+
+    def set_resolved(self, resolved: ResolvedSpec) -> None:
+        """Store what the spec came to."""
+
+    def commit_image(
+        self, index: int, relative_path: str, sha256: str, width: int, height: int, seed: int
+    ) -> None:
+        """Record a picture whose file is on disk."""
+
+    def commit_skip(self, index: int) -> None:
+        """Record that a picture is not wanted."""
+
+    def finish(self, state: Any, code: str = "", message: str = "") -> None:
+        """End the task."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One task on its way through the stages. `index` and what follows belong to one picture."""
+
+    task: TaskPort
+    file: ModelFile | None = None  # resolve
+    resolved: ResolvedSpec | None = None  # resolve
+    sizes: SizeTable | None = None  # resolve
+    model: "LoadedModel | None" = None  # prompts
+    positive: list[Any] = field(default_factory=list)  # prompts; [[cond, {"pooled_output": …}]]
+    negative: list[Any] = field(default_factory=list)  # prompts
+    control_tasks: tuple[Any, ...] = ()  # objects with attach(unet); none exist without adapters
+    unet: "ModelPatcher | None" = None  # control; a clone, so that nothing sticks to the model
+    clock: StepClock = field(default_factory=StepClock)
+    tiled: bool = False  # decode in tiles: the second try after memory ran out
+
+    index: int = 0
+    latents: "Tensor | None" = None  # sample; (1, 4, H/8, W/8) in the VAE's scale
+    pixels: "np.ndarray | None" = None  # decode; (H, W, 3) uint8
+
+    @property
+    def spec(self) -> TaskSpec:
+        return self.task.spec
+
+    @property
+    def check(self) -> Callable[[], None]:
+        """Raises Cancelled or Skipped when the user asked for it."""
+        return self.task.cancel.check
+
+    @property
+    def seed(self) -> int:
+        """The current picture's own."""
+        return self.settled.seeds[self.index]
+
+    @property
+    def settled(self) -> ResolvedSpec:
+        """The resolved spec; only before the resolve stage there is none."""
+        if self.resolved is None:
+            raise RuntimeError("the resolve stage has not run yet")
+        return self.resolved
+
+    def next_image(self, index: int) -> None:
+        """Forget the picture before; `index` (from 0) is painted now."""
+        self.index, self.latents, self.pixels = index, None, None
+        self.task.cancel.next_image()

@@ -1,0 +1,117 @@
+"""How long a task still takes, and its live preview. Both stay off the sampler's path.
+
+The clock measures; the previewer hands a small array to a thread that makes a JPEG of it, and
+drops a frame rather than wait for the one before.
+"""
+
+import io
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from modules.tasks.events import Preview
+
+PREVIEW_SECONDS = 0.25
+_STEPS_REMEMBERED = 20
+
+
+@dataclass(slots=True)
+class StepClock:
+    """Seconds left, from the steps measured so far. Times are of `time.monotonic`.
+
+    The first step of a picture is left out of the estimate as soon as there are others: it
+    carries the warm-up. What a picture takes besides its steps is measured on the ones before.
+    """
+
+    now: Callable[[], float] = time.monotonic
+    _steps: deque[float] = field(default_factory=lambda: deque(maxlen=_STEPS_REMEMBERED))
+    _first: float | None = None
+    _rests: list[float] = field(default_factory=list)
+    _last: float = 0.0
+    _sampled: float | None = None
+    _count: int = 0
+
+    def start_image(self) -> None:
+        """A picture begins."""
+        self._last, self._count, self._sampled = self.now(), 0, None
+
+    def step(self) -> None:
+        """A step of the current picture ended."""
+        now = self.now()
+        took, self._last, self._count = now - self._last, now, self._count + 1
+        if self._count == 1:
+            self._first = took
+        else:
+            self._steps.append(took)
+        self._sampled = now
+
+    def end_image(self) -> None:
+        """The current picture is decoded and on its way to the disk."""
+        if self._sampled is not None:
+            self._rests.append(self.now() - self._sampled)
+
+    def seconds_left(self, steps_left: int, images_left: int, steps_per_image: int) -> float | None:
+        """None before the first step ever.
+
+        steps_left: of the current picture; images_left: after it.
+        """
+        if self._steps:
+            step = statistics.median(self._steps)
+        elif self._first is not None:
+            step = self._first
+        else:
+            return None
+        rest = statistics.median(self._rests) if self._rests else step
+        return step * (steps_left + images_left * steps_per_image) + rest * (1 + images_left)
+
+
+class Previewer(Protocol):
+    """Makes a small picture of latents: ldm_patched.modules.latent_preview.LatentPreviewer."""
+
+    def to_jpeg_ready(self, denoised: object) -> np.ndarray:
+        """uint8 (H, W, 3) of the first of the latents (B, C, H, W)."""
+
+
+class LivePreview:
+    """Sends a Preview now and then; at most one is being made at any time."""
+
+    def __init__(
+        self,
+        threads: ThreadPoolExecutor,
+        emit: Callable[[Preview], None],
+        *,
+        every_seconds: float = PREVIEW_SECONDS,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._threads, self._emit, self._every, self._now = threads, emit, every_seconds, now
+        self._due = now()
+        self._pending: Future[None] | None = None
+
+    def offer(self, previewer: Previewer, denoised: object) -> bool:
+        """A step's prediction; True if a preview is made of it."""
+        now = self._now()
+        if now < self._due or (self._pending is not None and not self._pending.done()):
+            return False
+        self._due = now + self._every
+        pixels = previewer.to_jpeg_ready(denoised)
+        self._pending = self._threads.submit(self._send, pixels)
+        return True
+
+    def finish(self) -> None:
+        """Wait for the preview that is being made: none may come after the picture itself."""
+        if self._pending is not None:
+            self._pending.exception()
+            self._pending = None
+
+    def _send(self, pixels: np.ndarray) -> None:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="JPEG", quality=80)
+        height, width = pixels.shape[:2]
+        self._emit(Preview(jpeg=buffer.getvalue(), width=width, height=height))

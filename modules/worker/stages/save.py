@@ -1,0 +1,48 @@
+"""Save: the file with its recipe, then its row, in a helper thread while the next one is painted.
+
+One thread does all of it, so pictures are committed in the order in which they were painted.
+"""
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from modules.gallery.recipe import Recipe
+from modules.gallery.save import save_image
+from modules.tasks.records import ClaimLost
+from modules.worker.job import Job
+
+if TYPE_CHECKING:
+    from modules.worker.studio import Studio
+
+
+def run(job: Job, studio: "Studio") -> None:
+    """Hand job.pixels over; `studio.saver.wait()` raises what goes wrong with them."""
+    if job.pixels is None:
+        raise RuntimeError("the decode stage has not run yet")
+    pixels, index, resolved, task = job.pixels, job.index, job.settled, job.task
+    seed = job.seed
+    recipe = None
+    if not studio.settings.disable_metadata:
+        recipe = Recipe.of(task.spec, resolved, index)
+
+    def write() -> None:
+        saved = save_image(
+            pixels,
+            studio.settings.output_path,
+            task_id=task.id,
+            index=index,
+            output_format=task.spec.output_format,
+            recipe=recipe,
+            by_day=studio.by_day,
+        )
+        try:
+            task.commit_image(
+                index, saved.relative_path, saved.sha256, saved.width, saved.height, seed
+            )
+        except ClaimLost:
+            # Another worker has the task by now and paints this picture itself.
+            with contextlib.suppress(OSError):
+                (studio.settings.output_path / saved.relative_path).unlink()
+            raise
+
+    studio.saver.submit(write)

@@ -1,0 +1,66 @@
+"""What a worker owns for as long as it lives: settings, device policy, models, helper threads.
+
+Making a Studio is cheap; the device is probed and torch's side loaded when first asked for.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from modules.library.catalog import Catalog, ModelFile
+from modules.settings.config import Settings
+from modules.spec.sizes import SDXL, SizeTable
+from modules.worker.saver import Saver
+
+if TYPE_CHECKING:
+    from ldm_patched.modules.model_management import DevicePolicy
+    from modules.worker.pipeline import Pipeline
+
+
+class Studio:
+    """Handed to every stage."""
+
+    def __init__(self, settings: Settings, *, by_day: bool = True) -> None:
+        """by_day: pictures go into a folder of the day, not into the output folder itself."""
+        self.settings = settings
+        self.by_day = by_day
+        self.catalog = Catalog(settings)
+        self.saver = Saver()
+        self.threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="preview")
+
+    @cached_property
+    def policy(self) -> "DevicePolicy":
+        """Device and precisions of this process, applied to it."""
+        from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
+
+        policy = DevicePolicy.detect(DeviceFlags.from_mapping(self.settings.device_flags))
+        policy.configure_process()
+        return policy
+
+    @cached_property
+    def pipeline(self) -> "Pipeline":
+        """The models and their caches. What must be in force before a model loads, is."""
+        from modules.patch import patch_all
+        from modules.worker.pipeline import Pipeline
+
+        patch_all()
+        return Pipeline(self.policy)
+
+    def sizes_of(self, file: ModelFile) -> SizeTable:
+        """The sizes that a checkpoint paints well: what its file says, or SDXL's."""
+        from ldm_patched.modules import sd
+
+        metadata = sd.read_model_metadata(str(file.path))
+        if not metadata.area:
+            return SDXL
+        return SizeTable.from_area(metadata.area, metadata.ratios)
+
+    def make_room(self) -> None:
+        """After memory ran out: keep the model in use, give everything else back."""
+        self.pipeline.drop_models(keep=1)
+        self.pipeline.free_memory()
+
+    def close(self) -> None:
+        """Finish what is being saved and end the threads."""
+        self.saver.close()
+        self.threads.shutdown(wait=True)

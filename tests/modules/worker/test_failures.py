@@ -1,0 +1,48 @@
+import errno
+
+import pytest
+import torch
+
+from ldm_patched.modules.errors import CorruptModelFile, NotFinite
+from modules.spec.errors import DiskFull, OutOfMemory
+from modules.worker.failures import failure_of, is_device_lost, is_out_of_memory
+
+
+@pytest.mark.parametrize("error", [DiskFull("Full."), CorruptModelFile("Cut."), NotFinite("NaN.")])
+def test_typed_errors_keep_their_sentence(error):
+    assert failure_of(error) == (error.code, str(error))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        OutOfMemory("Too large."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_memory_has_many_faces(error):
+    assert is_out_of_memory(error)
+    assert failure_of(error).code == "E_OOM"
+    assert not is_device_lost(error)
+
+
+def test_torch_really_raises_what_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert is_out_of_memory(caught.value)
+
+
+def test_an_unknown_error_tells_no_details():
+    failure = failure_of(KeyError("/home/someone/secret"))
+    assert failure.code == "E_INTERNAL"
+    assert "secret" not in failure.message
+
+
+def test_a_lost_device_is_recognised():
+    assert is_device_lost(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not is_device_lost(RuntimeError("shapes do not match"))
+    assert not is_device_lost(OSError("CUDA error"))
