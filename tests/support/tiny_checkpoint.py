@@ -284,6 +284,17 @@ def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict
     }
 
 
+def jittered_weights(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tensor]:
+    """As `random_weights`, with norms and biases off 1 and 0, so that no mix-up of them hides."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    return {
+        name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
+        if tensor.ndim == 1
+        else tensor
+        for name, tensor in random_weights(shapes, seed).items()
+    }
+
+
 def _cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in weights.items():
         yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
