@@ -65,7 +65,7 @@ class InstanceLock:
         self._file.write(address.encode()[:_ADDRESS_BYTES])
 
     def release(self) -> None:
-        """Give the lock back; a second call does nothing. The file stays: removing it would race."""
+        """Give the lock back. The file stays, since removing it would race with a second start."""
         if self._file is not None:
             self._file.truncate(0)
             self._file.close()

@@ -1,0 +1,362 @@
+"""The pool with real worker processes and a real database file."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from modules.settings.config import Settings, load_settings
+from modules.spec.errors import NotFound
+from modules.spec.flags import TaskState
+from modules.spec.task_spec import TaskSpec
+from modules.tasks.events import TaskView
+from modules.tasks.store import TaskStore
+from modules.tasks.worker_pool import LocalWorkerPool, PoolTimings
+
+STUB = "tests.support.stub_worker:worker_main"
+QUICK = PoolTimings(backoff_first=0.05, backoff_max=0.2, tick=0.05)
+ROOT = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stub kills itself by signal")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load_settings(
+        ["--data-path", str(tmp_path / "data"), "--output-path", str(tmp_path / "out")], {}
+    )
+
+
+@pytest.fixture
+def make_pool(settings: Settings) -> Iterator[Callable[..., LocalWorkerPool]]:
+    made: list[tuple[LocalWorkerPool, TaskStore]] = []
+
+    def make(timings: PoolTimings = QUICK, target: str = STUB, count: int = 1) -> LocalWorkerPool:
+        store = TaskStore(settings.database_path)
+        pool = LocalWorkerPool(settings, store, target, count, timings=timings)
+        made.append((pool, store))
+        pool.start()
+        return pool
+
+    yield make
+    for pool, store in made:
+        pool.close()
+        store.close()
+
+
+def spec(prompt: str = "", images: int = 1, steps: int = 3) -> TaskSpec:
+    return TaskSpec(prompt=prompt, image_count=images, steps=steps, seed=5)
+
+
+def until(
+    pool: LocalWorkerPool, task_id: str, test: Callable[[TaskView], bool], seconds: float = 20.0
+) -> TaskView:
+    """Follow a task's views until one passes `test`; each must be newer than the one before."""
+    deadline, seq = time.monotonic() + seconds, 0
+    while time.monotonic() < deadline:
+        view = pool.wait(task_id, seq, 0.5)
+        if view is None:
+            continue
+        assert view.seq > seq
+        if test(view):
+            return view
+        assert not view.state.is_final, f"ended early: {view}"
+        seq = view.seq
+    raise AssertionError(f"not reached in {seconds} s: {pool.view(task_id)}")
+
+
+def ended(pool: LocalWorkerPool, task_id: str) -> TaskView:
+    return until(pool, task_id, lambda view: view.state.is_final)
+
+
+def worker_pid(pool: LocalWorkerPool) -> int:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        worker = pool.status().workers[0]
+        if worker.state in ("idle", "busy"):
+            assert worker.pid
+            return worker.pid
+        time.sleep(0.02)
+    raise AssertionError("no worker came up")
+
+
+def test_a_task_runs_and_its_pictures_are_rows_and_files(make_pool, settings):
+    pool = make_pool()
+    task_id = pool.submit(spec(images=3))
+    view = ended(pool, task_id)
+    assert view.state is TaskState.DONE
+    assert view.position is None and view.error is None
+    assert [image.url for image in view.images] == [f"/api/images/{task_id}/{i}" for i in range(3)]
+    assert [image.seed for image in view.images] == [5, 6, 7]
+    assert len(list(settings.output_path.iterdir())) == 3
+
+
+def test_views_show_progress_and_the_newest_preview(make_pool):
+    pool = make_pool()
+    task_id = pool.submit(spec("slow", steps=20))
+    view = until(pool, task_id, lambda v: v.progress is not None and v.progress.step >= 3)
+    assert view.state is TaskState.RUNNING and view.position == 0
+    first = pool.preview(task_id)
+    assert first is not None and first[1].jpeg.startswith(b"preview")
+    until(pool, task_id, lambda v: v.progress.step >= 8)
+    second = pool.preview(task_id)
+    assert second is not None and second[0] > first[0]
+    ended(pool, task_id)
+    assert pool.preview(task_id) is None
+
+
+def test_tasks_run_in_order_and_positions_shrink(make_pool):
+    pool = make_pool()
+    worker_pid(pool)
+    ids = [pool.submit(spec("slow", steps=8)) for _ in range(3)]
+    until(pool, ids[0], lambda v: v.state is TaskState.RUNNING)
+    assert [pool.view(i).position for i in ids] == [0, 1, 2]
+    seen = []
+    until(pool, ids[2], lambda v: seen.append(v.position) or v.state is TaskState.RUNNING)
+    assert list(dict.fromkeys(seen)) == [2, 1, 0]
+    views = [ended(pool, i) for i in ids]
+    assert views[0].ended <= views[1].started and views[1].ended <= views[2].started
+    assert [view.id for view in pool.recent()] == ids[::-1]
+
+
+def test_a_killed_worker_is_replaced_and_the_task_resumed(make_pool, settings):
+    pool = make_pool()
+    task_id = pool.submit(spec("crash-second", images=3))
+    after = pool.submit(spec())
+    told = until(pool, task_id, lambda v: "memory" in v.message)
+    assert told.state is TaskState.QUEUED and told.position == 1
+    assert "tried once more" in told.message and len(told.images) == 1
+    view = ended(pool, task_id)
+    assert view.state is TaskState.DONE and view.message == ""
+    files = sorted(path.name for path in settings.output_path.glob(f"{task_id}*"))
+    # The first picture is the first attempt's: it was not made again.
+    assert files == [f"{task_id}_{i}_{1 if i == 0 else 2}.png" for i in range(3)]
+    assert ended(pool, after).state is TaskState.DONE
+
+
+def test_kill_from_outside_in_mid_task_is_survived(make_pool):
+    pool = make_pool()
+    task_id = pool.submit(spec("slow", steps=10))
+    until(pool, task_id, lambda v: v.progress is not None and v.progress.step >= 2)
+    os.kill(worker_pid(pool), signal.SIGKILL)
+    assert ended(pool, task_id).state is TaskState.DONE
+    assert pool.status().workers[0].restarts == 1
+
+
+def test_a_poison_task_fails_with_a_reason_and_the_next_one_runs(make_pool):
+    pool = make_pool()
+    poison, after = pool.submit(spec("crash")), pool.submit(spec())
+    view = ended(pool, poison)
+    assert view.state is TaskState.FAILED
+    assert view.error.code == "E_WORKER_CRASHED"
+    assert "2 times" in view.error.message and "memory" in view.error.message
+    assert ended(pool, after).state is TaskState.DONE
+
+
+def test_a_frozen_worker_is_noticed_and_ended(make_pool):
+    pool = make_pool(replace(QUICK, hung=1.5))
+    frozen, after = pool.submit(spec("hang")), pool.submit(spec())
+    view = ended(pool, frozen)
+    assert view.error.code == "E_WORKER_CRASHED" and "did not answer" in view.error.message
+    assert ended(pool, after).state is TaskState.DONE
+
+
+def test_a_task_without_progress_times_out(make_pool):
+    pool = make_pool(replace(QUICK, stalled=1.0))
+    stuck, after = pool.submit(spec("stuck")), pool.submit(spec())
+    view = ended(pool, stuck)
+    assert view.state is TaskState.FAILED and view.error.code == "E_TIMEOUT"
+    assert ended(pool, after).state is TaskState.DONE
+    assert pool.status().workers[0].restarts == 0  # it obeyed the Stop
+
+
+def test_a_failure_is_told_in_its_own_words(make_pool):
+    pool = make_pool()
+    view = ended(pool, pool.submit(spec("fail")))
+    assert (view.error.code, view.error.message) == (
+        "E_MODEL_MISSING",
+        "The model is gone. Choose another one.",
+    )
+
+
+def test_stop_of_a_running_task_keeps_what_is_finished(make_pool):
+    pool = make_pool()
+    task_id, after = pool.submit(spec("slow", images=4, steps=4)), pool.submit(spec())
+    until(pool, task_id, lambda v: len(v.images) == 1)
+    began = time.monotonic()
+    pool.stop_task(task_id)
+    assert pool.view(task_id).message == "Stopping…"
+    view = ended(pool, task_id)
+    assert time.monotonic() - began < 1.0
+    assert view.state is TaskState.STOPPED and 1 <= len(view.images) < 4
+    assert ended(pool, after).state is TaskState.DONE
+    pool.stop_task(after)  # too late, and harmless
+    assert pool.view(after).state is TaskState.DONE
+
+
+def test_stop_of_a_waiting_task_takes_it_out_of_the_line(make_pool):
+    pool = make_pool()
+    first, second, third = (pool.submit(spec("slow", steps=6)) for _ in range(3))
+    until(pool, first, lambda v: v.state is TaskState.RUNNING)
+    pool.stop_task(second)
+    assert pool.view(second).state is TaskState.STOPPED
+    assert pool.view(second).started is None
+    assert pool.view(third).position == 1
+    assert ended(pool, third).state is TaskState.DONE
+    assert pool.view(second).state is TaskState.STOPPED
+
+
+def test_a_worker_that_ignores_stop_is_ended_and_the_task_is_stopped(make_pool):
+    pool = make_pool(replace(QUICK, cancel=0.3))
+    deaf, after = pool.submit(spec("deaf slow", steps=200)), pool.submit(spec())
+    until(pool, deaf, lambda v: v.progress is not None)
+    pool.stop_task(deaf)
+    view = ended(pool, deaf)
+    assert view.state is TaskState.STOPPED and view.error is None
+    assert ended(pool, after).state is TaskState.DONE
+
+
+def test_skip_ends_one_picture_only(make_pool):
+    pool = make_pool()
+    task_id = pool.submit(spec("slow", images=3, steps=6))
+    until(pool, task_id, lambda v: v.progress is not None and v.progress.image == 2)
+    pool.skip_image(task_id)
+    view = ended(pool, task_id)
+    assert view.state is TaskState.DONE
+    assert [image.index for image in view.images] == [0, 2]
+
+
+def test_a_recycling_worker_is_replaced_without_a_word(make_pool):
+    pool = make_pool(replace(QUICK, backoff_first=60, backoff_max=60))
+    ended(pool, pool.submit(spec("recycle")))
+    assert ended(pool, pool.submit(spec())).state is TaskState.DONE
+    assert pool.status().message == ""
+
+
+def test_a_worker_that_cannot_start_says_why_to_waiting_tasks(make_pool):
+    pool = make_pool(target="tests.support.stub_worker:cannot_start")
+    task_id = pool.submit(spec())
+    view = until(pool, task_id, lambda v: "vocabulary" in v.message)
+    assert view.state is TaskState.QUEUED
+    assert "could not start" in pool.status().message
+
+
+def test_two_workers_share_the_queue(make_pool):
+    pool = make_pool(count=2)
+    ids = [pool.submit(spec("slow", steps=4)) for _ in range(6)]
+    views = [ended(pool, i) for i in ids]
+    assert all(view.state is TaskState.DONE and len(view.images) == 1 for view in views)
+    assert any(
+        a.started < b.ended and b.started < a.ended for a, b in zip(views, views[1:], strict=False)
+    ), "they never ran side by side"
+
+
+def test_close_is_quick_and_the_running_task_waits_for_the_next_start(make_pool):
+    pool = make_pool()
+    task_id = pool.submit(spec("slow", images=2, steps=20))
+    until(pool, task_id, lambda v: len(v.images) == 1)
+    before = pool.view(task_id).seq
+    pid = worker_pid(pool)
+    began = time.monotonic()
+    pool.close()
+    assert time.monotonic() - began < 3.0
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    again = make_pool()
+    view = again.view(task_id)
+    assert view.seq > before and len(view.images) == 1
+    assert ended(again, task_id).state is TaskState.DONE
+
+
+def test_close_ends_a_deaf_worker_in_time(make_pool):
+    pool = make_pool()
+    task_id = pool.submit(spec("deaf slow", steps=200))
+    until(pool, task_id, lambda v: v.progress is not None)
+    pid = worker_pid(pool)
+    began = time.monotonic()
+    pool.close()
+    assert time.monotonic() - began < 3.0
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_listener_hears_of_changes_until_it_is_removed(make_pool):
+    pool = make_pool()
+    heard: list[str] = []
+    remove = pool.add_listener(heard.append)
+    task_id = pool.submit(spec())
+    ended(pool, task_id)
+    assert set(heard) == {task_id}
+    remove()
+    heard.clear()
+    ended(pool, pool.submit(spec()))
+    assert not heard
+
+
+def test_unknown_ids_and_quiet_tasks(make_pool):
+    pool = make_pool()
+    with pytest.raises(NotFound):
+        pool.view("0" * 26)
+    with pytest.raises(NotFound):
+        pool.stop_task("0" * 26)
+    task_id = pool.submit(spec("stuck"))
+    view = until(pool, task_id, lambda v: v.loading is not None)
+    assert pool.wait(task_id, view.seq + 5, 0.1) is None
+
+
+SERVER = """
+import sys, time
+from modules.settings.config import load_settings
+from modules.spec.task_spec import TaskSpec
+from modules.tasks.store import TaskStore
+from modules.tasks.worker_pool import LocalWorkerPool
+if __name__ == "__main__":
+    settings = load_settings(sys.argv[1:], {})
+    pool = LocalWorkerPool(settings, TaskStore(settings.database_path), %r)
+    pool.start()
+    running = pool.submit(TaskSpec(prompt="slow", image_count=3, steps=10, seed=1))
+    waiting = pool.submit(TaskSpec(prompt="", image_count=1, steps=2))
+    while len(pool.view(running).images) < 1:
+        pool.wait(running, 0, 1); time.sleep(0.01)
+    print(running, waiting, pool.status().workers[0].pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_kill_9_of_the_server_loses_nothing_and_leaves_no_orphan(make_pool, settings, tmp_path):
+    script = tmp_path / "server.py"
+    script.write_text(SERVER % STUB, encoding="utf-8")
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            str(script),
+            *("--data-path", str(settings.data_path), "--output-path", str(settings.output_path)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout
+    running, waiting, pid = server.stdout.readline().split()
+    server.kill()
+    server.wait()
+    server.stdout.close()
+    deadline = time.monotonic() + 3
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{pid}").exists() or sys.platform != "linux"
+
+    pool = make_pool()
+    view = ended(pool, running)
+    assert view.state is TaskState.DONE and [image.index for image in view.images] == [0, 1, 2]
+    assert [image.seed for image in view.images] == [1, 2, 3]
+    first_attempts = list(settings.output_path.glob(f"{running}_0_*.png"))
+    assert [path.name for path in first_attempts] == [f"{running}_0_1.png"]
+    assert ended(pool, waiting).state is TaskState.DONE
