@@ -17,9 +17,9 @@ from modules.worker.progress import StepClock
 
 if TYPE_CHECKING:
     import numpy as np
-    from ldm_patched.modules.model_patcher import ModelPatcher
     from torch import Tensor
 
+    from ldm_patched.modules.model_patcher import ModelPatcher
     from modules.worker.pipeline import LoadedModel
 
 

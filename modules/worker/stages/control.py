@@ -7,7 +7,6 @@ from modules.worker.job import Job
 
 if TYPE_CHECKING:
     from ldm_patched.modules.model_patcher import ModelPatcher
-
     from modules.worker.studio import Studio
 
 
