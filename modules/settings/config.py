@@ -226,7 +226,7 @@ def _opens_browser(merged: Mapping[str, Any], local: bool, environ: Mapping[str,
 def _device_flags(merged: Mapping[str, Any]) -> dict[str, bool | int]:
     """Device flags by name; `always_cpu` is a switch here and its threads stand beside it."""
     names = [flag.field for flag in FLAGS if flag.device and flag.field in merged]
-    flags = {name: merged[name] for name in names}
+    flags = {name: merged[name] for name in names if merged[name] is not False}
     if "always_cpu" in flags:
         threads = flags["always_cpu"]
         flags["always_cpu"] = True
