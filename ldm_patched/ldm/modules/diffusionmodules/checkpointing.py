@@ -36,7 +36,8 @@ def _wants_gradient(value: Any) -> bool:
 class CheckpointFunction(torch.autograd.Function):
     """`apply(run_function, length, *inputs, *params)`; the first `length` arguments are inputs.
 
-    Inputs that are no float tensors pass through; frozen parameters get no gradient.
+    Inputs that are no float tensors pass through; frozen parameters get no gradient. The function
+    must not write to its inputs, since they are read again on the way back.
     """
 
     @staticmethod
@@ -62,8 +63,7 @@ class CheckpointFunction(torch.autograd.Function):
             torch.autocast("cuda", **ctx.gpu_autocast_kwargs),
             torch.autocast("cpu", **ctx.cpu_autocast_kwargs),
         ):
-            # Views, because a function whose first act is in place would otherwise write to a
-            # detached leaf, which autograd refuses.
+            # Views, so that the function sees no leaves, which it could not reshape in place.
             shallow = [x.view_as(x) if isinstance(x, Tensor) else x for x in inputs]
             outputs = ctx.run_function(*shallow)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
