@@ -39,9 +39,16 @@ class SpecError(StudioError):
 
 
 class LimitError(StudioError):
-    """A cap was reached; the message names the cap and how to stay below it."""
+    """A cap was reached; the message names the cap and how to stay below it.
+
+    `field` is the TaskSpec name of what is too long, or '' when it is no field of the request.
+    """
 
     code = "E_LIMIT"
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class ModelMissing(StudioError):

@@ -154,6 +154,17 @@ class TaskSpec(BaseModel):
         except ValidationError as error:
             raise _as_sentence(cls, error) from None
 
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Validate JSON from another program, which must say what it means: "8" is no number.
+
+        Raises like from_mapping.
+        """
+        try:
+            return cls.model_validate_json(text, strict=True)
+        except ValidationError as error:
+            raise _as_sentence(cls, error) from None
+
     def with_fixed_seed(self) -> Self:
         """The same spec, with a seed drawn now if it had none: a retry gives the same pixels."""
         if self.seed is not None:
@@ -179,13 +190,18 @@ def _as_sentence(model: type[BaseModel], error: ValidationError) -> SpecError | 
     title = (info.title if info else None) or (f"Field {name!r}" if name else "The request")
     context = first.get("ctx", {})
     kind = first["type"]
+    if kind == "json_invalid":
+        return SpecError("The request is not valid JSON; correct it and send it again.")
+    if not first["loc"] and kind.endswith("_type"):
+        return SpecError("The request must be one JSON object of settings.")
     if name and info is None:
         return SpecError(f"{title[:80]} is not known; remove it.", name[:80])
     if kind == "value_error":
         reason = str(context["error"])
         sentence = reason if not name else f"{title} {reason}"
         sentence = sentence[:1].upper() + sentence[1:] + "."
-        return LimitError(sentence) if "characters" in reason else SpecError(sentence, name)
+        error_type = LimitError if "characters" in reason else SpecError
+        return error_type(sentence, name)
     allowed = {
         "greater_than_equal": "must be at least {ge}",
         "less_than_equal": "must be at most {le}",
