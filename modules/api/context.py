@@ -1,0 +1,48 @@
+"""What the routes and the page are handed: one object instead of globals."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modules.library.catalog import Catalog
+    from modules.settings.config import Settings
+    from modules.settings.presets import Preset
+    from modules.tasks.store import TaskStore
+    from modules.tasks.worker_pool import WorkerPool
+
+
+class NoticeBoard:
+    """Sentences that every page shows until they no longer hold. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sentences: dict[str, str] = {}
+
+    def put(self, topic: str, sentence: str) -> None:
+        """Show `sentence`; it replaces the one that `topic` had."""
+        with self._lock:
+            self._sentences[topic] = sentence
+
+    def drop(self, topic: str) -> None:
+        """Stop showing what `topic` said, if anything."""
+        with self._lock:
+            self._sentences.pop(topic, None)
+
+    def sentences(self) -> list[str]:
+        """All sentences, oldest topic first."""
+        with self._lock:
+            return list(self._sentences.values())
+
+
+@dataclass(slots=True)
+class ServerContext:
+    """The server's parts. Built once in webui.py; nothing in it is replaced afterwards."""
+
+    settings: "Settings"
+    store: "TaskStore"
+    pool: "WorkerPool"
+    catalog: "Catalog"
+    presets: "Mapping[str, Preset]"
+    notices: NoticeBoard = field(default_factory=NoticeBoard)
