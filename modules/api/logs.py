@@ -1,0 +1,48 @@
+"""Where log lines go: short ones to the terminal, all of them to a file that does not grow."""
+
+import logging
+import logging.handlers
+import sys
+from pathlib import Path
+
+FILE_BYTES = 2 * 1024 * 1024
+FILES_KEPT = 3
+
+
+def start_logging(folder: Path) -> None:
+    """Log to `folder`/easel.log and to the terminal. A folder that cannot be written is no fault.
+
+    The terminal gets our own words from INFO on, of libraries only warnings, and no tracebacks:
+    those are in the file.
+    """
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(_Short("%(message)s"))
+    terminal.addFilter(_is_for_the_terminal)
+    root.addHandler(terminal)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = logging.handlers.RotatingFileHandler(
+            folder / "easel.log", maxBytes=FILE_BYTES, backupCount=FILES_KEPT, encoding="utf-8"
+        )
+    except OSError as error:
+        root.warning("There is no log file: %s.", error.strerror)
+        return
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.addHandler(file)
+
+
+class _Short(logging.Formatter):
+    """One line a record; the traceback goes to the file alone."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.exc_info and record.exc_info[1] is not None:
+            text += " (the log file says why)"
+        return text
+
+
+def _is_for_the_terminal(record: logging.LogRecord) -> bool:
+    ours = record.name.split(".")[0] in ("easel", "modules", "root")
+    return record.levelno >= (logging.INFO if ours else logging.WARNING)

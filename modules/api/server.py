@@ -1,0 +1,263 @@
+"""The web server: doors, routes and page behind one gate, on one port.
+
+`check_doors` decides who may come in, before anything is started. `PageServer` serves; it runs in
+a thread of its own, so that the main thread can wait for Ctrl+C and end everything in order.
+Gradio is imported here and late, once its environment is set.
+"""
+
+import asyncio
+import errno
+import importlib
+import logging
+import os
+import socket
+import sys
+import threading
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from modules.api.auth import Users, load_users
+from modules.api.context import ServerContext
+from modules.api.errors import add_error_handlers
+from modules.api.feed import TaskFeed
+from modules.api.hosts import HostPolicy, is_wildcard
+from modules.api.login import Door, login_routes
+from modules.api.routes import api_routes
+from modules.api.security import USER_KEY, Gate
+from modules.api.share import ShareLink
+from modules.settings.config import Settings
+from modules.spec import limits
+from modules.spec.errors import ConfigError, StudioError
+from modules.spec.version import VERSION
+
+logger = logging.getLogger(__name__)
+
+PAGE = "modules.ui.app"
+PORTS_TRIED = 100
+CONNECTIONS = 1_024
+START_SECONDS = 30.0
+# No telemetry, no run history, no second server, whatever the caller's environment says.
+QUIET = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_RUN_HISTORY": "False",
+    "GRADIO_MCP_SERVER": "False",
+    "GRADIO_SSR_MODE": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "FASTAPI_OTEL_AUTO_CONFIGURE": "false",
+    "OTEL_SDK_DISABLED": "true",
+    "DO_NOT_TRACK": "1",
+}
+UNWANTED = ("GRADIO_WATCH_DIRS", "GRADIO_VIBE_MODE", "GRADIO_LOCAL_DEV_MODE", "GRADIO_ROOT_PATH")
+
+
+def check_doors(settings: Settings) -> Users | None:
+    """Who may log in, or None when nobody has to.
+
+    ConfigError when the page would be open beyond this computer without a login, and for every
+    fault of the users file: no login by accident.
+    """
+    auth = settings.auth
+    fallback = settings.root / "auth.json"  # where Fooocus users have it
+    if auth is None and settings.is_exposed and not settings.no_auth and fallback.exists():
+        auth = fallback
+    if auth is not None:
+        return load_users(auth)
+    if settings.is_exposed and not settings.no_auth:
+        raise ConfigError(
+            "Others could reach this page, so it needs a login: add --auth NAME:PASSWORD or "
+            "--auth-file FILE, or accept the risk with --no-auth."
+        )
+    return None
+
+
+def prepare_environment(settings: Settings) -> None:
+    """Set what Gradio reads from the environment. Before Gradio is imported."""
+    os.environ.update(QUIET)
+    os.environ["GRADIO_TEMP_DIR"] = str(settings.temporary_path / "gradio")
+    for name in UNWANTED:
+        os.environ.pop(name, None)
+
+
+def open_listener(settings: Settings) -> socket.socket:
+    """A listening socket: on the port asked for, or on the first free one from the default on.
+
+    ConfigError when a port asked for is taken, or the address is not this computer's.
+    """
+    tries = 1 if settings.port_is_explicit else PORTS_TRIED
+    last = min(settings.port + tries, 65_536)
+    for port in range(settings.port, last):
+        try:
+            return _bind(settings.listen, port)
+        except OSError as error:
+            if error.errno == errno.EACCES:
+                raise ConfigError(
+                    f"Port {port} needs an administrator; choose one above 1023 with --port."
+                ) from None
+            if error.errno not in (errno.EADDRINUSE, getattr(errno, "WSAEADDRINUSE", -1)):
+                raise ConfigError(
+                    f"{settings.listen} is not an address of this computer; try --listen alone."
+                ) from None
+    if settings.port_is_explicit:
+        raise ConfigError(
+            f"Port {settings.port} is taken by another program; end it, or choose another --port."
+        )
+    raise ConfigError(f"Ports {settings.port} to {last - 1} are all taken; choose one with --port.")
+
+
+def _bind(address: str, port: int) -> socket.socket:
+    family, kind, protocol, _, target = socket.getaddrinfo(
+        address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if sys.platform == "win32":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(target)
+        listener.listen(socket.SOMAXCONN)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def page_url(settings: Settings, port: int) -> str:
+    """The address to type on this computer."""
+    name = settings.listen
+    if is_wildcard(name):
+        name = "127.0.0.1"
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def build_server(
+    context: ServerContext,
+    policy: HostPolicy,
+    door: Door | None,
+    feed: TaskFeed,
+    page: str = PAGE,
+) -> Gate:
+    """API, login and Gradio's page as one ASGI app behind the gate.
+
+    page: the module whose `build_app(context)` and `launch_options()` make the page.
+    """
+    import gradio
+
+    page_module = importlib.import_module(page)
+
+    app = FastAPI(title="Easel", version=VERSION, docs_url=None, redoc_url=None)
+    app.add_middleware(CORSMiddleware, allow_origins=[])  # Gradio leaves CORS to us then: nobody
+    add_error_handlers(app)
+    app.include_router(login_routes(door))
+    app.include_router(api_routes(context, feed))
+
+    def user(request: Any) -> str | None:
+        return request.scope.get(USER_KEY)
+
+    settings = context.settings
+    blocks = page_module.build_app(context)
+    blocks.delete_cache = blocks.delete_cache or (3_600, 86_400)
+    gradio.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        auth_dependency=user if door else None,
+        allowed_paths=[],
+        blocked_paths=[str(settings.models_path), str(settings.root / "auth.json")],
+        max_file_size=limits.REQUEST_BYTES,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        **page_module.launch_options(),
+    )
+    return Gate(app, policy, door)
+
+
+class PageServer:
+    """The page on a listening socket, from `start` to `close`."""
+
+    def __init__(
+        self,
+        context: ServerContext,
+        listener: socket.socket,
+        users: Users | None = None,
+        page: str = PAGE,
+    ) -> None:
+        self._context = context
+        self._listener = listener
+        self._page = page
+        self.port: int = listener.getsockname()[1]
+        self.url = page_url(context.settings, self.port)
+        self.policy = HostPolicy(context.settings.listen)
+        self._door = Door(users, self.port) if users else None
+        self._feed = TaskFeed(context.pool)
+        self._share: ShareLink | None = None
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Serve; returns once the page answers. StudioError when it does not come up."""
+        if self._context.settings.is_exposed and self._door is None:
+            self._context.notices.put(
+                "no-auth", "This page is open to others without a login (--no-auth)."
+            )
+        app = build_server(self._context, self.policy, self._door, self._feed, self._page)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,  # the gate decides whose word counts
+            server_header=False,
+            ws="none",
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=asyncio.run, args=(self._serve(self._server),), name="page", daemon=True
+        )
+        self._thread.start()
+        for _ in range(int(START_SECONDS / 0.02)):
+            if self._server.started:
+                return
+            self._thread.join(0.02)
+            if not self._thread.is_alive():
+                break
+        raise StudioError("The page could not be started; the log says more.")
+
+    async def _serve(self, server: uvicorn.Server) -> None:
+        serving = asyncio.create_task(server.serve(sockets=[self._listener]))
+        while not (server.should_exit or serving.done()):
+            await asyncio.sleep(0.05)
+        await self._feed.close()  # open streams would hold the shutdown up
+        await serving
+
+    def share(self, service: str | None = None) -> None:
+        """Open the public link in the background."""
+        address = page_url(self._context.settings, self.port)
+        host = address.removeprefix("http://").rpartition(":")[0].strip("[]")
+        self._share = ShareLink(
+            host,
+            self.port,
+            folder=self._context.settings.temporary_path,
+            notices=self._context.notices,
+            admit=self.policy.admit,
+            service=service,
+        )
+        self._share.start()
+
+    def close(self) -> None:
+        """Stop serving, within about a second; a second call does nothing."""
+        if self._share is not None:
+            self._share.close()
+        if self._server is not None:
+            self._server.should_exit = True
+        if self._thread is not None:
+            self._thread.join(2.0)
+        self._listener.close()

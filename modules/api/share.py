@@ -1,0 +1,133 @@
+"""The public link: Gradio's tunnel to this page, opened in the background.
+
+Nothing of the local page waits for it. When the service cannot be reached, one sentence on the
+page and in the log says so, and everything else goes on.
+"""
+
+import logging
+import secrets
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+
+from modules.api.context import NoticeBoard
+
+logger = logging.getLogger(__name__)
+
+TOPIC = "share"
+SERVICE_SECONDS = 15.0
+
+
+class _NoLink(Exception):
+    """The sentence why there is no link."""
+
+
+class ShareLink:
+    """One tunnel. `admit` is told the public host name before the link is shown to anyone."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        folder: Path,
+        notices: NoticeBoard,
+        admit: Callable[[str], None],
+        service: str | None = None,
+    ) -> None:
+        """host, port: where the page listens. folder: takes the service's certificate.
+
+        service: address that hands out tunnels; None asks Gradio's.
+        """
+        self.url = ""
+        self._host, self._port, self._folder = host, port, folder
+        self._notices, self._admit, self._service = notices, admit, service
+        self._closed = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._open, name="share-link", daemon=True)
+
+    def start(self) -> None:
+        """Begin to open the link; returns at once."""
+        self._notices.put(TOPIC, "The public link is being opened…")
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the tunnel, whether it is open yet or not."""
+        self._closed.set()
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(1.0)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+
+    def _open(self) -> None:
+        try:
+            self.url = self._tunnel()
+            self._admit(urlsplit(self.url).hostname or "")
+        except _NoLink as reason:
+            self._say(f"There is no public link: {reason} The local page is not affected.")
+            return
+        except Exception as error:  # noqa: BLE001 - the link is a convenience; the page must live
+            logger.info("the tunnel failed", exc_info=error)
+            self._say(
+                "There is no public link: the tunnel did not open. Try again later. "
+                "The local page is not affected."
+            )
+            return
+        if self._closed.is_set():
+            self.close()
+            return
+        self._say(f"This page is public at {self.url}")
+        self._wait_for_the_end()
+
+    def _tunnel(self) -> str:
+        """Ask the service for a way in, and start the program that keeps it open."""
+        from gradio.networking import GRADIO_API_SERVER
+        from gradio.tunneling import Tunnel
+
+        try:
+            answer = httpx.get(self._service or GRADIO_API_SERVER, timeout=SERVICE_SECONDS)
+            offer = answer.raise_for_status().json()[0]
+            remote, port, certificate = offer["host"], int(offer["port"]), offer["root_ca"]
+        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
+            raise _NoLink(
+                "the share service cannot be reached; check the internet connection and restart."
+            ) from None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / "share-certificate.pem"
+        path.write_text(certificate, encoding="utf-8")
+        try:
+            Tunnel.download_binary()
+        except (httpx.HTTPError, OSError):
+            raise _NoLink(
+                "its helper program (frpc) could not be fetched; check the internet connection "
+                "and restart."
+            ) from None
+        if self._closed.is_set():
+            raise _NoLink("Easel is ending.")
+        tunnel = Tunnel(remote, port, self._host, self._port, secrets.token_urlsafe(32), str(path))
+        try:
+            return tunnel.start_tunnel()
+        finally:
+            self._process, tunnel.proc = tunnel.proc, None  # ended here, quietly
+
+    def _wait_for_the_end(self) -> None:
+        """Read what the tunnel writes, so that it never blocks, until it ends."""
+        process = self._process
+        if process is None or process.stdout is None:
+            return
+        for _ in process.stdout:
+            pass
+        process.wait()
+        if not self._closed.is_set():
+            self._say("The public link has closed; restart Easel for a new one.")
+
+    def _say(self, sentence: str) -> None:
+        if not self._closed.is_set():
+            self._notices.put(TOPIC, sentence)
+            logger.warning("%s", sentence)

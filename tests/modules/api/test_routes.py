@@ -1,0 +1,397 @@
+"""Every route of the API, over real HTTP on loopback."""
+
+import hashlib
+import json
+import re
+import time
+
+import pytest
+
+from modules.spec import limits
+from modules.spec.errors import DiskFull, LimitError
+from modules.spec.flags import TaskState
+from modules.spec.task_spec import TaskSpec
+from modules.spec.version import VERSION
+from modules.tasks.events import Progress
+
+
+def error_of(response) -> dict:
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"code", "message", "field"}
+    assert re.match(r"[A-Z].*[.)]$", body["error"]["message"]), body
+    assert "Traceback" not in response.text
+    assert "/tmp" not in response.text
+    return body["error"]
+
+
+def post_text(server, text: str | bytes):
+    return server.client.post(
+        "/api/tasks", content=text, headers={"Content-Type": "application/json"}
+    )
+
+
+def test_submit_stores_the_task_and_returns_its_id(server):
+    answer = server.client.post("/api/tasks", json={"prompt": "a red house", "seed": 7, "steps": 4})
+    assert answer.status_code == 201
+    task_id = answer.json()["id"]
+    assert answer.headers["location"] == f"/api/tasks/{task_id}"
+    stored = server.context.store.get(task_id)
+    assert stored.spec == TaskSpec(prompt="a red house", seed=7, steps=4)
+    assert stored.owner == "local"
+
+
+def test_submit_takes_the_smallest_request_and_unusual_words(server):
+    assert post_text(server, "{}").status_code == 201
+    words = "🏠🌊 بيت أحمر \u202eabc\u202c ไทย \x1b[31m <script>alert(1)</script>"
+    task_id = server.client.post("/api/tasks", json={"prompt": words}).json()["id"]
+    assert server.client.get(f"/api/tasks/{task_id}").json()["spec"]["prompt"] == words
+
+
+BAD = [
+    ('{"steps": NaN}', "steps"),
+    ('{"steps": 1e400}', "steps"),
+    ('{"steps": true}', "steps"),
+    ('{"steps": "20"}', "steps"),
+    ('{"steps": "1 "}', "steps"),
+    ('{"steps": 3.5}', "steps"),
+    ('{"steps": 0}', "steps"),
+    (f'{{"steps": {limits.STEPS_MAX + 1}}}', "steps"),
+    ('{"steps": null}', "steps"),
+    ('{"steps": [1]}', "steps"),
+    ('{"cfg_scale": NaN}', "cfg_scale"),
+    ('{"cfg_scale": Infinity}', "cfg_scale"),
+    ('{"cfg_scale": 1e400}', "cfg_scale"),
+    ('{"cfg_scale": -1}', "cfg_scale"),
+    ('{"cfg_scale": 0.99}', "cfg_scale"),
+    (f'{{"cfg_scale": {limits.CFG_MAX + 0.01}}}', "cfg_scale"),
+    ('{"cfg_scale": "4"}', "cfg_scale"),
+    ('{"cfg_scale": false}', "cfg_scale"),
+    ('{"image_count": 0}', "image_count"),
+    (f'{{"image_count": {limits.IMAGES_PER_TASK + 1}}}', "image_count"),
+    ('{"image_count": NaN}', "image_count"),
+    ('{"image_count": true}', "image_count"),
+    ('{"seed": -1}', "seed"),
+    (f'{{"seed": {limits.SEED_MAX + 1}}}', "seed"),
+    ('{"seed": NaN}', "seed"),
+    ('{"seed": 1e3}', "seed"),
+    ('{"seed": true}', "seed"),
+    ('{"width": 65, "height": 64}', "width"),
+    ('{"width": 64, "height": 100}', "height"),
+    ('{"width": 56, "height": 64}', "width"),
+    ('{"width": 2056, "height": 64}', "width"),
+    ('{"width": NaN, "height": 64}', "width"),
+    ('{"width": 1e400, "height": 64}', "width"),
+    ('{"width": true, "height": 64}', "width"),
+    ('{"width": 64}', ""),
+    ('{"width": -8, "height": -8}', "width"),
+    ('{"prompt": 7}', "prompt"),
+    ('{"prompt": null}', "prompt"),
+    ('{"prompt": ["a"]}', "prompt"),
+    (json.dumps({"prompt": "a" * 100_000}), "prompt"),
+    (json.dumps({"negative_prompt": "a" * (limits.PROMPT_CHARACTERS + 1)}), "negative_prompt"),
+    ('{"checkpoint": "../../etc/passwd"}', "checkpoint"),
+    ('{"checkpoint": "/etc/passwd"}', "checkpoint"),
+    ('{"checkpoint": "C:\\\\x.ckpt"}', "checkpoint"),
+    ('{"checkpoint": "a\\u0000b"}', "checkpoint"),
+    ('{"preset": "../x"}', "preset"),
+    ('{"sampler": "nope"}', "sampler"),
+    ('{"scheduler": 5}', "scheduler"),
+    ('{"output_format": "gif"}', "output_format"),
+    ('{"aspect_ratio": "9:0"}', "aspect_ratio"),
+    ('{"aspect_ratio": "100:1"}', "aspect_ratio"),
+    ('{"nonsense": 1}', "nonsense"),
+    ('{"__class__": {"a": 1}}', "__class__"),
+    ("[]", ""),
+    ("null", ""),
+    ('"text"', ""),
+    ("", ""),
+    ("{", ""),
+    ('{"prompt": "\\ud800"}', ""),
+    ("[" * 100_000, ""),
+    (b"\xff\xfe{}", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "field"), BAD, ids=lambda value: str(value)[:40])
+def test_bad_requests_name_the_field_and_queue_nothing(server, text, field):
+    before = server.context.store.queue_length()
+    answer = post_text(server, text)
+    assert answer.status_code == 422
+    error = error_of(answer)
+    assert error["field"] == field
+    assert error["code"] in ("E_INPUT", "E_LIMIT")
+    if field:
+        info = TaskSpec.model_fields.get(field)
+        assert (info.title if info else field) in error["message"]
+    assert server.context.store.queue_length() == before
+    assert server.pool.submitted == []
+
+
+def test_a_full_queue_answers_429_in_words(server):
+    server.pool.refuse = LimitError("The queue holds 10,000 tasks, which is its limit; wait.")
+    answer = server.client.post("/api/tasks", json={})
+    assert answer.status_code == 429
+    assert error_of(answer)["code"] == "E_LIMIT"
+
+
+def test_a_full_disk_answers_507_in_words(server):
+    server.pool.refuse = DiskFull("The disk of the data folder is full; free some space.")
+    answer = server.client.post("/api/tasks", json={})
+    assert answer.status_code == 507
+    assert error_of(answer)["code"] == "E_DISK_FULL"
+
+
+def test_a_fault_of_the_program_shows_nothing_of_itself(server, caplog):
+    server.pool.refuse = RuntimeError("secret detail in /tmp/place")
+    answer = server.client.post("/api/tasks", json={})
+    assert answer.status_code == 500
+    assert error_of(answer)["code"] == "E_INTERNAL"
+    assert "secret" not in answer.text
+    deadline = time.monotonic() + 5  # the log is written after the answer
+    while "secret detail" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "secret detail" in caplog.text
+
+
+def test_views_come_alone_and_newest_first(server):
+    server.pool.add("one")
+    server.pool.add("two", state=TaskState.RUNNING, position=0)
+    progress = Progress(image=1, image_count=2, step=3, steps=10, seconds_left=1.5)
+    server.pool.change("two", progress=progress)
+    view = server.client.get("/api/tasks/two").json()
+    assert (view["id"], view["seq"], view["state"]) == ("two", 2, "running")
+    assert view["progress"]["step"] == 3
+    assert [task["id"] for task in server.client.get("/api/tasks").json()] == ["two", "one"]
+    assert [t["id"] for t in server.client.get("/api/tasks?limit=1").json()] == ["two"]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=x", "limit=", "limit=1e3"])
+def test_a_wrong_limit_is_named(server, query):
+    for path in ("/api/tasks", "/api/history"):
+        answer = server.client.get(f"{path}?{query}")
+        assert answer.status_code == 422
+        assert error_of(answer)["field"] == "limit"
+
+
+@pytest.mark.parametrize("task_id", ["missing", "a%2Fb", "..%2f..", "A" * 65, "%00", "a b", "é"])
+@pytest.mark.parametrize("rest", ["", "/events", "/stop", "/skip"])
+def test_unknown_tasks_are_not_found(server, task_id, rest):
+    method = "POST" if rest in ("/stop", "/skip") else "GET"
+    answer = server.client.request(method, f"/api/tasks/{task_id}{rest}")
+    assert answer.status_code in (404, 422)
+    error_of(answer)
+    assert server.pool.calls == []
+
+
+def test_stop_and_skip_reach_their_own_task(server):
+    server.pool.add("one")
+    server.pool.add("two")
+    assert server.client.post("/api/tasks/one/stop").status_code == 202
+    assert server.client.post("/api/tasks/two/skip").status_code == 202
+    assert server.pool.calls == [("stop", "one"), ("skip", "two")]
+
+
+def test_status_tells_version_queue_models_and_notices(server):
+    server.context.notices.put("test", "Something to know.")
+    server.client.post("/api/tasks", json={})
+    status = server.client.get("/api/status").json()
+    server.context.notices.drop("test")
+    assert status["version"] == VERSION
+    assert status["pool"] == {"workers": 1}
+    assert status["queue_length"] == server.context.store.queue_length() > 0
+    assert status["checkpoints"] == [{"name": "a.safetensors", "size": 7}]
+    assert status["notices"] == ["Something to know."]
+    assert status["user"] == ""
+
+
+def test_health_and_unknown_addresses(server):
+    assert server.client.get("/healthz").json() == {"ok": True}
+    for method in ("GET", "POST", "DELETE"):
+        answer = server.client.request(method, "/api/nothing/here")
+        assert answer.status_code == 404
+        assert error_of(answer)["code"] == "E_NOT_FOUND"
+    assert server.client.delete("/api/tasks").status_code in (404, 405)
+
+
+def test_the_page_and_the_schema_are_served(server):
+    page = server.client.get("/", headers={"Accept": "text/html"})
+    assert page.status_code == 200
+    assert "gradio" in page.text
+    paths = server.client.get("/openapi.json").json()["paths"]
+    body = paths["/api/tasks"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(body["properties"]) == set(TaskSpec.model_fields)
+
+
+def test_the_page_s_own_calls_pass_the_gate(server):
+    headers = {"Origin": server.url, "Sec-Fetch-Site": "same-origin"}
+    event = server.client.post(
+        "/gradio_api/call/shout", json={"data": ["hi"]}, headers=headers
+    ).json()["event_id"]
+    answer = server.client.get(f"/gradio_api/call/shout/{event}")
+    assert '"HI"' in answer.text
+
+
+class TestPictures:
+    @pytest.fixture
+    def stored(self, server):
+        """A finished picture in the store; returns (task id, function that records a path)."""
+        store = server.context.store
+        while store.claim("w") is not None:
+            pass
+        task_id = store.submit(TaskSpec(prompt="x", image_count=32, seed=1))
+        claim = store.claim("w")
+        assert claim.id == task_id
+        count = iter(range(32))
+
+        def record(path: str, data: bytes = b"") -> int:
+            index = next(count)
+            store.add_image(
+                claim,
+                index,
+                path=path,
+                sha256=hashlib.sha256(data).hexdigest(),
+                width=64,
+                height=64,
+                seed=1 + index,
+            )
+            return index
+
+        return task_id, record
+
+    def put(self, server, path: str, data: bytes) -> None:
+        target = server.context.settings.output_path / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+
+    @pytest.mark.parametrize(
+        ("suffix", "mime"), [(".png", "image/png"), (".jpg", "image/jpeg"), (".webp", "image/webp")]
+    )
+    def test_bytes_and_headers(self, server, stored, suffix, mime):
+        task_id, record = stored
+        data = b"picture bytes" + suffix.encode()
+        self.put(server, f"2026-01-02/a{suffix}", data)
+        index = record(f"2026-01-02/a{suffix}", data)
+        answer = server.client.get(f"/api/images/{task_id}/{index}")
+        assert answer.status_code == 200
+        assert answer.content == data
+        assert answer.headers["content-type"] == mime
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["content-disposition"] == f'inline; filename="a{suffix}"'
+        kept = server.client.get(
+            f"/api/images/{task_id}/{index}", headers={"If-None-Match": answer.headers["etag"]}
+        )
+        assert kept.status_code == 304
+        saved = server.client.get(f"/api/images/{task_id}/{index}?download=1")
+        assert saved.headers["content-disposition"] == f'attachment; filename="a{suffix}"'
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "../secret.png",
+            "../../secret.png",
+            "a/../../secret.png",
+            "/etc/passwd",
+            "/etc/hostname.png",
+            "..\\secret.png",
+            "a\\..\\..\\secret.png",
+            "C:/secret.png",
+            "C:secret.png",
+            "file.png:stream.png",
+            "\x00.png",
+            "a.png\x00.txt",
+            "./a.png",
+            "a//b.png",
+            "a/./b.png",
+            "",
+            ".",
+            "..",
+            "secret.txt",
+            "folder.png",
+            "missing.png",
+            "link.png",
+            "linked/inside.png",
+            "fifo.png",
+            "a" * 300 + ".png",
+            "con.png/",
+            "....//secret.png",
+            "%2e%2e/secret.png",
+            "~/secret.png",
+            "//host/share.png",
+        ],
+    )
+    def test_nothing_else_is_read(self, server, stored, path):
+        import os
+
+        task_id, record = stored
+        outputs = server.context.settings.output_path
+        secret = outputs.parent / "secret.png"
+        secret.write_bytes(b"SECRET")
+        (outputs / "secret.txt").write_bytes(b"SECRET")
+        (outputs / "folder.png").mkdir(exist_ok=True)
+        outside = outputs.parent / "outside"
+        outside.mkdir(exist_ok=True)
+        (outside / "inside.png").write_bytes(b"SECRET")
+        for link, target in (("link.png", secret), ("linked", outside)):
+            if not (outputs / link).is_symlink():
+                (outputs / link).symlink_to(target)
+        if not (outputs / "fifo.png").exists():
+            os.mkfifo(outputs / "fifo.png")
+        index = record(path)
+        answer = server.client.get(f"/api/images/{task_id}/{index}")
+        assert answer.status_code == 404
+        assert "SECRET" not in answer.text
+        error_of(answer)
+
+    @pytest.mark.parametrize(
+        "tail",
+        ["x/0", "missing/0", "{id}/31", "{id}/-1", "{id}/1e3", "{id}/99999999999", "{id}/..%2f0",
+         "{id}/0/../../../secret.png", "..%2f..%2fsecret.png/0", "{id}/%00", "{id}/", "{id}"],
+    )  # fmt: skip
+    def test_odd_addresses(self, server, stored, tail):
+        task_id, _ = stored
+        answer = server.client.get("/api/images/" + tail.format(id=task_id))
+        assert answer.status_code in (404, 422)
+        error_of(answer)
+
+    def test_history_pages_through_all_pictures(self, server, stored):
+        task_id, record = stored
+        for name in "abcde":
+            record(f"{name}.png")
+        seen, before = [], ""
+        for _ in range(100):
+            page = server.client.get(f"/api/history?limit=2{before}").json()
+            seen += [(row["task_id"], row["index"]) for row in page["images"]]
+            assert all(
+                row["url"] == f"/api/images/{row['task_id']}/{row['index']}"
+                for row in page["images"]
+            )
+            if page["next"] is None:
+                break
+            before = f"&before={page['next']}"
+        assert seen[:5] == [(task_id, index) for index in (4, 3, 2, 1, 0)]
+        assert len(seen) == len(set(seen))
+        assert "path" not in page["images"][0] if page["images"] else True
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/gradio_api/file=/etc/passwd", "/gradio_api/file=../../etc/passwd", "/file=/etc/passwd",
+     "/gradio_api/file=webui.py", "/gradio_api/file=.easel/easel.db", "/static/../../webui.py",
+     "/gradio_api/file=http://127.0.0.1:9/x", "/gradio_api/proxy=http://127.0.0.1:9/x",
+     "/assets/..%2f..%2f..%2fetc%2fpasswd", "/gradio_api/file=/proc/self/environ",
+     "/svelte/..%2f..%2fpackage.json", "/custom_component/x/client/..%2f..%2fa"],
+)  # fmt: skip
+def test_gradio_gives_no_file_of_the_disk(server, path):
+    answer = server.client.get(path)
+    assert answer.status_code in (403, 404)
+    assert "root:" not in answer.text
+
+
+def test_gradio_s_doors_do_not_reach_the_outputs_or_the_data(server):
+    settings = server.context.settings
+    (settings.output_path / "seen.png").write_bytes(b"SECRET")
+    for target in (settings.output_path / "seen.png", settings.database_path):
+        answer = server.client.get(f"/gradio_api/file={target}")
+        assert answer.status_code in (403, 404)
+        assert b"SECRET" not in answer.content

@@ -1,0 +1,93 @@
+"""The server: settings, lock, queue, workers and page, put together and taken apart in order.
+
+Run it through launch.py, which makes the environment that it needs. It never loads torch: the
+workers do, each in a process of its own.
+"""
+
+import logging
+import signal
+import sys
+import threading
+import webbrowser
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from modules.library.catalog import Catalog
+from modules.settings.config import Settings, load_settings
+from modules.settings.presets import load_presets
+from modules.spec.errors import StudioError
+from modules.tasks.instance import InstanceLock
+from modules.tasks.store import TaskStore
+from modules.tasks.worker_pool import LocalWorkerPool
+
+if TYPE_CHECKING:
+    from modules.api.server import PageServer
+
+logger = logging.getLogger("easel")
+
+WORKER = "modules.async_worker:worker_main"
+
+
+def run(settings: Settings, stop: threading.Event, worker: str = WORKER) -> None:
+    """Serve until `stop` is set. StudioError when the start does not succeed.
+
+    worker: module and function that a worker process runs.
+    """
+    # Not at the top: a worker process imports this file too, and needs nothing of the web.
+    from modules.api.context import ServerContext
+    from modules.api.logs import start_logging
+    from modules.api.server import PageServer, check_doors, open_listener, prepare_environment
+
+    users = check_doors(settings)
+    prepare_environment(settings)
+    presets = load_presets(settings.root)
+    with ExitStack() as parts:  # taken apart in the opposite order, whatever happens
+        lock = parts.enter_context(InstanceLock(settings.data_path))
+        start_logging(settings.data_path / "logs")
+        store = TaskStore(settings.database_path)
+        parts.callback(store.close)
+        listener = open_listener(settings)
+        parts.callback(listener.close)
+        pool = LocalWorkerPool(settings, store, worker)
+        parts.callback(pool.close)
+        pool.start()
+        context = ServerContext(settings, store, pool, Catalog(settings, presets), presets)
+        server = PageServer(context, listener, users)
+        parts.callback(server.close)
+        server.start()
+        lock.announce(server.url)
+        tell_address(settings, server)
+        if settings.share:
+            server.share()
+        while not stop.wait(1.0):  # in steps, so that Windows sees Ctrl+C
+            pass
+        logger.info("ending")
+
+
+def tell_address(settings: Settings, server: "PageServer") -> None:
+    """Say where the page is, and open it when the user wants that."""
+    if server.port != settings.port:
+        logger.warning("Port %d is taken, so the page is on port %d.", settings.port, server.port)
+    sys.stdout.write(f"Easel is ready: {server.url}\n")
+    sys.stdout.flush()
+    if settings.in_browser:
+        threading.Thread(target=webbrowser.open, args=[server.url], daemon=True).start()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: 0 after an ordinary end, 2 with one sentence when the start fails."""
+    stop = threading.Event()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: stop.set())
+    try:
+        run(load_settings(arguments), stop)
+    except StudioError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
