@@ -1,0 +1,1 @@
+"""Image tools over the engine. Paths and devices are arguments; nothing is read at import."""

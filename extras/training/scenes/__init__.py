@@ -1,0 +1,1 @@
+"""The parts of the picture book: words, shapes, places, styles and how they combine."""
