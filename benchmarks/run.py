@@ -25,11 +25,8 @@ ROWS: dict[str, Callable[[Options], Row]] = {
     "unet_fp32": rows_network.unet_fp32,
     "vae_decode_bf16": rows_network.vae_decode_bf16,
     "sampler_loop": rows_network.sampler_loop,
-    "text_to_image": rows_program.text_to_image,
-    "load_memory": rows_program.load_memory,
     "import_webui": rows_program.import_webui,
     "first_page": rows_program.first_page,
-    "around_sampler": rows_program.around_sampler,
 }
 
 
