@@ -1,0 +1,311 @@
+"""CLIP text encoders and how prompts are cut for them.
+
+One network serves both text encoders of the SDXL family and the one of Stable Diffusion 1: its
+weight names are those of transformers' CLIPTextModel, and `from_openclip` renames (and splits) the
+weights of the OpenCLIP layout. Widths and depth come from the weights; heads are 64 wide.
+
+Prompts longer than 75 tokens are cut into chunks that are encoded apart and joined. Tokens travel
+as chunks of (id, weight) pairs, so that emphasis has its place from the tokenizer to the encoder.
+"""
+
+import re
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm_patched.modules import ops
+from ldm_patched.modules.clip_tokenizer import END_TOKEN, START_TOKEN, clip_tokenizer
+
+CHUNK = 77
+WORDS_PER_CHUNK = CHUNK - 2  # a start and an end token around them
+HEAD_SIZE = 64
+PENULTIMATE = -2
+
+Chunk = list[tuple[int, float]]
+"""77 (token id, weight) pairs; weight 1.0 leaves a token as it is."""
+
+
+# --- Tokens -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SDTokenizer:
+    """Prompts to chunks. pad: the id that fills a chunk after its end token."""
+
+    pad: int = END_TOKEN
+
+    def tokenize_with_weights(self, text: str) -> list[Chunk]:
+        """At least one chunk of 77. A word is never cut in two unless it is longer than a chunk.
+
+        Raises VocabularyMissing.
+        """
+        room: list[list[tuple[int, float]]] = [[]]
+        for word in clip_tokenizer().encode_words(text):
+            if len(word) <= WORDS_PER_CHUNK < len(room[-1]) + len(word):
+                room.append([])
+            for token in word:
+                if len(room[-1]) == WORDS_PER_CHUNK:
+                    room.append([])
+                room[-1].append((token, 1.0))
+        return [self.frame(tokens) for tokens in room]
+
+    def frame(self, tokens: Sequence[tuple[int, float]]) -> Chunk:
+        """At most 75 tokens between a start and an end token, filled up to 77."""
+        framed = [(START_TOKEN, 1.0), *tokens, (END_TOKEN, 1.0)]
+        return framed + [(self.pad, 1.0)] * (CHUNK - len(framed))
+
+
+# --- Network ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTextConfig:
+    """The dimensions of a text encoder. projection: width of the pooled output, 0 without one."""
+
+    width: int
+    layers: int
+    vocabulary: int
+    length: int
+    intermediate: int
+    projection: int = 0
+    activation: str = "quick_gelu"
+
+    @property
+    def heads(self) -> int:
+        return self.width // HEAD_SIZE
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """The approximation of GELU that CLIP's first release was trained with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class ClipAttention(nn.Module):
+    """Causal self-attention."""
+
+    def __init__(self, width: int, heads: int, operations: Any, **placed: Any) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = operations.Linear(width, width, **placed)
+        self.k_proj = operations.Linear(width, width, **placed)
+        self.v_proj = operations.Linear(width, width, **placed)
+        self.out_proj = operations.Linear(width, width, **placed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) → the same shape."""
+        batch, length, width = x.shape
+        q, k, v = (
+            layer(x).view(batch, length, self.heads, -1).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out_proj(out.transpose(1, 2).reshape(batch, length, width))
+
+
+class ClipMlp(nn.Module):
+    """Two layers with an activation between them."""
+
+    def __init__(self, config: ClipTextConfig, operations: Any, **placed: Any) -> None:
+        super().__init__()
+        self.fc1 = operations.Linear(config.width, config.intermediate, **placed)
+        self.fc2 = operations.Linear(config.intermediate, config.width, **placed)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class ClipLayer(nn.Module):
+    """Pre-norm transformer layer."""
+
+    def __init__(self, config: ClipTextConfig, operations: Any, **placed: Any) -> None:
+        super().__init__()
+        self.layer_norm1 = operations.LayerNorm(config.width, **placed)
+        self.self_attn = ClipAttention(config.width, config.heads, operations, **placed)
+        self.layer_norm2 = operations.LayerNorm(config.width, **placed)
+        self.mlp = ClipMlp(config, operations, **placed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class ClipEmbeddings(nn.Module):
+    """Token plus position."""
+
+    def __init__(self, config: ClipTextConfig, operations: Any, **placed: Any) -> None:
+        super().__init__()
+        self.token_embedding = operations.Embedding(config.vocabulary, config.width, **placed)
+        self.position_embedding = operations.Embedding(config.length, config.width, **placed)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, N) ids → (B, N, C)."""
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+
+class ClipTextTransformer(nn.Module):
+    """Embeddings, layers and the final norm, under the names that transformers uses."""
+
+    def __init__(self, config: ClipTextConfig, operations: Any, **placed: Any) -> None:
+        super().__init__()
+        self.embeddings = ClipEmbeddings(config, operations, **placed)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(
+            ClipLayer(config, operations, **placed) for _ in range(config.layers)
+        )
+        self.final_layer_norm = operations.LayerNorm(config.width, **placed)
+
+
+class ClipTextModel(nn.Module):
+    """A CLIP text encoder with, if the config says so, the projection of its pooled output."""
+
+    def __init__(
+        self,
+        config: ClipTextConfig,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations: Any = ops.disable_weight_init,
+    ) -> None:
+        super().__init__()
+        placed = {"dtype": dtype, "device": device}
+        self.config = config
+        self.text_model = ClipTextTransformer(config, operations, **placed)
+        self.text_projection = (
+            operations.Linear(config.width, config.projection, bias=False, **placed)
+            if config.projection
+            else None
+        )
+
+    def forward(
+        self, ids: Tensor, layer: int = PENULTIMATE, *, final_norm: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(hidden states (B, N, C), pooled (B, P)) of token ids (B, N).
+
+        layer: which layer's output the hidden states are; -1 the last, -2 the one before it.
+        final_norm: apply the final norm to them. pooled: of the last layer always, at each row's
+        first end token.
+        """
+        layers = self.text_model.encoder.layers
+        wanted = layer % len(layers)
+        x = self.text_model.embeddings(ids)
+        hidden = x
+        for index, block in enumerate(layers):
+            x = block(x)
+            if index == wanted:
+                hidden = x
+        last = self.text_model.final_layer_norm(x)
+        if final_norm:
+            hidden = self.text_model.final_layer_norm(hidden)
+        ends = (ids == END_TOKEN).int().argmax(dim=-1)
+        pooled = last[torch.arange(len(ids), device=ids.device), ends]
+        if self.text_projection is not None:
+            pooled = self.text_projection(pooled)
+        return hidden, pooled
+
+
+# --- Weights ----------------------------------------------------------------------------------
+
+OPENCLIP_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)")
+OPENCLIP_PARTS = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+OPENCLIP_NAMES = {
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "text_projection.weight": "text_projection.weight",
+}
+
+
+def from_openclip(weights: MutableMapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under OpenCLIP's names, moved out of `weights`, under this network's names.
+
+    The joint input projection becomes three views of it; `text_projection`, which OpenCLIP applies
+    from the right, is viewed transposed. Other names stay as they are.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name in list(weights):
+        tensor = weights.pop(name)
+        match = OPENCLIP_LAYER.fullmatch(name.replace("in_proj_", "in_proj."))
+        if name == "text_projection":
+            renamed["text_projection.weight"] = tensor.t()
+        elif match and match[2] == "attn.in_proj":
+            for part, third in zip("qkv", tensor.chunk(3), strict=True):
+                key = f"text_model.encoder.layers.{match[1]}.self_attn.{part}_proj.{match[3]}"
+                renamed[key] = third
+        elif match and match[2] in OPENCLIP_PARTS:
+            part = OPENCLIP_PARTS[match[2]]
+            renamed[f"text_model.encoder.layers.{match[1]}.{part}.{match[3]}"] = tensor
+        else:
+            renamed[OPENCLIP_NAMES.get(name, name)] = tensor
+    return renamed
+
+
+def detect_clip_config(
+    shapes: Mapping[str, tuple[int, ...]], activation: str = "quick_gelu"
+) -> ClipTextConfig | None:
+    """The dimensions of a text encoder in either layout, without prefix; None if it is not one."""
+    tokens = shapes.get("text_model.embeddings.token_embedding.weight")
+    if tokens is not None:
+        positions = shapes.get("text_model.embeddings.position_embedding.weight")
+        inner = shapes.get("text_model.encoder.layers.0.mlp.fc1.weight")
+        layer = r"text_model\.encoder\.layers\.(\d+)\."
+    else:
+        tokens = shapes.get("token_embedding.weight")
+        positions = shapes.get("positional_embedding")
+        inner = shapes.get("transformer.resblocks.0.mlp.c_fc.weight")
+        layer = r"transformer\.resblocks\.(\d+)\."
+    projection = shapes.get("text_projection") or shapes.get("text_projection.weight", (0, 0))[::-1]
+    if not (tokens and positions and inner) or tokens[1] % HEAD_SIZE:
+        return None
+    numbers = {int(match[1]) for name in shapes if (match := re.match(layer, name))}
+    return ClipTextConfig(
+        width=tokens[1],
+        layers=max(numbers) + 1,
+        vocabulary=tokens[0],
+        length=positions[0],
+        intermediate=inner[0],
+        projection=projection[1],
+        activation=activation,
+    )
+
+
+# --- Encoding ---------------------------------------------------------------------------------
+
+
+def encode_chunks(
+    model: ClipTextModel,
+    chunks: Sequence[Chunk],
+    layer: int = PENULTIMATE,
+    *,
+    final_norm: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(hidden states (1, 77·n, C), pooled (1, P) of the first chunk), float32."""
+    device = model.text_model.final_layer_norm.weight.device
+    ids = torch.tensor([[token for token, _ in chunk] for chunk in chunks], device=device)
+    weights = torch.tensor([[weight for _, weight in chunk] for chunk in chunks], device=device)
+    hidden, pooled = model(ids, layer, final_norm=final_norm)
+    hidden = emphasise(hidden.float(), weights)
+    return hidden.reshape(1, -1, hidden.shape[-1]), pooled[:1].float()
+
+
+def emphasise(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Hidden states (B, N, C) times weights (B, N), each row brought back to its mean."""
+    if bool((weights == 1).all()):
+        return hidden
+    weighted = hidden * weights[..., None]
+    before = hidden.mean(dim=(1, 2), keepdim=True)
+    return weighted * (before / weighted.mean(dim=(1, 2), keepdim=True))

@@ -1,0 +1,211 @@
+"""Text encoders against transformers' on the same random weights, and how prompts are cut."""
+
+import re
+
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from ldm_patched.modules import sd1_clip
+from ldm_patched.modules.clip_tokenizer import END_TOKEN, START_TOKEN
+from ldm_patched.modules.sd1_clip import ClipTextModel, SDTokenizer, detect_clip_config
+from ldm_patched.modules.sdxl_clip import SDXLClipModel, SDXLTokenizer
+from tests.support.tiny_checkpoint import clip_g_shapes, clip_l_shapes, jittered_weights
+
+PROMPTS = ("", "a cat on a mat", "🎨 حصان", "word " * 100)
+
+
+def library_config(width, layers, activation, projection=512):
+    return CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        hidden_act=activation,
+        projection_dim=projection,
+        eos_token_id=END_TOKEN,
+        bos_token_id=START_TOKEN,
+        pad_token_id=1,
+    )
+
+
+def shapes_of(weights):
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def l_weights():
+    weights = jittered_weights(clip_l_shapes(128, 3), seed=5)
+    return {f"text_model.{k}": v for k, v in weights.items() if "position_ids" not in k}
+
+
+@pytest.fixture(scope="module")
+def g_weights():
+    return jittered_weights(clip_g_shapes(128, 4), seed=6)
+
+
+@pytest.fixture(scope="module")
+def clip_l(l_weights):
+    model = ClipTextModel(detect_clip_config(shapes_of(l_weights)))
+    model.load_state_dict(l_weights)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def clip_g(g_weights):
+    model = ClipTextModel(detect_clip_config(shapes_of(g_weights), "gelu"))
+    weights = sd1_clip.from_openclip(dict(g_weights))
+    weights.pop("logit_scale")
+    model.load_state_dict(weights)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def library_l(l_weights):
+    model = CLIPTextModel(library_config(128, 3, "quick_gelu")).eval().requires_grad_(False)
+    names = set(model.state_dict())
+    fitted = {k if k in names else k.removeprefix("text_model."): v for k, v in l_weights.items()}
+    missing, unexpected = model.load_state_dict(fitted, strict=False)
+    assert not unexpected
+    assert all("position_ids" in name for name in missing)
+    return model
+
+
+def openclip_to_library(weights):
+    """OpenCLIP names to transformers' names, written apart from the program's own."""
+    renamed = {
+        "text_projection.weight": weights["text_projection"].t().contiguous(),
+        "text_model.embeddings.token_embedding.weight": weights["token_embedding.weight"],
+        "text_model.embeddings.position_embedding.weight": weights["positional_embedding"],
+        "text_model.final_layer_norm.weight": weights["ln_final.weight"],
+        "text_model.final_layer_norm.bias": weights["ln_final.bias"],
+    }
+    parts = {
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+        "attn.out_proj": "self_attn.out_proj",
+    }
+    for name, tensor in weights.items():
+        match = re.match(r"transformer\.resblocks\.(\d+)\.(.*)[._](weight|bias)$", name)
+        if not match:
+            continue
+        layer, part, kind = match.groups()
+        base = f"text_model.encoder.layers.{layer}."
+        if part == "attn.in_proj":
+            width = tensor.shape[0] // 3
+            for index, letter in enumerate("qkv"):
+                piece = tensor[index * width : (index + 1) * width].clone()
+                renamed[f"{base}self_attn.{letter}_proj.{kind}"] = piece
+        else:
+            renamed[f"{base}{parts[part]}.{kind}"] = tensor
+    return renamed
+
+
+@pytest.fixture(scope="module")
+def library_g(g_weights):
+    config = library_config(128, 4, "gelu", projection=128)
+    model = CLIPTextModelWithProjection(config).eval().requires_grad_(False)
+    missing, unexpected = model.load_state_dict(openclip_to_library(g_weights), strict=False)
+    assert not unexpected
+    assert all("position_ids" in name for name in missing)
+    return model
+
+
+def ids_of(chunks):
+    return torch.tensor([[token for token, _ in chunk] for chunk in chunks])
+
+
+def relative_error(actual, expected):
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_clip_l_equals_the_library(clip_l, library_l, prompt):
+    ids = ids_of(SDTokenizer().tokenize_with_weights(prompt))
+    expected = library_l(ids, output_hidden_states=True)
+    hidden, pooled = clip_l(ids)
+    assert relative_error(hidden, expected.hidden_states[-2]) <= 1e-4
+    assert relative_error(pooled, expected.pooler_output) <= 1e-4
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_second_encoder_equals_the_library(clip_g, library_g, prompt):
+    ids = ids_of(SDTokenizer(pad=0).tokenize_with_weights(prompt))
+    expected = library_g(ids, output_hidden_states=True)
+    hidden, pooled = clip_g(ids)
+    assert relative_error(hidden, expected.hidden_states[-2]) <= 1e-4
+    assert relative_error(pooled, expected.text_embeds) <= 1e-4
+
+
+def test_the_last_layer_with_the_final_norm_is_the_librarys_last_hidden_state(clip_l, library_l):
+    ids = ids_of(SDTokenizer().tokenize_with_weights("a house"))
+    hidden, _ = clip_l(ids, -1, final_norm=True)
+    assert relative_error(hidden, library_l(ids).last_hidden_state) <= 1e-4
+
+
+def test_both_encoders_side_by_side_make_the_conditioning(clip_l, clip_g):
+    tokens = SDXLTokenizer().tokenize_with_weights("a house by the sea")
+    cond, pooled = SDXLClipModel(clip_l, clip_g).encode_token_weights(tokens)
+    assert cond.shape == (1, 77, 256)
+    torch.testing.assert_close(cond[..., :128], clip_l(ids_of(tokens["l"]))[0])
+    torch.testing.assert_close(cond[..., 128:], clip_g(ids_of(tokens["g"]))[0])
+    torch.testing.assert_close(pooled, clip_g(ids_of(tokens["g"]))[1])
+
+
+def test_a_long_prompt_is_encoded_chunk_by_chunk(clip_l, clip_g):
+    tokens = SDXLTokenizer().tokenize_with_weights("word " * 100)
+    model = SDXLClipModel(clip_l, clip_g)
+    cond, pooled = model.encode_token_weights(tokens)
+    first, first_pooled = model.encode_token_weights({k: v[:1] for k, v in tokens.items()})
+    second, _ = model.encode_token_weights({k: v[1:] for k, v in tokens.items()})
+    torch.testing.assert_close(cond, torch.cat([first, second], dim=1))
+    torch.testing.assert_close(pooled, first_pooled)
+
+
+def test_a_weight_moves_its_token_and_keeps_the_mean(clip_l):
+    [chunk] = SDTokenizer().tokenize_with_weights("a red cat")
+    plain, _ = sd1_clip.encode_chunks(clip_l, [chunk])
+    chunk[2] = (chunk[2][0], 1.5)
+    weighted, _ = sd1_clip.encode_chunks(clip_l, [chunk])
+    torch.testing.assert_close(weighted.mean(), plain.mean())
+    ratio = weighted / plain
+    torch.testing.assert_close(ratio[0, 2] / ratio[0, 3], torch.full((128,), 1.5))
+
+
+def test_padding_differs_between_the_encoders():
+    tokens = SDXLTokenizer().tokenize_with_weights("")
+    assert [token for token, _ in tokens["l"][0]] == [START_TOKEN] + [END_TOKEN] * 76
+    assert [token for token, _ in tokens["g"][0]] == [START_TOKEN, END_TOKEN] + [0] * 75
+
+
+@pytest.mark.parametrize(("words", "chunks"), [(75, 1), (76, 2), (150, 2), (151, 3)])
+def test_chunks_hold_75_tokens(words, chunks):
+    found = SDTokenizer().tokenize_with_weights("cat " * words)
+    assert [len(chunk) for chunk in found] == [77] * chunks
+    assert sum(token == 2368 for chunk in found for token, _ in chunk) == words
+
+
+def test_a_word_is_not_cut_by_the_end_of_a_chunk():
+    first, second = SDTokenizer().tokenize_with_weights("cat " * 74 + "photorealisticity")
+    assert first[75][0] == END_TOKEN
+    assert second[3][0] != END_TOKEN
+
+
+def test_a_word_longer_than_a_chunk_loses_nothing():
+    tokenizer = sd1_clip.clip_tokenizer()
+    found = SDTokenizer(pad=0).tokenize_with_weights("q" + "xz" * 150)
+    special = {0, START_TOKEN, END_TOKEN}
+    kept = [token for chunk in found for token, _ in chunk if token not in special]
+    assert kept == tokenizer.encode("q" + "xz" * 150)
+
+
+def test_dimensions_are_read_from_either_layout():
+    prefixed = {f"text_model.{k}": v for k, v in clip_l_shapes(768, 12).items()}
+    config = detect_clip_config(prefixed)
+    assert (config.width, config.layers, config.heads, config.projection) == (768, 12, 12, 0)
+    config = detect_clip_config(clip_g_shapes(1280, 32))
+    assert (config.width, config.layers, config.heads, config.projection) == (1280, 32, 20, 1280)
+    assert detect_clip_config({"decoder.conv_in.weight": (4, 4, 3, 3)}) is None
