@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import wait as wait_for_any
-from typing import Any
+from typing import Any, Literal
 
 from modules.settings.config import Settings
 from modules.spec.errors import StudioError, TaskTimeout
@@ -149,6 +149,7 @@ class LocalWorkerPool:
 
     def _status_of(self, slot: _Slot) -> WorkerStatus:
         process = slot.process
+        state: Literal["starting", "idle", "busy", "restarting"]
         if process is None:
             state = "restarting" if slot.starts else "starting"
         elif not process.is_ready:
