@@ -1,0 +1,34 @@
+"""Style, script and icons of the page, put into it as text: nothing is fetched from outside."""
+
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+STYLES = ("easel.css", "form.css", "phone.css")
+SCRIPTS = ("util.js", "task.js", "stage.js", "strip.js", "viewer.js", "page.js", "easel.js")
+
+
+@cache
+def style() -> str:
+    """All style sheets, in order."""
+    return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in STYLES)
+
+
+@cache
+def script() -> str:
+    """All scripts in one closure; the page's only global is `window.easel`."""
+    parts = (FOLDER / name for name in SCRIPTS)
+    body = "\n".join(part.read_text(encoding="utf-8") for part in parts)
+    return f'(() => {{\n"use strict";\n{body}\n}})();'
+
+
+@cache
+def icon(name: str) -> str:
+    """An inline SVG that takes its colour from the text around it and is silent to readers."""
+    return (FOLDER / "icons" / f"{name}.svg").read_text(encoding="utf-8").strip()
+
+
+@cache
+def icons() -> dict[str, str]:
+    """Every icon by name."""
+    return {path.stem: icon(path.stem) for path in sorted((FOLDER / "icons").glob("*.svg"))}

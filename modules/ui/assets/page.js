@@ -1,0 +1,268 @@
+// What this tab shows: the followed task's view, drawn into the stage, the strip and the buttons.
+
+const page = {
+  view: null, // the newest TaskView of the followed task
+  live: null, // its newest preview
+  pinned: false, // the user looks at another picture than the forming one
+  held: false, // the last task's picture stays until the next one's first preview
+  stopping: false,
+  skipping: -1, // how many pictures and steps were there when Skip was pressed
+  offline: false,
+  status: null, // the newest /api/status
+
+  follower: null,
+
+  get busy() {
+    return Boolean(this.follower?.id) && !(this.view && FINAL.has(this.view.state));
+  },
+
+  /** Show task `id` here. The address carries it, so a reload or another device finds it too. */
+  follow(id, { hold = false } = {}) {
+    this.view = null;
+    this.live = null;
+    strip.liveUrl = "";
+    this.pinned = false;
+    this.held = hold && Boolean(stage.picture);
+    this.stopping = false;
+    this.skipping = -1;
+    memory.set("task", id);
+    const hash = `#task=${id}`;
+    if (location.hash !== hash) history.replaceState(null, "", hash);
+    this.follower.follow(id);
+    this.drawButtons();
+  },
+
+  forget() {
+    this.follower.release();
+    this.view = null;
+    this.live = null;
+    memory.set("task", null);
+    history.replaceState(null, "", location.pathname + location.search);
+    this.idle();
+  },
+
+  idle() {
+    stage.setState("idle");
+    stage.progress("");
+    this.drawIdle();
+    strip.draw();
+    this.drawButtons();
+    document.title = say("title");
+  },
+
+  drawIdle() {
+    if (this.view || this.follower.id || stage.picture) return;
+    const missing = this.status && this.status.checkpoints.length === 0;
+    stage.message(missing ? "no-model" : "idle");
+  },
+
+  take(view) {
+    if (view.id !== this.follower.id) return;
+    const before = this.view;
+    this.view = view;
+    if (!before) controls.offerPrompt(view.spec.prompt);
+    const newest = view.images.at(-1);
+    const grown = view.images.length > (before?.images.length ?? 0);
+    if (grown) this.live = null;
+    if (grown) strip.liveUrl = "";
+    if (FINAL.has(view.state)) this.end(view, newest);
+    else if (view.state === "queued") this.drawQueued(view);
+    else this.drawRunning(view, grown ? newest : null);
+    this.announce(before, view);
+    strip.draw();
+    this.drawButtons();
+    this.drawClock();
+    if (FINAL.has(view.state)) this.next();
+  },
+
+  drawQueued(view) {
+    stage.setState("queued");
+    const words = queueWords(view);
+    if (!this.pinned && !this.held) stage.message("waiting", words, view.message);
+    stage.progress(view.message || words, 0, true);
+  },
+
+  drawRunning(view, finished) {
+    const loading = Boolean(view.loading) && !view.progress;
+    stage.setState(loading ? "loading" : "running");
+    const words = this.actionWords(view) || view.message || progressWords(view);
+    const fraction = view.progress ? progressFraction(view) : (view.loading?.fraction ?? null);
+    stage.progress(words, fraction, true);
+    if (this.pinned) return;
+    if (finished) this.put(finished);
+    else if (this.live || this.held || this.shows(view)) return;
+    else if (view.images.length) this.put(view.images.at(-1));
+    else {
+      const title = loading ? say("loading") : say("starting");
+      stage.message("waiting", title, view.message || view.loading?.message || "");
+    }
+  },
+
+  shows(view) {
+    return stage.picture?.taskId === view.id;
+  },
+
+  actionWords(view) {
+    if (this.stopping) return say("stopping");
+    if (this.skipping < 0) return "";
+    if (this.skipping === progressNumber(view)) return say("skipping");
+    this.skipping = -1;
+    return "";
+  },
+
+  end(view, newest) {
+    this.stopping = false;
+    this.skipping = -1;
+    this.held = false;
+    stage.setState(view.state);
+    stage.progress(endWords(view), view.state === "done" ? 1 : 0, false);
+    const failed = view.state === "failed";
+    if (failed) stage.error(view.error?.message || say("error.unknown"));
+    if (newest && !this.pinned) this.put(newest);
+    else if (!newest && !this.pinned) {
+      const title = failed ? say("failed.title") : say("stopped.none");
+      stage.message("waiting", title, failed ? view.error?.message : "");
+    }
+    this.live = null;
+    speed.learn(view);
+    controls.summarize();
+  },
+
+  /** The followed task has ended: go on with the next one of this tab, if any. */
+  next() {
+    const id = waiting.next();
+    this.drawQueue();
+    strip.loadHistory();
+    if (id) this.follow(id, { hold: true });
+  },
+
+  put(image) {
+    stage.put({ ...image, taskId: this.view.id, prompt: this.view.spec.prompt }).then(() => strip.draw());
+  },
+
+  preview(preview) {
+    const view = this.view;
+    if (!view || view.state !== "running") return;
+    this.live = preview;
+    this.held = false;
+    strip.liveUrl = preview.url;
+    strip.draw();
+    if (!this.pinned) this.showLive();
+  },
+
+  showLive() {
+    const { view, live } = this;
+    const picture = { ...live, taskId: view.id, prompt: view.spec.prompt, preview: true };
+    stage.put(picture).then(() => strip.draw());
+  },
+
+  watchLive() {
+    this.pinned = false;
+    if (this.live) this.showLive();
+  },
+
+  /** The user clicks a picture of the strip. */
+  choose(image) {
+    this.pinned = this.busy;
+    stage.put(image).then(() => strip.draw());
+  },
+
+  gone() {
+    stage.error(say("error.gone"));
+    this.forget();
+    const id = waiting.next();
+    if (id) this.follow(id);
+  },
+
+  contact(reached) {
+    if (this.offline === !reached) return;
+    this.offline = !reached;
+    document.documentElement.dataset.offline = String(this.offline);
+    setText($("server"), this.offline ? say("offline") : "");
+    if (!this.offline) {
+      stage.tell(say("online"));
+      strip.loadHistory();
+    }
+    this.drawButtons();
+  },
+
+  drawButtons() {
+    const busy = this.busy;
+    const running = this.view?.state === "running";
+    const button = $("generate");
+    const label = button?.querySelector("span");
+    setText(label, say(busy ? "generate.queue" : "generate"));
+    $("stop").disabled = !busy || this.stopping;
+    $("skip").disabled = !(busy && running) || this.stopping || this.skipping >= 0;
+    document.documentElement.dataset.busy = String(busy);
+  },
+
+  drawClock() {
+    const view = this.view;
+    const running = view?.state === "running" && view.started;
+    setText($("clock"), running ? clockTime(Date.now() / 1000 - view.started) : "");
+    if (!running) {
+      document.title = say("title");
+      return;
+    }
+    const percent = view.progress ? Math.round(progressFraction(view) * 100) : 0;
+    document.title = `${percent} % · ${say("title")}`;
+  },
+
+  drawQueue() {
+    const list = $("queue");
+    const shown = waiting.ids.slice(0, 4).map((id) => ({ key: id, id }));
+    const more = waiting.ids.length - shown.length;
+    if (more > 0) shown.push({ key: "more", more });
+    reconcile(list, shown, queueChip, (chip, item) => {
+      if (item.more) return setText(chip, say("queue.more", { count: item.more }));
+      const { prompt, position } = waiting.views.get(item.id) ?? {};
+      setText(chip.querySelector(".number"), position ? `${position}` : "…");
+      setText(chip.querySelector(".prompt"), prompt || say("untitled"));
+      const label = say("queue.remove", { prompt: prompt || say("untitled") });
+      chip.querySelector("button").title = label;
+      chip.querySelector("button").setAttribute("aria-label", label);
+    });
+  },
+
+  /** Tell screen readers what matters, not every step. */
+  announce(before, view) {
+    if (before?.state === view.state && before.images.length === view.images.length) return;
+    const words = FINAL.has(view.state) ? endWords(view) : progressWords(view);
+    setText($("announcer"), view.state === "queued" ? queueWords(view) : words);
+  },
+};
+
+/** A number that changes when a picture or a step is finished. */
+function progressNumber({ progress, images }) {
+  return images.length * 1000 + (progress?.image ?? 0);
+}
+
+function queueWords(view) {
+  if (!view.position) return say("queued");
+  return view.position === 1 ? say("queued.next") : say("queued.position", view);
+}
+
+function queueChip(item) {
+  if (item.more) return make("span", { className: "more" });
+  const chip = make("span", { className: "chip" });
+  chip.setAttribute("role", "listitem");
+  chip.append(make("span", { className: "number" }), make("span", { className: "prompt" }));
+  chip.append(make("button", { icon: "close", onclick: () => controls.unqueue(item.id) }));
+  return chip;
+}
+
+/** Seconds per step and megapixel, learnt from finished tasks; null until there was one. */
+const speed = {
+  key: (checkpoint) => `speed.${checkpoint || "-"}`,
+  learn(view) {
+    if (view.state !== "done" || !view.started || !view.images.length) return;
+    const pixels = view.images.reduce((sum, image) => sum + image.width * image.height, 0);
+    const seconds = (view.ended - view.started) / view.spec.steps / (pixels / 1e6);
+    if (seconds > 0) memory.set(this.key(view.spec.checkpoint), seconds.toPrecision(4), localStorage);
+  },
+  seconds(checkpoint, steps, pixels) {
+    const known = Number(memory.get(this.key(checkpoint), localStorage));
+    return known > 0 ? (known * steps * pixels) / 1e6 : null;
+  },
+};

@@ -1,0 +1,139 @@
+"""The form: which control holds which TaskSpec field, by name.
+
+A panel makes its controls with the `Form`, which gives each the label, help, range and default of
+its field. Gradio hands the values over as a mapping keyed by control, so order means nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import gradio as gr
+from gradio.components import Component
+from pydantic_core import PydanticUndefined
+
+from modules.spec.errors import SpecError
+from modules.spec.task_spec import TaskSpec
+from modules.ui.components import Choice, Radio, Slider
+from modules.ui.texts import Texts
+
+C = TypeVar("C", bound=Component)
+
+RANDOM_SEED = "random_seed"  # the one control that is no field: it empties `seed`
+
+
+class Form:
+    """Names of TaskSpec fields and the controls that hold them."""
+
+    def __init__(self, texts: Texts, initial: TaskSpec) -> None:
+        self.texts = texts
+        self.initial = initial
+        self.components: dict[str, Component] = {}
+
+    def add(self, name: str, component: C) -> C:
+        """Let `component` hold field `name`. ValueError if the field has one already."""
+        if name in self.components:
+            raise ValueError(f"two controls for {name}")
+        if name not in TaskSpec.model_fields and name != RANDOM_SEED:
+            raise ValueError(f"{name} is not a field of TaskSpec")
+        self.components[name] = component
+        return component
+
+    def inputs(self) -> set[Component]:
+        """What an event listener takes to get the whole form, keyed by control."""
+        return set(self.components.values())
+
+    def read(self, values: Mapping[Component, Any]) -> TaskSpec:
+        """The request that the form asks for. Raises SpecError or LimitError."""
+        named = {name: values[control] for name, control in self.components.items()}
+        if named.pop(RANDOM_SEED, False):
+            named["seed"] = None
+        elif "seed" in named:
+            named["seed"] = _whole_number(named["seed"])
+        for name, value in named.items():
+            if value is None and isinstance(getattr(self.initial, name), str):
+                named[name] = ""  # Gradio's word for an empty box or an empty choice
+        return TaskSpec.from_mapping(named)
+
+    def updates(self, settings: Mapping[str, Any]) -> dict[Component, Any]:
+        """Gradio updates that set the controls to `settings` (field name → value).
+
+        A seed in `settings` fixes it; `seed: None` goes back to random.
+        """
+        changes = {
+            self.components[name]: gr.update(value=_shown(name, value))
+            for name, value in settings.items()
+            if name in self.components
+        }
+        if "seed" in settings and RANDOM_SEED in self.components:
+            changes[self.components[RANDOM_SEED]] = gr.update(value=settings["seed"] is None)
+        return changes
+
+    def value(self, name: str) -> Any:
+        """What the control of `name` starts with."""
+        return _shown(name, getattr(self.initial, name))
+
+    def text(self, name: str, **options: Any) -> gr.Textbox:
+        """A box for words."""
+        return self.add(name, gr.Textbox(value=self.value(name), **self._common(name, options)))
+
+    def slider(self, name: str, *, step: float = 1, **options: Any) -> gr.Slider:
+        """A slider over the field's own range, or `minimum` to `maximum` within it."""
+        low, high = field_range(name)
+        options = {"minimum": low, "maximum": high, "step": step, "buttons": [], **options}
+        return self.add(name, Slider(value=self.value(name), **self._common(name, options)))
+
+    def number(self, name: str, **options: Any) -> gr.Number:
+        """A box for a whole number; empty means None."""
+        options = {"precision": 0, **options}
+        return self.add(name, gr.Number(value=self.value(name), **self._common(name, options)))
+
+    def radio(self, name: str, choices: Sequence[tuple[str, str]], **options: Any) -> gr.Radio:
+        """A few (label, value) choices, all in sight."""
+        options = {"value": self.value(name), **options}
+        return self.add(name, Radio(choices=choices, **self._common(name, options)))
+
+    def choice(self, name: str, choices: Sequence[tuple[str, str]], **options: Any) -> gr.Dropdown:
+        """A drop-down list of (label, value) choices."""
+        options = {"value": self.value(name), **options}
+        return self.add(name, Choice(choices=choices, **self._common(name, options)))
+
+    def _common(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
+        """What every control has: words of its field, and that it can be changed."""
+        words = {"label": self.texts.label(name), "info": self.texts.help(name)}
+        return {"interactive": True, **words, **options}
+
+
+def field_range(name: str) -> tuple[float, float]:
+    """The least and the greatest value of a numeric field."""
+    metadata = TaskSpec.model_fields[name].metadata
+    low = next(bound.ge for bound in metadata if hasattr(bound, "ge"))
+    high = next(bound.le for bound in metadata if hasattr(bound, "le"))
+    return low, high
+
+
+def field_defaults() -> dict[str, Any]:
+    """Every field's default value."""
+    fields = TaskSpec.model_fields.items()
+    return {name: info.default for name, info in fields if info.default is not PydanticUndefined}
+
+
+_SHOWN: Mapping[str, Callable[[Any], Any]] = {
+    # A browser's numbers are exact to 2^53 only, seeds go to 2^63: they travel as text.
+    "seed": lambda seed: "" if seed is None else str(seed),
+}
+
+
+def _shown(name: str, value: Any) -> Any:
+    """`value` of field `name` as its control holds it."""
+    value = _SHOWN.get(name, lambda same: same)(value)
+    return str(value) if isinstance(value, str) else value  # an enum's member as plain text
+
+
+def _whole_number(text: str | None) -> int | None:
+    """The seed box: empty is None; anything but digits is the user's slip."""
+    text = (text or "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.lstrip("-").isdigit() and len(text) <= 40):
+        raise SpecError("Seed must be a whole number; empty the box to draw one.", "seed")
+    return int(text)

@@ -1,0 +1,23 @@
+"""Advanced: guidance, sampler, scheduler, and a size of one's own."""
+
+import gradio as gr
+
+from modules.spec import limits
+from modules.spec.flags import Sampler, Scheduler
+from modules.ui.form import Form
+
+
+def build(form: Form) -> None:
+    """#guidance, #sampler, #scheduler, #width and #height."""
+    form.slider("cfg_scale", elem_id="guidance", step=0.1)
+    form.choice("sampler", [(item.value, item.value) for item in Sampler], elem_id="sampler")
+    form.choice("scheduler", [(item.value, item.value) for item in Scheduler], elem_id="scheduler")
+    with gr.Row(elem_id="override-row"):
+        for side in ("width", "height"):
+            form.number(
+                side,
+                elem_id=side,
+                min_width=0,
+                step=limits.SIDE_STEP,
+                placeholder=form.texts("override.placeholder"),
+            )

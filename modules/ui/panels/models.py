@@ -1,0 +1,78 @@
+"""Models: which checkpoint paints, what to do when there is none, what may be fetched."""
+
+from collections.abc import Sequence
+from html import escape
+
+import gradio as gr
+
+from modules.api.context import ServerContext
+from modules.library.catalog import ModelFile
+from modules.settings.presets import Download, ModelFolder
+from modules.ui.components import markup
+from modules.ui.form import Form
+from modules.ui.texts import Texts
+
+
+def build(context: ServerContext, form: Form) -> tuple[gr.Dropdown, gr.Button, gr.HTML]:
+    """#checkpoint, #refresh and the hint below them."""
+    files = context.catalog.checkpoints()
+    checkpoint = form.choice(
+        "checkpoint",
+        checkpoint_choices(files),
+        value=chosen(files, form.value("checkpoint")),
+        elem_id="checkpoint",
+    )
+    refresh = gr.Button(form.texts("refresh"), elem_id="refresh", size="sm")
+    hint = markup(models_hint(context, form.texts), "models-hint")
+    return checkpoint, refresh, hint
+
+
+def checkpoint_choices(files: Sequence[ModelFile]) -> list[tuple[str, str]]:
+    """(name and size, name) of each checkpoint."""
+    return [(f"{file.name} · {in_bytes(file.size)}", file.name) for file in files]
+
+
+def chosen(files: Sequence[ModelFile], name: str) -> str | None:
+    """`name` if that file is there, else the first file, else None."""
+    names = [file.name for file in files]
+    return name if name in names else next(iter(names), None)
+
+
+def checkpoint_folder(context: ServerContext) -> str:
+    """The folder for checkpoints as the user knows it: relative, never a path of the server."""
+    return f"{context.settings.models_path.name}/{ModelFolder.CHECKPOINTS}"
+
+
+def models_hint(context: ServerContext, texts: Texts) -> str:
+    """Where checkpoints go, and those that are known but not there."""
+    folder = escape(checkpoint_folder(context))
+    where = escape(texts("models.where", folder="\0")).replace("\0", f"<code>{folder}</code>")
+    known = context.catalog.known_downloads()
+    heading = f"<h3>{escape(texts('models.known'))}</h3>" if known else ""
+    none = "" if context.catalog.checkpoints() else f"<h3>{escape(texts('models.none'))}</h3>"
+    return f'<div class="hint">{none}<p>{where}</p>{heading}{download_list(known, texts)}</div>'
+
+
+def download_list(downloads: Sequence[Download], texts: Texts) -> str:
+    """Links to known files, with size and folder; following one is the user's choice."""
+    if not downloads:
+        return ""
+    items = "".join(
+        f'<li><a href="{escape(item.url)}" target="_blank" rel="noreferrer noopener">'
+        f"{escape(item.file)}</a> <small>{_facts(item, texts)}</small></li>"
+        for item in downloads
+    )
+    return f'<ul class="downloads">{items}</ul>'
+
+
+def in_bytes(count: int) -> str:
+    """A size people can read, such as '6.9 GB'."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{max(1, round(count / 1000))} kB"
+
+
+def _facts(item: Download, texts: Texts) -> str:
+    into = escape(texts("models.into", folder=f"models/{item.folder}"))
+    return f"{in_bytes(item.size)} · {into}" if item.size else into

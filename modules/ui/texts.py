@@ -1,0 +1,168 @@
+"""Every word of the page, by language. Adding a language is adding a table.
+
+Labels and helps of fields come from TaskSpec, unless a table has `label.<field>` or
+`help.<field>`. `{name}` in a text is filled in by whoever shows it. The script of the page gets
+the whole table, so that both sides say the same.
+"""
+
+import json
+from collections.abc import Mapping
+
+from modules.spec.task_spec import TaskSpec
+
+DEFAULT_LANGUAGE = "en"
+
+TEXTS: Mapping[str, Mapping[str, str]] = {
+    "en": {
+        "title": "Easel",
+        # the frame of the page
+        "tab.settings": "Settings",
+        "tab.models": "Models",
+        "tab.advanced": "Advanced",
+        "toggle.advanced": "Advanced",
+        "toggle.sheet": "Settings",
+        "sheet.close": "Close the settings",
+        "theme.light": "Switch to the light theme",
+        "theme.dark": "Switch to the dark theme",
+        "skip.to.prompt": "Go to the prompt",
+        # the prompt
+        "prompt.placeholder": "Describe the picture",
+        "prompt.example": "a red house by a blue lake at night",
+        "generate": "Generate",
+        "generate.queue": "Add to queue",
+        "generate.hint": "Ctrl+Enter",
+        "stop": "Stop",
+        "stop.help": "End this task; finished pictures are kept",
+        "stopping": "stopping…",
+        "skip": "Skip",
+        "skip.help": "End this picture and go on with the next one",
+        "skipping": "skipping…",
+        # the stage
+        "stage": "Picture",
+        "idle.title": "What would you like to see?",
+        "idle.text": "Describe it below and press Generate.",
+        "idle.example": "Try an example",
+        "nomodel.title": "One thing is missing: a model",
+        "nomodel.text": "Put an SDXL checkpoint (a .safetensors file) into {folder}, "
+        "then press Refresh.",
+        "nomodel.known": "Known to work:",
+        "nomodel.found": "Found {name}.",
+        "nomodel.none": "There is still no checkpoint in {folder}.",
+        "refresh": "Refresh",
+        "queued": "Waiting in the queue",
+        "queued.next": "Next in the queue",
+        "queued.position": "Number {position} in the queue",
+        "loading": "Loading the model…",
+        "starting": "Starting…",
+        "progress.image": "picture {image} of {count}",
+        "progress.step": "step {step}/{steps}",
+        "progress.left": "{time} left",
+        "done.one": "1 picture in {time}",
+        "done.many": "{count} pictures in {time}",
+        "stopped.none": "Stopped before the first picture was finished.",
+        "stopped.some": "Stopped; {count} of {total} pictures are kept.",
+        "failed.title": "This did not work",
+        "picture.alt": "{prompt}",
+        "preview.alt": "Preview of: {prompt}",
+        "picture.open": "Show it large",
+        "picture.facts": "{width} × {height} · seed {seed}",
+        "action.download": "Download",
+        "action.copy": "Copy settings",
+        "action.copied": "Settings copied",
+        "action.seed": "Use seed",
+        "action.seeded": "Seed {seed} is set",
+        "viewer": "Large picture",
+        "viewer.close": "Close",
+        "viewer.previous": "Previous picture",
+        "viewer.next": "Next picture",
+        "strip": "Pictures",
+        "strip.empty": "Your pictures will line up here.",
+        "strip.live": "The picture that is forming",
+        "strip.pending": "Picture {number} is still to come",
+        "strip.item": "Picture: {prompt}",
+        # queue, errors, server
+        "queue": "Waiting tasks",
+        "queue.count": "queue {count}",
+        "queue.remove": "Remove from the queue: {prompt}",
+        "queue.more": "and {count} more",
+        "untitled": "no prompt",
+        "error.close": "Close this message",
+        "offline": "Easel does not answer. Trying again; nothing that was accepted is lost.",
+        "online": "Easel answers again.",
+        "offline.generate": "Easel does not answer, so nothing was sent. "
+        "Start it again, then press Generate.",
+        "error.unknown": "Easel could not do this; the log has the details. Try again.",
+        "error.gone": "This task is not known any more. Press Generate to start a new one.",
+        # settings
+        "label.random_seed": "Random",
+        "help.random_seed": "Draw a new seed for every task.",
+        "label.aspect_ratio": "Size",
+        "help.aspect_ratio": "Width × height of the picture in pixels; the model was made for "
+        "these sizes.",
+        "help.steps": "How many times the picture is refined; 20 to 40 is usual, more takes "
+        "longer.",
+        "help.image_count": "How many pictures one press of Generate paints, each with the next "
+        "seed.",
+        "help.seed": "The same seed and settings give the same picture again.",
+        "help.negative_prompt": "What the picture should not show, such as blur, text, watermark.",
+        "help.preset": "A named group of settings; choosing one sets the controls to it.",
+        "negative.placeholder": "What to leave out",
+        "size.more": "All {count} sizes",
+        "size.fewer": "Fewer sizes",
+        "format.png": "PNG",
+        "format.jpeg": "JPEG",
+        "format.webp": "WebP",
+        "make.title": "What this will make",
+        "make.one": "1 picture",
+        "make.many": "{count} pictures",
+        "make.size": "{width} × {height}",
+        "make.steps": "{steps} steps",
+        "make.time": "about {time}",
+        # models
+        "help.checkpoint": "The model file that paints; it decides style and subject most.",
+        "models.none": "No checkpoint found",
+        "models.where": "Checkpoints are .safetensors files in {folder}; after adding one, "
+        "press Refresh.",
+        "models.known": "Known downloads",
+        "models.into": "save into {folder}",
+        # advanced
+        "label.width": "Width",
+        "label.height": "Height",
+        "help.cfg_scale": "How strictly the picture follows the prompt; 3 to 8 is usual, 1 is "
+        "fastest.",
+        "help.sampler": "The method that removes the noise; dpmpp_2m_sde suits most pictures.",
+        "help.scheduler": "How the noise falls from step to step; karras suits most pictures.",
+        "help.width": "Width in pixels, a multiple of 8; leave both empty to use Size.",
+        "help.height": "Height in pixels, a multiple of 8; leave both empty to use Size.",
+        "override.placeholder": "from Size",
+        # units
+        "seconds": "{count} s",
+        "minutes": "{minutes} min {seconds} s",
+    },
+}
+
+
+class Texts:
+    """One language's table; a key that it lacks is taken from English."""
+
+    def __init__(self, language: str = DEFAULT_LANGUAGE) -> None:
+        self.language = language if language in TEXTS else DEFAULT_LANGUAGE
+        self._table = {**TEXTS[DEFAULT_LANGUAGE], **TEXTS[self.language]}
+
+    def __call__(self, key: str, **values: object) -> str:
+        """The text of `key` with `values` filled in. KeyError for a key that nobody wrote."""
+        return self._table[key].format(**values) if values else self._table[key]
+
+    def label(self, field: str) -> str:
+        """What a control for TaskSpec field `field` is called."""
+        info = TaskSpec.model_fields.get(field)
+        return self._table.get(f"label.{field}") or (info.title if info else None) or field
+
+    def help(self, field: str) -> str | None:
+        """One sentence on what `field` does to the picture, or None."""
+        info = TaskSpec.model_fields.get(field)
+        return self._table.get(f"help.{field}") or (info.description if info else None)
+
+    def to_json(self) -> str:
+        """The whole table for the page's script."""
+        return json.dumps(self._table, ensure_ascii=False)
