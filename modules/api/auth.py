@@ -106,16 +106,16 @@ def _pairs_of_lines(text: str, where: str) -> list[tuple[str, tuple[_Check, bool
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        name, colon, secret = line.partition(":")
+        name, colon, secret = (part.strip() for part in line.partition(":"))
         at = f"{where}, line {number},"
         if not colon:
             raise ConfigError(f"{at} is not name:hash; write one user a line.")
         if not secret.startswith("$argon2id$"):
             raise ConfigError(
                 f"{at} holds no argon2id hash; make one with "
-                f"`python -m modules.api.auth {name.strip()[:64]}`."
+                f"`python -m modules.api.auth {name[:64]}`."
             )
-        pairs.append((_name(name.strip(), at), _check(secret.strip(), at)))
+        pairs.append((_name(name, at), _check(secret, at)))
     return pairs
 
 

@@ -138,12 +138,13 @@ class Gate:
         _straighten(scope, self._policy.is_public(host[0]), headers)
         if not self._is_own_page(scope, headers, hosts[0]):
             return error_response(403, "E_ORIGIN", "A page from elsewhere may not use Easel.")
-        if any(scope["path"].startswith(prefix) for prefix in CLOSED_PREFIXES):
-            return error_response(404, "E_NOT_FOUND", "There is nothing at this address.")
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or int(length) > limits.REQUEST_BYTES:
             return _too_large()
-        return self._login_refusal(scope, headers)
+        refusal = self._login_refusal(scope, headers)
+        if refusal is None and scope["path"].startswith(CLOSED_PREFIXES):
+            return error_response(404, "E_NOT_FOUND", "There is nothing at this address.")
+        return refusal
 
     def _is_own_page(self, scope: Scope, headers: Headers, host: str) -> bool:
         """False for what a foreign page sent. Programs send neither header and may pass."""
