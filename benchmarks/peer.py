@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.support.tiny_checkpoint import (
+    CLIP_G_PREFIX,
+    CLIP_L_PREFIX,
     UNET_PREFIX,
     VAE_PREFIX,
     FamilySizes,
@@ -97,3 +99,75 @@ def scheduler():  # noqa: ANN201 - imported within
         steps_offset=1,
         interpolation_type="linear",
     )
+
+
+def text_encoders(
+    sizes: FamilySizes, weights: Mapping[str, Tensor], dtype: torch.dtype
+) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """(CLIPTextModel, CLIPTextModelWithProjection) from a whole checkpoint's `weights`."""
+    from diffusers.loaders.single_file_utils import (
+        convert_ldm_clip_checkpoint,
+        convert_open_clip_checkpoint,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    def config(width: int, layers: int, activation: str) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 64,
+            projection_dim=width,
+            hidden_act=activation,
+            bos_token_id=49406,
+            eos_token_id=49407,
+            pad_token_id=1,
+        )
+
+    first = CLIPTextModel(config(sizes.clip_l_width, sizes.clip_l_layers, "quick_gelu"))
+    second = CLIPTextModelWithProjection(config(sizes.clip_g_width, sizes.clip_g_layers, "gelu"))
+    own = {k: v for k, v in weights.items() if not k.endswith("position_ids")}
+    from_l = convert_ldm_clip_checkpoint(
+        own, remove_prefix=CLIP_L_PREFIX.removesuffix("text_model.")
+    )
+    from_g = convert_open_clip_checkpoint(second, own, prefix=CLIP_G_PREFIX)
+    for model, converted in ((first, from_l), (second, from_g)):
+        names = set(model.state_dict())
+        if not names <= set(converted):  # transformers may write the names without this prefix
+            converted = {k.removeprefix("text_model."): v for k, v in converted.items()}
+        model.load_state_dict({k: v for k, v in converted.items() if k in names})
+        model.to(dtype).eval().requires_grad_(False)
+    return first, second
+
+
+def pipeline(sizes: FamilySizes, weights: Mapping[str, Tensor], dtype: torch.dtype):  # noqa: ANN201
+    """StableDiffusionXLPipeline of a whole checkpoint's `weights`, without tokenizers."""
+    from diffusers import StableDiffusionXLPipeline
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+    first, second = text_encoders(sizes, weights, dtype)
+    pipe = StableDiffusionXLPipeline(
+        vae=vae(sizes, under(VAE_PREFIX), dtype),
+        text_encoder=first,
+        text_encoder_2=second,
+        tokenizer=None,
+        tokenizer_2=None,
+        unet=unet(sizes, under(UNET_PREFIX), dtype),
+        scheduler=scheduler(),
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def encode(pipe, tokens: Mapping[str, list]) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+    """(hidden states, pooled) as the pipeline makes them, from chunks of (id, weight) pairs."""
+    hidden = []
+    for name, model in (("l", pipe.text_encoder), ("g", pipe.text_encoder_2)):
+        ids = torch.tensor([[pair[0] for pair in chunk] for chunk in tokens[name]])
+        out = model(ids, output_hidden_states=True)
+        hidden.append(out.hidden_states[-2])
+    return torch.cat(hidden, dim=-1), out.text_embeds

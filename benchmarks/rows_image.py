@@ -1,0 +1,207 @@
+"""Rows from a checkpoint on the disk to a picture: text to image, memory of loading, the queue."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import peer
+from benchmarks.measure import Row, compare, interleave, require_equal
+from benchmarks.sizes import GIB, HALF, Options, fitting, name_of
+from tests.support.tiny_checkpoint import SDXL, TINY, FamilySizes, checkpoint_shapes
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPT, NEGATIVE = "a red fox in the snow, early morning light", "blurry, low quality"
+
+
+def checkpoint_file(sizes: FamilySizes, dtype: torch.dtype = torch.float16) -> Path:
+    """A random checkpoint of these sizes; kept between runs, for writing it takes a while."""
+    from safetensors.torch import save_file
+
+    name = {id(SDXL): "sdxl", id(HALF): "half", id(TINY): "tiny"}[id(sizes)]
+    folder = ROOT / "benchmarks" / "results" / "models" / "checkpoints"
+    path = folder / f"{name}-{str(dtype)[6:]}.safetensors"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".part")
+        save_file(peer.draw_weights(checkpoint_shapes(sizes), dtype), str(partial))
+        partial.replace(path)
+    return path
+
+
+class Engine:
+    """A checkpoint in our engine, used without the program around it."""
+
+    def __init__(self, path: Path) -> None:
+        from ldm_patched.modules import sd
+        from ldm_patched.modules.model_management import DevicePolicy
+        from modules.patch import patch_all
+
+        patch_all()
+        self.policy = DevicePolicy.detect()
+        loaded = sd.load_checkpoint_guess_config(str(path), policy=self.policy)
+        self.unet, self.clip, self.vae = loaded[:3]
+
+    def encode(self, text: str) -> list[Any]:
+        cond, pooled = self.clip.encode_from_tokens(self.clip.tokenize(text), return_pooled=True)
+        return [[cond, {"pooled_output": pooled}]]
+
+    def paint(
+        self, noise: torch.Tensor, steps: int, cfg: float, sigmas: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Euler from unit noise (1, 4, h, w) to pixels (1, 8h, 8w, 3) in 0..1."""
+        from ldm_patched.modules.sample import sample
+
+        latents = sample(
+            self.unet, noise, steps, cfg, "euler", "normal", self.encode(PROMPT),
+            self.encode(NEGATIVE), torch.zeros_like(noise), sigmas=sigmas, seed=0,
+        )  # fmt: skip
+        return self.vae.decode(latents)
+
+
+@torch.inference_mode()
+def text_to_image(options: Options) -> Row:
+    """Prompt to pixels with what each side does unless told otherwise."""
+    sizes = fitting(options, 30 * GIB)
+    side, steps, cfg = (16 if options.quick else 64), (2 if options.quick else 8), 5.0
+    path = checkpoint_file(sizes)
+    ours = Engine(path)
+    from safetensors.torch import load_file
+
+    pipe = peer.pipeline(sizes, load_file(str(path)), torch.float32)
+    noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
+    pipe.scheduler.set_timesteps(steps)
+    sigmas = pipe.scheduler.sigmas.clone()
+    start = noise * (sigmas[0] / pipe.scheduler.init_noise_sigma)  # both begin with equal latents
+    tokens = [ours.clip.tokenize(text) for text in (PROMPT, NEGATIVE)]
+
+    def their_call() -> torch.Tensor:
+        cond, pooled = peer.encode(pipe, tokens[0])
+        uncond, negative_pooled = peer.encode(pipe, tokens[1])
+        pictures = pipe(
+            prompt_embeds=cond,
+            pooled_prompt_embeds=pooled,
+            negative_prompt_embeds=uncond,
+            negative_pooled_prompt_embeds=negative_pooled,
+            height=side * 8,
+            width=side * 8,
+            num_inference_steps=steps,
+            guidance_scale=cfg,
+            latents=start.clone(),
+            output_type="np",
+        ).images
+        return torch.from_numpy(np.ascontiguousarray(pictures))
+
+    def our_call() -> torch.Tensor:
+        return ours.paint(noise, steps, cfg, sigmas)
+
+    full = ours.policy.unet_dtype is torch.float32
+    error = require_equal("text_to_image", our_call(), their_call(), 1e-3 if full else 0.15)
+    return compare(
+        "text_to_image",
+        f"{name_of(sizes)}, {side * 8}x{side * 8}, {steps} Euler steps, cfg {cfg:g}, defaults: "
+        f"ours {str(ours.policy.unet_dtype)[6:]}, theirs float32",
+        our_call,
+        {"eager": their_call},
+        rounds=options.few_rounds,
+        error=error,
+        target=">= 4x where the CPU has bf16 units",
+    )
+
+
+def load_memory(options: Options) -> Row:
+    """How far a fresh process's memory rises while it loads a checkpoint, over the model's size."""
+    sizes = fitting(options, 20 * GIB)
+    path = checkpoint_file(sizes)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.child_load", str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"Loading failed: {done.stderr.strip()[-1500:]}")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return Row(
+        name="load_memory",
+        setup=f"{name_of(sizes)}, {path.stat().st_size / 1e9:.2f} GB file, {found['policy']}",
+        ours=found["peak"] / found["model_bytes"],
+        target="<= 1.15x",
+        unit="x",
+        note=f"model {found['model_bytes'] / 1e9:.2f} GB, peak {found['peak'] / 1e9:.2f} GB, of it "
+        f"not backed by the file {found['peak_anonymous'] / 1e9:.2f} GB, "
+        f"{found['seconds']:.1f} s",
+        samples={"bytes": [found["peak"], found["peak_anonymous"], found["model_bytes"]]},
+    )
+
+
+def around_sampler(options: Options) -> Row:
+    """A 20-step task through the queue against the same work done by the engine alone."""
+    from modules.settings.config import load_settings
+    from modules.spec.task_spec import TaskSpec
+    from modules.tasks.store import TaskStore
+    from modules.tasks.worker_pool import LocalWorkerPool
+
+    sizes = TINY if options.quick else HALF
+    side, steps, cfg = (16 if options.quick else 64), 20, 5.0
+    path = checkpoint_file(sizes)
+    engine = Engine(path)
+    noise = torch.randn(1, 4, side, side)
+    spec = TaskSpec(
+        prompt=PROMPT, negative_prompt=NEGATIVE, checkpoint=path.name, image_count=1, seed=0,
+        width=side * 8, height=side * 8, steps=steps, cfg_scale=cfg,
+        sampler="euler", scheduler="normal",
+    )  # fmt: skip
+    prompts = engine.encode(PROMPT), engine.encode(NEGATIVE)
+    engine.encode = lambda text: prompts[text == NEGATIVE]  # cached, as the program has them
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["--models-path", str(path.parent.parent)]
+        for name in ("output-path", "data-path"):
+            arguments += [f"--{name}", os.path.join(folder, name)]
+        settings = load_settings(arguments)
+        settings.database_path.parent.mkdir(parents=True, exist_ok=True)
+        pool = LocalWorkerPool(settings, TaskStore(settings.database_path))
+        pool.start()
+        try:
+            seconds = interleave(
+                {
+                    "task": lambda: _finish(pool, spec),
+                    "engine": lambda: engine.paint(noise, steps, cfg),
+                },
+                rounds=options.few_rounds,
+                warm_ups=1,  # the worker loads its model
+            )
+        finally:
+            pool.close()
+    task, alone = (statistics.median(seconds[name]) for name in ("task", "engine"))
+    return Row(
+        name="around_sampler",
+        setup=f"{name_of(sizes)}, {side * 8}x{side * 8}, {steps} steps, previews and saving on",
+        ours=100.0 * (task - alone) / task,
+        target="<= 5 %",
+        unit="%",
+        note=f"task {task:.2f} s, engine alone {alone:.2f} s",
+        samples=seconds,
+    )
+
+
+def _finish(pool: Any, spec: Any) -> None:
+    """Queue a task and wait for its end, as a page does."""
+    task_id, seq = pool.submit(spec), 0
+    while True:
+        view = pool.wait(task_id, seq, 5.0)
+        if view is None:
+            continue
+        seq = view.seq
+        if view.state.is_final:
+            if view.error is not None:
+                raise RuntimeError(f"The task failed: {view.error.message}")
+            return
