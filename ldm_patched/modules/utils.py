@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ldm_patched.modules.errors import CorruptModelFile
 from ldm_patched.modules.model_base import LoadReport, set_weight
-from ldm_patched.modules.weight_file import open_weights
+from ldm_patched.modules.weight_file import open_weights, read_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def load_torch_file(
 
     On the CPU (`device` None) they are the file's own memory, in its precision: nothing is read
     until it is used. safe_load: there is no unsafe way, False raises ValueError.
-    Raises CorruptModelFile, UnsafeModelFile or UnsupportedModel; the file is never changed.
+    Raises CorruptModelFile, UnsafeModelFile, UnsupportedModel or OSError; never changes the file.
     """
     if not safe_load:
         raise ValueError("Weight files are only loaded the safe way; leave safe_load as it is.")
@@ -32,11 +32,8 @@ def load_torch_file(
 
 
 def load_metadata(path: str | Path) -> dict[str, str]:
-    """The text entries in a safetensors file's header; empty for other files.
-
-    Raises as load_torch_file.
-    """
-    return dict(open_weights(path).metadata)
+    """See weight_file.read_metadata."""
+    return read_metadata(path)
 
 
 def load_weights(

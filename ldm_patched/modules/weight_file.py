@@ -156,14 +156,20 @@ def _read_pickle(path: Path, *, is_zip: bool) -> WeightFile:
 
     Raises UnsafeModelFile if it holds more than plain weights, CorruptModelFile if it is broken.
     """
+    # By its name torch would take it for safetensors; an open file has none, nor can it be mapped.
+    misnamed = path.name.endswith(".safetensors")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
+        if is_zip and not misnamed:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        else:
+            with path.open("rb") as file:
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnsafeModelFile(
             f"{path.name} holds more than plain weights, so it was not opened: such a file can run "
             "programs. Use a .safetensors version of the model."
         ) from error
-    except MemoryError:
+    except (MemoryError, OSError):
         raise
     except Exception as error:  # noqa: BLE001 - a broken file can raise anything in the unpickler
         raise damaged(path, "it is cut short or is not a weight file") from error
@@ -199,16 +205,12 @@ def _tensors_of(content: Any) -> dict[str, Tensor]:
 def open_weights(path: str | Path) -> WeightFile:
     """The weight file at `path`, by what it holds rather than by its extension.
 
-    Raises CorruptModelFile, UnsafeModelFile or UnsupportedModel; the file is left as it is.
+    Raises CorruptModelFile, UnsafeModelFile or UnsupportedModel, and OSError (FileNotFoundError
+    among them) if the disk does not give it; the file is left as it is.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise CorruptModelFile(
-            f"{path.name} cannot be read. Check that the file is there and that you may read it."
-        ) from error
+    with path.open("rb") as file:
+        head = file.read(64)
     if head[8:9] == b"{":
         return SafetensorsFile(path)
     if head[:4] == b"PK\x03\x04":
@@ -216,6 +218,17 @@ def open_weights(path: str | Path) -> WeightFile:
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return _read_pickle(path, is_zip=False)
     raise _unknown_content(path, head)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The text entries in a safetensors file's header; empty for any other kind of file.
+
+    Raises CorruptModelFile or OSError.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:9] == b"{"
+    return dict(read_header(path)[1]) if is_safetensors else {}
 
 
 def _unknown_content(path: Path, head: bytes) -> CorruptModelFile | UnsupportedModel:
