@@ -46,7 +46,7 @@ PAGE_CSP = "; ".join(
         "connect-src 'self' blob: data:",
         "worker-src 'self' blob:",
         "object-src 'none'",
-        "base-uri 'none'",
+        "base-uri 'self'",
         "form-action 'self'",
         "frame-ancestors 'none'",
     )

@@ -8,11 +8,13 @@ Gradio is imported here and late, once its environment is set.
 import asyncio
 import errno
 import importlib
+import inspect
 import logging
 import os
 import socket
 import sys
 import threading
+from types import ModuleType
 from typing import Any
 
 import uvicorn
@@ -81,6 +83,26 @@ def prepare_environment(settings: Settings) -> None:
         os.environ.pop(name, None)
 
 
+def import_gradio() -> ModuleType:
+    """Gradio, without its habit of writing typing stubs beside its source at every import.
+
+    That habit takes half of the import's time. Gradio leaves it out for classes whose file is not
+    found; should it ever ask in another way, the import is slow again and nothing else happens.
+    """
+    find = inspect.getfile
+
+    def find_no_component(thing: Any) -> str:
+        if str(getattr(thing, "__module__", "")).startswith("gradio."):
+            raise FileNotFoundError("typing stubs are not wanted")
+        return find(thing)
+
+    inspect.getfile = find_no_component
+    try:
+        return importlib.import_module("gradio")
+    finally:
+        inspect.getfile = find
+
+
 def open_listener(settings: Settings) -> socket.socket:
     """A listening socket: on the port asked for, or on the first free one from the default on.
 
@@ -144,8 +166,7 @@ def build_server(
 
     page: the module whose `build_app(context)` and `launch_options()` make the page.
     """
-    import gradio
-
+    gradio = import_gradio()
     page_module = importlib.import_module(page)
 
     app = FastAPI(title="Easel", version=VERSION, docs_url=None, redoc_url=None)
