@@ -9,6 +9,7 @@ right when the precision fits. `load` reads one tensor into its own buffer and c
 it does not, since then no more than one tensor is held twice, whatever the file's size.
 """
 
+import errno
 import pickle
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
@@ -26,6 +27,9 @@ from ldm_patched.modules.weight_header import (
     damaged,
     read_header,
 )
+
+DISK_ERRORS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO)
+"""What the system says of the disk; with any other OSError PyTorch speaks of the content."""
 
 
 class WeightFile(Mapping[str, Tensor]):
@@ -169,9 +173,11 @@ def _read_pickle(path: Path, *, is_zip: bool) -> WeightFile:
             f"{path.name} holds more than plain weights, so it was not opened: such a file can run "
             "programs. Use a .safetensors version of the model."
         ) from error
-    except (MemoryError, OSError):
+    except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - a broken file can raise anything in the unpickler
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise
         raise damaged(path, "it is cut short or is not a weight file") from error
     tensors = _tensors_of(content)
     if not tensors:
