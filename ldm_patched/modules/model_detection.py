@@ -98,7 +98,19 @@ def model_config_from_unet_config(unet_config: UNetConfig) -> BASE | None:
 def model_config_from_unet(state_dict: Mapping[str, Any], prefix: str = UNET_PREFIX) -> BASE | None:
     """The family and dimensions of the UNet under `prefix`; None if it is not a known one."""
     unet_config = detect_unet_config(state_dict, prefix)
-    return None if unet_config is None else model_config_from_unet_config(unet_config)
+    if unet_config is None:
+        return None
+    families = [family for family in MODELS if family.matches(unet_config)]
+    # Widths of two families can coincide, of a small base and a refiner for one: the text encoders
+    # beside the network tell them apart.
+    complete = [family for family in families if has_text_encoders(state_dict, family)]
+    return next((family(unet_config) for family in complete or families), None)
+
+
+def has_text_encoders(state_dict: Mapping[str, Any], family: type[BASE]) -> bool:
+    """Whether each text encoder of `family` has weights in `state_dict`."""
+    prefixes = family.text_encoder_prefixes.values()
+    return all(any(key.startswith(prefix) for key in state_dict) for prefix in prefixes)
 
 
 def require_model_config(state_dict: Mapping[str, Any], prefix: str = UNET_PREFIX) -> BASE:
