@@ -41,7 +41,7 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 def make_unet(config: UNetConfig, seed: int = 0) -> UNetModel:
     """One of our UNets in float32 with random weights."""
-    unet = UNetModel(config, operations=nn)
+    unet = UNetModel(config)
     randomise(unet, seed)
     return unet.requires_grad_(False).eval()
 

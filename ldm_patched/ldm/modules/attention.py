@@ -36,16 +36,22 @@ def optimized_attention(
     heads: C is split into so many. mask: bool (true is seen) or float (added), (N, M),
     (B, N, M) or (B, heads, N, M).
     """
-    batch, _, channels = q.shape
-    width = channels // heads
-    q = q.view(batch, -1, heads, width).transpose(1, 2)
-    k = k.view(batch, -1, heads, width).transpose(1, 2)
-    v = v.view(batch, -1, heads, width).transpose(1, 2)
     if mask is not None:
         mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)
         mask = mask.unsqueeze(1) if mask.ndim == 3 else mask
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return out.transpose(1, 2).reshape(batch, -1, channels)
+    q, k, v = split_heads(q, heads), split_heads(k, heads), split_heads(v, heads)
+    return join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, C) → (B, heads, N, C / heads), a view."""
+    batch, tokens, channels = x.shape
+    return x.view(batch, tokens, heads, channels // heads).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """(B, heads, N, width) → (B, N, heads · width)."""
+    return x.transpose(1, 2).flatten(2)
 
 
 def weight_stamp(weight: Tensor) -> tuple[Tensor, int]:
