@@ -6,6 +6,7 @@ benchmarks/results/. A row whose two sides do not compute the same thing gets no
 
 import argparse
 import json
+import os
 import sys
 import time
 import traceback
@@ -14,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file, not as a module
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from benchmarks import rows_image, rows_network, rows_program  # noqa: E402
 from benchmarks.measure import NotEquivalent, Row, machine  # noqa: E402
