@@ -14,6 +14,7 @@ from ldm_patched.modules.errors import EngineError
 from modules.settings.config import Settings
 from modules.spec.errors import Cancelled, OutOfMemory, Skipped, StudioError
 from modules.spec.flags import TaskState
+from modules.tasks.worker_process import EXIT_RECYCLE
 from modules.tasks.worker_session import WorkerSession
 from modules.worker.failures import failure_of, is_device_lost, is_out_of_memory
 from modules.worker.job import Job, TaskPort
@@ -24,8 +25,6 @@ from modules.worker.studio import Studio
 __all__ = ["AsyncTask", "apply_control_nets", "handler", "run_task", "worker_main"]
 
 logger = logging.getLogger(__name__)
-
-EXIT_DEVICE_LOST = 86
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ def _with_room(step, job: Job, studio: Studio) -> None:
 
 
 def run_task(port: TaskPort, studio: Studio) -> None:
-    """Run a task to one of its ends and say so. Only a lost device ends the process (exit 86)."""
+    """Run a task to one of its ends and say so. Only a lost device ends the process."""
     try:
         handler(AsyncTask(port, studio))
     except Cancelled:
@@ -108,7 +107,7 @@ def run_task(port: TaskPort, studio: Studio) -> None:
             studio.make_room()
         if is_device_lost(error):
             logger.error("the device is lost; this process ends and a fresh one takes over")
-            sys.exit(EXIT_DEVICE_LOST)
+            sys.exit(EXIT_RECYCLE)
     else:
         port.finish(TaskState.DONE)
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from modules.library.catalog import Catalog, ModelFile
+from modules.library.hashes import HashCache
 from modules.settings.config import Settings
 from modules.spec.sizes import SDXL, SizeTable
 from modules.worker.saver import Saver
@@ -25,6 +26,7 @@ class Studio:
         self.settings = settings
         self.by_day = by_day
         self.catalog = Catalog(settings)
+        self.hashes = HashCache(settings.data_path / "hashes.json")
         self.saver = Saver()
         self.threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="preview")
 

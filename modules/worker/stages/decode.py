@@ -9,6 +9,6 @@ if TYPE_CHECKING:
 
 
 def run(job: Job, studio: "Studio") -> None:
-    """(H, W, 3) uint8. Raises NotANumber when even the float32 VAE gives no valid numbers."""
+    """(H, W, 3) uint8. Raises NotFinite when even the float32 VAE gives no valid numbers."""
     job.pixels = studio.pipeline.decode(job)
     job.clock.end_image()

@@ -17,5 +17,6 @@ def run(job: Job, studio: "Studio") -> None:
     job.model = pipeline.refresh(
         job.file, lambda words: job.task.emit(Loading(message=words)), job.check
     )
+    studio.hashes.compute_soon(job.file)
     job.positive = pipeline.encode(job.model, job.spec.prompt)
     job.negative = pipeline.encode(job.model, job.spec.negative_prompt)

@@ -17,8 +17,10 @@ def run(job: Job, studio: "Studio") -> None:
 
     Raises Cancelled, Skipped or NotFinite.
     """
+    if job.model is None:
+        raise RuntimeError("the prompts stage has not run yet")
     preview = LivePreview(studio.threads, job.task.emit)
-    previewer = studio.pipeline.previewer(job.model)
+    previewer = job.model.previewer
     images = job.settled.seeds
 
     def tell(step: int, steps: int) -> None:

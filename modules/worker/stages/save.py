@@ -22,8 +22,9 @@ def run(job: Job, studio: "Studio") -> None:
     pixels, index, resolved, task = job.pixels, job.index, job.settled, job.task
     seed = job.seed
     recipe = None
-    if not studio.settings.disable_metadata:
-        recipe = Recipe.of(task.spec, resolved, index)
+    if not studio.settings.disable_metadata and job.file is not None:
+        sha256 = studio.hashes.known(job.file)
+        recipe = Recipe.of(task.spec, resolved, index, model_sha256=sha256)
 
     def write() -> None:
         saved = save_image(

@@ -1,0 +1,186 @@
+"""The loaded models and what is done with them: refresh, encode, sample, decode.
+
+Everything is cached by what it depends on: a model by its file's path, size and time, a prompt's
+embedding by model and text. By default one model is kept, for a second would not fit beside it.
+"""
+
+import gc
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm_patched.modules import sample as sampling
+from ldm_patched.modules import sd
+from ldm_patched.modules.latent_preview import LatentPreviewer
+from ldm_patched.modules.model_management import DevicePolicy, soft_empty_cache
+from ldm_patched.modules.model_patcher import ModelPatcher
+from modules.library.catalog import ModelFile
+from modules.spec.errors import ModelCorrupt, ModelMissing, ModelUnsupported, NotANumber
+from modules.worker.job import Job
+
+logger = logging.getLogger(__name__)
+
+FileStamp = tuple[str, int, int]
+Conditions = list[Any]  # [[cond (1, 77·n, C), {"pooled_output": (1, P)}]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A checkpoint in memory. `stamp` says which version of the file it was."""
+
+    stamp: FileStamp
+    name: str
+    unet: ModelPatcher
+    clip: sd.CLIP
+    vae: sd.VAE
+    previewer: LatentPreviewer
+
+
+class Pipeline:
+    """What a worker keeps between tasks."""
+
+    def __init__(
+        self, policy: DevicePolicy, *, models_kept: int = 1, prompts_kept: int = 64
+    ) -> None:
+        self.policy = policy
+        self._models: OrderedDict[FileStamp, LoadedModel] = OrderedDict()
+        self._prompts: OrderedDict[tuple[FileStamp, str], Conditions] = OrderedDict()
+        self._models_kept, self._prompts_kept = models_kept, prompts_kept
+
+    def refresh(
+        self,
+        file: ModelFile,
+        on_loading: Callable[[str], None] = lambda _: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> LoadedModel:
+        """The model of `file`: the one in memory if the file has not changed since.
+
+        on_loading: told a sentence before a file is read. check: may raise to stop before that.
+        Raises ModelMissing, ModelUnsupported, or what the engine's loader raises.
+        """
+        stamp = stamp_of(file)
+        if stamp in self._models:
+            self._models.move_to_end(stamp)
+            return self._models[stamp]
+        check()
+        self.drop_models(keep=self._models_kept - 1)
+        on_loading(f"loading {file.name} ({size_in_words(file.size)})")
+        model = self._load(file, stamp)
+        self._models[stamp] = model
+        return model
+
+    def _load(self, file: ModelFile, stamp: FileStamp) -> LoadedModel:
+        logger.info("loading %s", file.name)
+        try:
+            unet, clip, vae, _ = sd.load_checkpoint_guess_config(str(file.path), policy=self.policy)
+        except FileNotFoundError:
+            raise _gone(file) from None
+        except OSError as error:
+            raise ModelCorrupt(
+                f"{file.name} cannot be read from the disk ({error.strerror or 'read error'}); "
+                "check its permissions and the disk, or copy the file there again."
+            ) from error
+        for part, what in ((unet, "UNet"), (clip, "text encoders"), (vae, "VAE")):
+            if part is None:
+                raise ModelUnsupported(
+                    f"{file.name} holds no {what}, so it cannot paint by itself; "
+                    "choose a complete checkpoint."
+                )
+        previewer = LatentPreviewer(unet.model.latent_format)
+        return LoadedModel(stamp, file.name, unet, clip, vae, previewer)
+
+    def drop_models(self, keep: int = 0) -> None:
+        """Forget all but the `keep` models used last, and give their memory back."""
+        dropped = len(self._models) > keep
+        while len(self._models) > keep:
+            stamp, _ = self._models.popitem(last=False)
+            for key in [key for key in self._prompts if key[0] == stamp]:
+                del self._prompts[key]
+        if dropped:
+            self.free_memory()
+
+    def free_memory(self) -> None:
+        """Give back what nobody uses any more."""
+        gc.collect()
+        soft_empty_cache(self.policy.device)
+
+    @torch.inference_mode()
+    def encode(self, model: LoadedModel, text: str) -> Conditions:
+        """The prompt's condition, computed once for each model and text."""
+        key = (model.stamp, text)
+        if key in self._prompts:
+            self._prompts.move_to_end(key)
+            return self._prompts[key]
+        cond, pooled = model.clip.encode_from_tokens(model.clip.tokenize(text), return_pooled=True)
+        if not bool(torch.isfinite(cond).all() and torch.isfinite(pooled).all()):
+            raise NotANumber(
+                f"The text encoder of {model.name} gave invalid numbers for this prompt; start "
+                "Easel with --clip-in-fp32, or choose another checkpoint."
+            )
+        self._prompts[key] = [[cond, {"pooled_output": pooled}]]
+        if len(self._prompts) > self._prompts_kept:
+            self._prompts.popitem(last=False)
+        return self._prompts[key]
+
+    def sample(self, job: Job, on_step: sampling.StepCallback) -> Tensor:
+        """Latents (1, 4, H/8, W/8) of picture job.index. Raises NotFinite, or a Stop of job."""
+        if job.model is None or job.unet is None:
+            raise RuntimeError("the control stage has not run yet")
+        resolved = job.settled
+        vae = job.model.vae
+        height, width = (s // vae.downscale_ratio for s in (resolved.height, resolved.width))
+        empty = torch.zeros(1, vae.latent_channels, height, width)
+        return sampling.sample(
+            job.unet,
+            sampling.prepare_noise(empty, [job.seed]),
+            resolved.steps,
+            resolved.cfg_scale,
+            resolved.sampler.value,
+            resolved.scheduler.value,
+            job.positive,
+            job.negative,
+            empty,
+            callback=on_step,
+            seed=[job.seed],
+        )
+
+    @torch.inference_mode()
+    def decode(self, job: Job) -> np.ndarray:
+        """job.latents as pixels (H, W, 3) uint8. Raises NotFinite, or a Stop of job."""
+        if job.model is None or job.latents is None:
+            raise RuntimeError("the sample stage has not run yet")
+        tiled = True if job.tiled else None  # None: the VAE looks at the free memory
+        pixels = job.model.vae.decode(job.latents, job.check, tiled=tiled)
+        return to_uint8(pixels[0])
+
+
+def to_uint8(pixels: Tensor) -> np.ndarray:
+    """(H, W, 3) in 0..1 → (H, W, 3) uint8, rounded to the nearest."""
+    return pixels.float().mul(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8).cpu().numpy()
+
+
+def stamp_of(file: ModelFile) -> FileStamp:
+    """Path, size and time of a file's content as it is now. Raises ModelMissing if it is gone."""
+    try:
+        status = file.path.stat()
+    except OSError:
+        raise _gone(file) from None
+    return str(file.path), status.st_size, status.st_mtime_ns
+
+
+def size_in_words(size: int) -> str:
+    """74 MB, 6.9 GB: what a person expects to read."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
+
+
+def _gone(file: ModelFile) -> ModelMissing:
+    return ModelMissing(
+        f"{file.name} was there a moment ago and is gone now; put it back and press Refresh, or "
+        "choose another checkpoint."
+    )

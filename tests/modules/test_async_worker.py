@@ -1,0 +1,439 @@
+"""End to end on a small real model: from a request to pictures on disk."""
+
+import errno
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ldm_patched.modules import sample as sampling
+from ldm_patched.modules import sd
+from modules.async_worker import AsyncTask, apply_control_nets, handler, run_task
+from modules.gallery import save as gallery_save
+from modules.gallery.recipe import read_full_recipe
+from modules.settings.config import load_settings
+from modules.spec.errors import Cancelled, ModelMissing
+from modules.spec.flags import OutputFormat, Sampler, TaskState
+from modules.spec.task_spec import TaskSpec
+from modules.tasks.events import Loading, Progress
+from modules.tasks.records import ClaimLost
+from modules.worker.studio import Studio
+from tests.modules.conftest import put_checkpoint
+from tests.support.recording_task import RecordingTask
+
+
+def request(**values):
+    return TaskSpec(**({"prompt": "a red house", "steps": 2, "seed": 7, "image_count": 1} | values))
+
+
+def run(studio, task):
+    run_task(task, studio)
+    return task
+
+
+def paint(studio, **values):
+    task = run(studio, RecordingTask(request(**values)))
+    assert task.state is TaskState.DONE, task.message
+    return task
+
+
+def pixels(studio, task, index=0):
+    with Image.open(studio.settings.output_path / task.commits[index]["path"]) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def files(studio):
+    return sorted(path for path in studio.settings.output_path.rglob("*") if path.is_file())
+
+
+def test_two_pictures_with_their_recipes(studio):
+    task = paint(studio, image_count=2)
+    assert sorted(task.commits) == [0, 1]
+    first, second = pixels(studio, task, 0), pixels(studio, task, 1)
+    assert first.shape == second.shape == (64, 64, 3)
+    assert first.std() > 1  # a picture, not a flat field
+    assert not np.array_equal(first, second)
+    for index in (0, 1):
+        recipe = read_full_recipe(studio.settings.output_path / task.commits[index]["path"])
+        assert recipe.spec == task.spec
+        assert recipe.resolved == task.resolved
+        assert (recipe.image.index, recipe.image.seed) == (index, 7 + index)
+    assert len(files(studio)) == 2
+
+
+def test_the_same_seed_gives_the_same_pixels_and_another_does_not(studio):
+    first, again, other = (pixels(studio, paint(studio, seed=seed)) for seed in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_picture_two_of_a_batch_is_picture_one_of_the_next_seed(studio):
+    batch = paint(studio, image_count=2, seed=20)
+    alone = paint(studio, image_count=1, seed=21)
+    assert np.array_equal(pixels(studio, batch, 1), pixels(studio, alone, 0))
+
+
+def test_a_resumed_task_paints_the_missing_picture_as_it_would_have_been(studio):
+    whole = paint(studio, image_count=2)
+    rest = run(studio, RecordingTask(request(image_count=2), done_indices=frozenset({0})))
+    assert rest.state is TaskState.DONE
+    assert sorted(rest.commits) == [1]
+    assert np.array_equal(pixels(studio, whole, 1), pixels(studio, rest, 1))
+
+
+@pytest.mark.parametrize("sampler", Sampler)
+def test_every_sampler_paints(studio, sampler):
+    assert pixels(studio, paint(studio, sampler=sampler, steps=3)).std() > 1
+
+
+@pytest.mark.parametrize("output_format", OutputFormat)
+def test_every_format_is_saved(studio, output_format):
+    task = paint(studio, output_format=output_format)
+    assert task.commits[0]["path"].endswith(f"_{task.id}_0{output_format.suffix}")
+
+
+@pytest.mark.parametrize("prompt", ["", "👩‍🎨🏠", "بيت أحمر على بحيرة", "a " * 200, "line\nbreak"])
+def test_odd_prompts_paint(studio, prompt):
+    task = paint(studio, prompt=prompt, negative_prompt=prompt[::-1])
+    recipe = read_full_recipe(studio.settings.output_path / task.commits[0]["path"])
+    assert recipe.spec.prompt == prompt
+
+
+def test_prompt_and_guidance_matter(studio):
+    base = pixels(studio, paint(studio))
+    for change in ({"prompt": "a blue boat"}, {"cfg_scale": 9.0}, {"negative_prompt": "night"}):
+        assert not np.array_equal(base, pixels(studio, paint(studio, **change)))
+
+
+@pytest.mark.parametrize(
+    ("values", "size"),
+    [
+        ({}, (64, 64)),
+        ({"aspect_ratio": "3:2"}, (96, 64)),
+        ({"width": 72, "height": 128}, (72, 128)),
+    ],
+    ids=str,
+)
+def test_the_size_comes_from_the_request_and_the_model(studio, values, size):
+    task = paint(studio, **values)
+    assert task.commits[0]["size"] == size
+    assert (task.resolved.width, task.resolved.height) == size
+
+
+def test_progress_tells_every_step_and_the_time_left(studio):
+    task = paint(studio, image_count=2, steps=3)
+    assert [(p.image, p.step) for p in task.progress] == [
+        (image, step) for image in (1, 2) for step in range(4)
+    ]
+    assert {(p.image_count, p.steps) for p in task.progress} == {(2, 3)}
+    assert all(p.seconds_left is not None for p in task.progress[1:])
+    assert task.previews
+    assert task.previews[0].jpeg.startswith(b"\xff\xd8")
+
+
+def stop_at(image, step):
+    def on_event(task, event):
+        if isinstance(event, Progress) and (event.image, event.step) == (image, step):
+            task.cancel.stop()
+
+    return on_event
+
+
+def test_stop_keeps_the_finished_pictures(studio):
+    task = RecordingTask(request(image_count=3, steps=4), on_event=stop_at(2, 1))
+    run(studio, task)
+    assert task.state is TaskState.STOPPED
+    assert sorted(task.commits) == [0]
+    assert task.progress[-1].step <= 2  # it ended within a step
+    assert len(files(studio)) == 1
+
+
+def test_stop_takes_effect_within_a_step(studio):
+    calls = []
+
+    def on_event(task, event):
+        if isinstance(event, Progress) and event.step == 1:
+            check = task.cancel.check
+
+            class Token:
+                """Stops at the third check, which is inside of the network."""
+
+                def check(self):
+                    calls.append(1)
+                    if len(calls) == 3:
+                        task.cancel.stop()
+                    check()
+
+            job_options[0]["interrupt"] = Token().check
+
+    job_options = []
+    real = sampling.sample
+
+    def spying(model, *args, **kwargs):
+        job_options.append(model.model_options["transformer_options"])
+        return real(model, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "sample", spying)
+        task = run(studio, RecordingTask(request(steps=5), on_event=on_event))
+    assert task.state is TaskState.STOPPED
+    assert task.progress[-1].step <= 2
+    assert not task.commits
+
+
+def test_skip_leaves_out_one_picture(studio):
+    def on_event(task, event):
+        if isinstance(event, Progress) and (event.image, event.step) == (1, 1):
+            task.cancel.skip()
+
+    task = run(studio, RecordingTask(request(image_count=2), on_event=on_event))
+    assert task.state is TaskState.DONE
+    assert task.skipped == [0]
+    assert sorted(task.commits) == [1]
+
+
+class Calls:
+    """Counts the calls of an attribute, which go on to the real one."""
+
+    def __init__(self, monkeypatch, owner, name):
+        self.count = 0
+        real = getattr(owner, name)
+
+        def counted(*args, **kwargs):
+            self.count += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+
+def test_model_and_embeddings_stay_between_tasks(studio, monkeypatch):
+    loads = Calls(monkeypatch, sd, "load_checkpoint_guess_config")
+    encodes = Calls(monkeypatch, sd.CLIP, "encode_from_tokens")
+    first = paint(studio, image_count=2)
+    assert (loads.count, encodes.count) == (1, 2)  # the prompt and the negative prompt
+    again = paint(studio, seed=8)
+    assert (loads.count, encodes.count) == (1, 2)
+    paint(studio, prompt="a blue boat")
+    assert (loads.count, encodes.count) == (1, 3)
+    assert [isinstance(event, Loading) for event in first.events].count(True) == 1
+    assert not any(isinstance(event, Loading) for event in again.events)
+
+
+def test_a_replaced_file_is_loaded_anew(studio, tiny_checkpoint):
+    before = pixels(studio, paint(studio))
+    state = load_file(tiny_checkpoint)
+    name = "model.diffusion_model.out.2.weight"
+    state[name] = -state[name]
+    target = studio.settings.models_path / "checkpoints" / "tiny.safetensors"
+    target.unlink()
+    save_file(state, target, metadata={"easel.area": "4096"})
+    assert not np.array_equal(before, pixels(studio, paint(studio)))
+
+
+def test_a_checkpoint_that_arrives_while_running_can_be_used(tmp_path, tiny_checkpoint):
+    settings = load_settings(["--all-in-fp32", "--always-cpu", "1"], {}, root=tmp_path / "empty")
+    studio = Studio(settings)
+    missing = run(studio, RecordingTask(request()))
+    assert (missing.state, missing.code) == (TaskState.FAILED, ModelMissing.code)
+    assert "models/checkpoints" in missing.message
+    put_checkpoint(settings, tiny_checkpoint, "new.safetensors")
+    assert paint(studio).resolved.checkpoint == "new.safetensors"
+    studio.close()
+
+
+def put_changed(studio, tiny_checkpoint, name, change):
+    state = load_file(tiny_checkpoint)
+    change(state)
+    save_file(
+        state,
+        studio.settings.models_path / "checkpoints" / name,
+        metadata={"easel.area": "4096"},
+    )
+
+
+def fails(studio, code, **values):
+    """The request fails with this code and one clean sentence, and then the next task runs."""
+    task = run(studio, RecordingTask(request(**values)))
+    assert (task.state, task.code) == (TaskState.FAILED, code), task.message
+    assert task.message.endswith(".")
+    assert str(studio.settings.root) not in task.message
+    assert "Traceback" not in task.message
+    paint(studio, checkpoint="tiny.safetensors")
+    return task
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100, "cut"], ids=["empty", "garbage", "cut"])
+def test_a_corrupt_checkpoint_fails_alone(studio, tiny_checkpoint, content):
+    data = tiny_checkpoint.read_bytes()[:1_000_000] if content == "cut" else content
+    (studio.settings.models_path / "checkpoints" / "bad.safetensors").write_bytes(data)
+    fails(studio, "E_MODEL_CORRUPT", checkpoint="bad.safetensors")
+
+
+def test_a_lora_is_no_checkpoint(studio):
+    lora = {"lora_unet_x.lora_down.weight": torch.zeros(4, 8), "lora_unet_x.alpha": torch.ones(())}
+    save_file(lora, studio.settings.models_path / "checkpoints" / "lora.safetensors")
+    fails(studio, "E_MODEL_UNSUPPORTED", checkpoint="lora.safetensors")
+
+
+def test_an_unknown_name_is_missing(studio):
+    fails(studio, "E_MODEL_MISSING", checkpoint="nowhere.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.diffusion_model.out.2.weight", "first_stage_model.decoder.conv_out.weight"],
+)
+def test_weights_of_nan_are_told_and_nothing_black_is_saved(studio, tiny_checkpoint, name):
+    put_changed(
+        studio, tiny_checkpoint, "nan.safetensors", lambda state: state[name].fill_(torch.nan)
+    )
+    before = len(files(studio))
+    task = run(studio, RecordingTask(request(checkpoint="nan.safetensors")))
+    assert (task.state, task.code) == (TaskState.FAILED, "E_NAN")
+    assert len(files(studio)) == before
+    paint(studio, checkpoint="tiny.safetensors")
+
+
+def test_a_vae_that_overflows_is_used_in_float32(tmp_path, tiny_checkpoint):
+    def grow(state):
+        state["first_stage_model.decoder.conv_in.weight"] *= 3e4
+
+    settings = load_settings(
+        ["--vae-in-fp16", "--unet-in-fp32", "--always-cpu", "1"], {}, root=tmp_path / "fp16"
+    )
+    (settings.models_path / "checkpoints").mkdir(parents=True)
+    studio = Studio(settings)
+    put_changed(studio, tiny_checkpoint, "loud.safetensors", grow)
+    assert pixels(studio, paint(studio)).std() > 1
+    studio.close()
+
+
+def out_of_memory_at(monkeypatch, times):
+    """The first `times` samplings run out of memory."""
+    real, calls = sampling.sample, []
+
+    def failing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) <= times:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(sampling, "sample", failing)
+    return calls
+
+
+def test_out_of_memory_once_is_survived(studio, monkeypatch):
+    calls = out_of_memory_at(monkeypatch, 1)
+    paint(studio)
+    assert len(calls) == 2
+
+
+def test_out_of_memory_twice_fails_the_task_and_not_the_next(studio, monkeypatch):
+    out_of_memory_at(monkeypatch, 2)
+    task = fails(studio, "E_OOM")
+    assert "smaller size" in task.message
+
+
+def test_decoding_in_tiles_gives_the_picture_too(studio, monkeypatch):
+    plain = pixels(studio, paint(studio))
+    out_of_memory_at(monkeypatch, 1)  # the second try decodes in tiles
+    tiled = pixels(studio, paint(studio))
+    assert np.abs(plain.astype(int) - tiled).mean() < 2
+
+
+def test_a_full_disk_fails_the_task_and_not_the_next(studio, monkeypatch):
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gallery_save, "write_new", full)
+        task = run(studio, RecordingTask(request(image_count=3)))
+    assert (task.state, task.code) == (TaskState.FAILED, "E_DISK_FULL")
+    assert not task.commits
+    paint(studio)
+
+
+def test_an_unforeseen_error_is_logged_and_told_in_general_words(studio, monkeypatch, caplog):
+    def broken(*_args, **_kwargs):
+        raise KeyError("/secret/path")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "sample", broken)
+        task = run(studio, RecordingTask(request()))
+    assert (task.state, task.code) == (TaskState.FAILED, "E_INTERNAL")
+    assert "secret" not in task.message
+    assert "/secret/path" in caplog.text
+    paint(studio)
+
+
+def test_a_lost_claim_removes_the_superfluous_file(studio):
+    class Lost(RecordingTask):
+        def commit_image(self, *args):
+            raise ClaimLost("attempt 1 is over")
+
+    task = run(studio, Lost(request()))
+    assert task.state is TaskState.STOPPED
+    assert files(studio) == []
+
+
+def test_disabled_metadata_is_kept_out(tmp_path, tiny_checkpoint):
+    settings = load_settings(
+        ["--all-in-fp32", "--disable-metadata", "--always-cpu", "1"], {}, root=tmp_path / "plain"
+    )
+    put_checkpoint(settings, tiny_checkpoint)
+    studio = Studio(settings)
+    task = paint(studio, prompt="canary-words")
+    data = (settings.output_path / task.commits[0]["path"]).read_bytes()
+    assert b"canary-words" not in data
+    studio.close()
+
+
+def test_no_path_of_the_computer_is_in_a_picture(studio):
+    task = paint(studio)
+    data = (studio.settings.output_path / task.commits[0]["path"]).read_bytes()
+    assert str(studio.settings.root).encode() not in data
+
+
+def test_the_model_is_as_it_was_after_a_task_and_after_a_stop(studio):
+    paint(studio)
+    file = studio.catalog.find_checkpoint()
+    unet = studio.pipeline.refresh(file).unet
+    before = {k: v.clone() for k, v in unet.model.state_dict().items()}
+    run(studio, RecordingTask(request(steps=4), on_event=stop_at(1, 2)))
+    assert "interrupt" not in unet.model_options["transformer_options"]
+    assert all(torch.equal(v, before[k]) for k, v in unet.model.state_dict().items())
+
+
+def test_handler_raises_what_happens(studio):
+    task = RecordingTask(request(steps=3), on_event=stop_at(1, 1))
+    with pytest.raises(Cancelled):
+        handler(AsyncTask(task, studio))
+    assert task.state is None
+
+
+class Patcher:
+    """What apply_control_nets needs of a ModelPatcher."""
+
+    def __init__(self):
+        self.attached = []
+
+    def clone(self):
+        return Patcher()
+
+
+class Adapter:
+    def __init__(self, name):
+        self.name = name
+
+    def attach(self, unet):
+        unet.attached.append(self.name)
+
+
+def test_control_nets_go_onto_a_clone_in_order():
+    unet = Patcher()
+    assert apply_control_nets(unet) is unet
+    patched = apply_control_nets(unet, [Adapter("first"), Adapter("second")])
+    assert patched.attached == ["first", "second"]
+    assert unet.attached == []

@@ -1,0 +1,119 @@
+import io
+
+import pytest
+
+from modules.gallery.recipe import read_recipe
+from modules.spec.errors import ConfigError, StudioError
+from modules.spec.flags import Sampler, TaskState
+from modules.spec.task_spec import TaskSpec
+from modules.tasks.events import Loading, Progress
+from modules.worker import generate_cli
+
+
+def test_every_field_of_a_request_has_its_option():
+    options = {action.dest for action in generate_cli.build_parser()._actions}
+    assert set(TaskSpec.model_fields) <= options
+
+
+def test_options_become_the_request_and_the_settings(tmp_path):
+    spec, settings, has_folder = generate_cli.read_request(
+        ["two words", "-n", "3", "--seed", "7", "-o", str(tmp_path), "--cfg-scale", "5.5"]
+        + ["--sampler", "lcm", "--format", "webp", "--width", "64", "--height", "128"]
+        + ["--negative-prompt", "a, b", "--all-in-fp32", "--always-cpu", "2"]
+    )
+    assert spec == TaskSpec(
+        prompt="two words",
+        image_count=3,
+        seed=7,
+        cfg_scale=5.5,
+        sampler=Sampler.LCM,
+        output_format="webp",
+        width=64,
+        height=128,
+        negative_prompt="a, b",
+    )
+    assert (settings.output_path, has_folder) == (tmp_path, True)
+    assert settings.device_flags == {"all_in_fp32": True, "always_cpu": True, "threads": 2}
+
+
+def test_without_a_seed_one_is_drawn():
+    assert generate_cli.read_request(["x"])[0].seed is not None
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "required: prompt"),
+        (["x", "--steps", "1000"], "at most 200"),
+        (["x", "--steps", "many"], "whole number"),
+        (["x", "--width", "65", "--height", "64"], "multiple of 8"),
+        (["x", "--sampler", "magic"], "must be one of"),
+        (["x", "--preset", "nowhere"], "no preset 'nowhere'"),
+        (["x", "--bogus"], "--bogus"),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_one_sentence(argv, words, capsys):
+    with pytest.raises(StudioError) as caught:
+        generate_cli.read_request(argv)
+    assert words in str(caught.value)
+    assert generate_cli.main(argv) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"{caught.value}\n"
+
+
+def test_a_broken_command_line_is_a_config_error():
+    with pytest.raises(ConfigError):
+        generate_cli.read_request(["x", "--steps"])
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_progress_line_is_replaced_and_cleared(tmp_path):
+    out, err = io.StringIO(), Terminal()
+    task = generate_cli.TerminalTask(TaskSpec(prompt="x", seed=1), tmp_path, out, err)
+    task.emit(Loading(message="loading tiny.safetensors (74 MB)"))
+    task.emit(Progress(image=1, image_count=2, step=10, steps=20, seconds_left=12.4))
+    line = err.getvalue().split("\r")[-1]
+    assert line.startswith("██████░░░░░░░░░░░░░░░░░░ picture 1 of 2 · step 10/20 · 12 s left")
+    task.commit_image(0, "a.png", "", 1, 1, 1)
+    assert out.getvalue() == f"{tmp_path / 'a.png'}\n"
+    assert err.getvalue().endswith("\r" + " " * len(line) + "\r")
+    task.finish(TaskState.FAILED, "E_X", "No.")
+    assert task.failure == "No."
+
+
+def test_no_progress_line_where_nobody_looks(tmp_path):
+    err = io.StringIO()
+    task = generate_cli.TerminalTask(TaskSpec(seed=1), tmp_path, io.StringIO(), err)
+    task.emit(Progress(image=1, image_count=1, step=0, steps=2))
+    assert err.getvalue() == ""
+
+
+COMMON = ["a red house", "--steps", "2", "--seed", "7", "--all-in-fp32", "--always-cpu", "1"]
+
+
+def test_pictures_are_made_without_the_page(tmp_path, tiny_checkpoint, capsys):
+    models, folder = tmp_path / "models", tmp_path / "folder"
+    (models / "checkpoints").mkdir(parents=True)
+    (models / "checkpoints" / "tiny.safetensors").hardlink_to(tiny_checkpoint)
+    argv = [*COMMON, "-n", "2", "-o", str(folder), "--models-path", str(models)]
+    assert generate_cli.main(argv) == 0
+    paths = sorted(folder.iterdir())
+    assert len(paths) == 2
+    assert sorted(capsys.readouterr().out.split()) == [str(path) for path in paths]
+    assert read_recipe(paths[0]) == TaskSpec(prompt="a red house", steps=2, seed=7, image_count=2)
+
+
+def test_no_model_at_all_is_a_sentence_and_exit_code_1(tmp_path, capsys):
+    argv = [*COMMON, "-o", str(tmp_path / "folder"), "--models-path", str(tmp_path / "none")]
+    argv += ["--checkpoint", "nowhere.safetensors"]
+    assert generate_cli.main(argv) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    assert not (tmp_path / "folder").exists()
