@@ -375,6 +375,6 @@ window.easel = {
 
 theme.apply();
 (function whenReady() {
-  if ($("generate") && $("stage") && $("side") && promptBox()) start();
+  if ($("generate") && $("stage") && $("side") && $("size") && promptBox()) start();
   else requestAnimationFrame(whenReady);
 })();
