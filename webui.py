@@ -5,14 +5,15 @@ workers do, each in a process of its own.
 """
 
 import logging
-import signal
 import sys
 import threading
+import time
 import webbrowser
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from modules.api.ending import end_on_signals, leave
 from modules.library.catalog import Catalog
 from modules.settings.config import Settings, load_settings
 from modules.settings.presets import load_presets
@@ -29,11 +30,8 @@ logger = logging.getLogger("easel")
 WORKER = "modules.async_worker:worker_main"
 
 
-def run(settings: Settings, stop: threading.Event, worker: str = WORKER) -> None:
-    """Serve until `stop` is set. StudioError when the start does not succeed.
-
-    worker: module and function that a worker process runs.
-    """
+def run(settings: Settings, worker: str = WORKER) -> None:
+    """Serve until KeyboardInterrupt, with workers that run `worker`. StudioError if it cannot."""
     # Not at the top: a worker process imports this file too, and needs nothing of the web.
     from modules.api.context import ServerContext
     from modules.api.logs import start_logging
@@ -53,6 +51,8 @@ def run(settings: Settings, stop: threading.Event, worker: str = WORKER) -> None
         parts.callback(pool.close)
         pool.start()
         context = ServerContext(settings, store, pool, Catalog(settings, presets), presets)
+        for number, notice in enumerate(presets.notices):
+            context.notices.put(f"preset {number}", notice)
         server = PageServer(context, listener, users)
         parts.callback(server.close)
         server.start()
@@ -60,9 +60,8 @@ def run(settings: Settings, stop: threading.Event, worker: str = WORKER) -> None
         tell_address(settings, server)
         if settings.share:
             server.share()
-        while not stop.wait(1.0):  # in steps, so that Windows sees Ctrl+C
-            pass
-        logger.info("ending")
+        while True:
+            time.sleep(3_600)
 
 
 def tell_address(settings: Settings, server: "PageServer") -> None:
@@ -75,19 +74,18 @@ def tell_address(settings: Settings, server: "PageServer") -> None:
         threading.Thread(target=webbrowser.open, args=[server.url], daemon=True).start()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, worker: str = WORKER) -> int:
     """The command line: 0 after an ordinary end, 2 with one sentence when the start fails."""
-    stop = threading.Event()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda *_: stop.set())
+    end_on_signals()
     try:
-        run(load_settings(arguments), stop)
+        run(load_settings(arguments), worker)
     except StudioError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except KeyboardInterrupt:
+        logger.info("ended")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -58,6 +58,9 @@ class ShareLink:
     def close(self) -> None:
         """End the tunnel, whether it is open yet or not."""
         self._closed.set()
+        self._end_process()
+
+    def _end_process(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:
@@ -74,6 +77,7 @@ class ShareLink:
             return
         except Exception as error:  # noqa: BLE001 - the link is a convenience; the page must live
             logger.info("the tunnel failed", exc_info=error)
+            self._end_process()
             self._say(
                 "There is no public link: the tunnel did not open. Try again later. "
                 "The local page is not affected."

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 
 from modules.api.context import ServerContext
 from modules.api.server import PageServer, check_doors, open_listener, prepare_environment
+from modules.library.catalog import Catalog
 from modules.settings.config import Settings
+from modules.settings.presets import Preset
 from modules.spec.errors import NotFound
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import TaskSpec
@@ -22,6 +23,8 @@ from modules.tasks.events import ErrorView, Preview, TaskView
 from modules.tasks.store import TaskStore
 
 BARE_PAGE = "tests.modules.api.bare_page"
+
+PRESETS = {"default": Preset(name="default", title="Default", description="", settings={})}
 
 
 class ScriptedPool:
@@ -137,16 +140,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def serve(folder: Path, **values: Any) -> Iterator[Running]:
+def serve(folder: Path, *, page: str = BARE_PAGE, **values: Any) -> Iterator[Running]:
     """A real server on a free loopback port; `values` are settings."""
     settings = make_settings(folder, **({"port": free_port()} | values))
     prepare_environment(settings)
     users = check_doors(settings)
     store = TaskStore(settings.database_path)
     pool = ScriptedPool(store)
-    catalog = SimpleNamespace(checkpoints=lambda: [SimpleNamespace(name="a.safetensors", size=7)])
-    context = ServerContext(settings, store, pool, catalog, {})
-    server = PageServer(context, open_listener(settings), users, BARE_PAGE)
+    checkpoint = settings.models_path / "checkpoints" / "a.safetensors"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_bytes(b"weights")
+    context = ServerContext(settings, store, pool, Catalog(settings, PRESETS), PRESETS)
+    server = PageServer(context, open_listener(settings), users, page)
     try:
         server.start()
         with httpx.Client(base_url=server.url, timeout=20, trust_env=False) as client:

@@ -1,0 +1,35 @@
+"""How the server's process ends: on a signal, in order, and without lingering."""
+
+import logging
+import os
+import signal
+import sys
+from typing import NoReturn
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # not every system has them all
+
+
+def end_on_signals() -> None:
+    """Turn the first request to end into KeyboardInterrupt, whether still starting or serving.
+
+    Later ones are ignored, so that the end stays orderly. What the caller of this process chose
+    to ignore (nohup) stays ignored.
+    """
+    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+    def interrupt(*_: object) -> NoReturn:
+        for number in heeded:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in heeded:
+        signal.signal(number, interrupt)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now: Python would take a second to take Gradio's modules apart."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

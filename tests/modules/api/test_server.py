@@ -1,0 +1,435 @@
+"""The server as a whole: ports, the second instance, the public link, and how it ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from modules.api.context import NoticeBoard
+from modules.api.server import open_listener, page_url, prepare_environment
+from modules.api.share import ShareLink
+from modules.spec.errors import ConfigError
+from tests.modules.api.support import free_port, make_settings, read_events, serve
+
+ROOT = Path(__file__).parents[3]
+STUB = "tests.support.stub_worker:worker_main"
+STARTER = f"import sys, webui; webui.leave(webui.main(sys.argv[1:], {STUB!r}))"
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+
+# Ports
+
+
+def test_a_taken_default_port_leads_to_the_next_free_one(tmp_path):
+    port = free_port()
+    settings = make_settings(tmp_path, port=port)
+    with open_listener(settings) as first, open_listener(settings) as second:
+        assert first.getsockname()[1] == port
+        assert second.getsockname()[1] > port
+
+
+def test_a_port_asked_for_that_is_taken_is_an_error(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"Port {port} is taken"):
+            open_listener(make_settings(tmp_path, port=port, port_is_explicit=True))
+
+
+@pytest.mark.parametrize("address", ["203.0.113.9", "no-such-host.invalid"])
+def test_a_foreign_address_is_an_error(tmp_path, address):
+    with pytest.raises(ConfigError, match="not an address of this computer"):
+        open_listener(make_settings(tmp_path, listen=address, port=free_port()))
+
+
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://127.0.0.1:80"),
+        ("::1", "http://[::1]:80"),
+        ("192.168.1.20", "http://192.168.1.20:80"),
+        ("my-host", "http://my-host:80"),
+    ],
+)
+def test_the_address_to_type(tmp_path, listen, url):
+    assert page_url(make_settings(tmp_path, listen=listen), 80) == url
+
+
+def test_it_serves_on_ipv6_too(tmp_path):
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    try:
+        with serve(tmp_path, listen="::1") as running:
+            assert running.client.get("/healthz").json() == {"ok": True}
+    except ConfigError:
+        pytest.skip("no IPv6 here")
+
+
+def test_the_environment_is_quiet(tmp_path, monkeypatch):
+    for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "old")
+    monkeypatch.setenv("GRADIO_WATCH_DIRS", "/")
+    prepare_environment(make_settings(tmp_path))
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert os.environ["GRADIO_TEMP_DIR"].startswith(str(tmp_path))
+    assert "GRADIO_WATCH_DIRS" not in os.environ
+
+
+def test_nothing_is_recorded_or_sent(server):
+    config = server.client.get("/config").json()
+    assert config["analytics_enabled"] is False
+    assert config["run_history"] is False
+
+
+# The public link
+
+
+@contextmanager
+def share_service(status: int, body: str) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    service = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=service.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{service.server_port}/"
+    finally:
+        service.shutdown()
+        thread.join()
+        service.server_close()
+
+
+def wait_for(test, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not test():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_an_unreachable_share_service_is_one_sentence_and_the_page_stays(server):
+    nowhere = f"http://127.0.0.1:{free_port()}/"
+    server.server.share(nowhere)
+    wait_for(lambda: "no public link" in str(server.client.get("/api/status").json()["notices"]))
+    notices = server.client.get("/api/status").json()["notices"]
+    assert notices == [
+        "There is no public link: the share service cannot be reached; check the internet "
+        "connection and restart. The local page is not affected."
+    ]
+    assert server.client.get("/").status_code == 200
+    server.context.notices.drop("share")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(500, ""), (200, "<html>"), (200, "[]"), (200, "{}"), (200, '[{"host": "a", "port": "x"}]')],
+)
+def test_an_odd_share_service_is_no_fault_either(tmp_path, status, body):
+    notices = NoticeBoard()
+    with share_service(status, body) as service:
+        link = ShareLink("127.0.0.1", 1, folder=tmp_path, notices=notices, admit=print,
+                         service=service)  # fmt: skip
+        link.start()
+        wait_for(lambda: "no public link" in str(notices.sentences()))
+    link.close()
+
+
+@posix
+class TestTunnel:
+    """With a helper program of our own in the place of frpc."""
+
+    OFFER = json.dumps([{"host": "127.0.0.1", "port": 1, "root_ca": "certificate"}])
+
+    @pytest.fixture
+    def frpc(self, tmp_path, monkeypatch):
+        from gradio import tunneling
+
+        path = tmp_path / "frpc"
+        monkeypatch.setattr(tunneling, "BINARY_PATH", str(path))
+        monkeypatch.setattr(tunneling.atexit, "register", lambda *_: None)
+
+        def write(*lines: str) -> None:
+            path.write_text("\n".join(["#!/bin/sh", *lines]) + "\n")
+            path.chmod(0o755)
+
+        return write
+
+    def test_the_link_is_admitted_shown_and_closed(self, tmp_path, frpc):
+        frpc('echo "start proxy success: https://abc.gradio.live"', "exec sleep 60")
+        notices, admitted = NoticeBoard(), []
+        with share_service(200, self.OFFER) as service:
+            link = ShareLink("127.0.0.1", 1, folder=tmp_path / "tmp", notices=notices,
+                             admit=admitted.append, service=service)  # fmt: skip
+            link.start()
+            wait_for(lambda: "https://abc.gradio.live" in str(notices.sentences()))
+        assert admitted == ["abc.gradio.live"]
+        process = link._process
+        assert process.poll() is None
+        link.close()
+        assert process.wait(5) is not None
+        link._thread.join(5)
+        assert "closed" not in str(notices.sentences())
+
+    def test_a_link_that_ends_by_itself_is_told(self, tmp_path, frpc):
+        frpc('echo "start proxy success: https://abc.gradio.live"', "sleep 0.2")
+        notices = NoticeBoard()
+        with share_service(200, self.OFFER) as service:
+            link = ShareLink("127.0.0.1", 1, folder=tmp_path, notices=notices,
+                             admit=lambda _: None, service=service)  # fmt: skip
+            link.start()
+            wait_for(lambda: "has closed" in str(notices.sentences()))
+        link.close()
+
+    def test_a_tunnel_that_is_refused_is_told(self, tmp_path, frpc):
+        frpc('echo "login to server failed: no"', "exec sleep 60")
+        notices = NoticeBoard()
+        with share_service(200, self.OFFER) as service:
+            link = ShareLink("127.0.0.1", 1, folder=tmp_path, notices=notices,
+                             admit=lambda _: None, service=service)  # fmt: skip
+            link.start()
+            wait_for(lambda: "did not open" in str(notices.sentences()))
+        assert link._process.wait(5) is not None
+        link.close()
+
+    def test_the_public_name_reaches_the_page_and_its_pages_may_send(self, server):
+        server.server.policy.admit("abc.gradio.live")
+        headers = {"Host": "abc.gradio.live", "X-Forwarded-Proto": "https"}
+        root = server.client.get("/config", headers=headers).json()["root"]
+        assert root == "https://abc.gradio.live"
+        headers |= {"Origin": "https://abc.gradio.live", "Sec-Fetch-Site": "same-origin"}
+        assert server.client.post("/api/tasks", json={}, headers=headers).status_code == 201
+
+
+# The process
+
+
+@dataclass
+class Program:
+    """webui.py in a process of its own, with the stub worker."""
+
+    process: subprocess.Popen
+    url: str
+    took: float
+    lines: list[str]
+
+    def family(self) -> list[psutil.Process]:
+        me = psutil.Process(self.process.pid)
+        return [me, *me.children(recursive=True)]
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-c", STARTER, "--data-path", str(folder / "data"), "--output-path",
+            str(folder / "out"), "--disable-in-browser", *more]  # fmt: skip
+
+
+@contextmanager
+def program(folder: Path, *more: str) -> Iterator[Program]:
+    began = time.monotonic()
+    log = (folder / "stderr").open("w+")
+    process = subprocess.Popen(
+        command(folder, *more), cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True
+    )
+    family: list[psutil.Process] = []
+    try:
+        lines = []
+        for line in process.stdout:
+            lines.append(line.strip())
+            if line.startswith("Easel is ready"):
+                break
+        assert lines, (folder / "stderr").read_text()
+        url = lines[-1].split()[-1]
+        httpx.get(url, trust_env=False, timeout=20).raise_for_status()
+        found = Program(process, url, time.monotonic() - began, lines)
+        family = found.family()
+        yield found
+    finally:
+        for member in family:
+            if member.is_running():
+                member.kill()
+        process.kill()
+        process.wait(10)
+        process.stdout.close()
+        log.close()
+
+
+def end(running: Program, number: signal.Signals) -> float:
+    """Send the signal, wait for every process to end; returns the seconds it took."""
+    family = running.family()
+    assert len(family) >= 2, "the worker is not running"
+    began = time.monotonic()
+    running.process.send_signal(number)
+    running.process.wait(10)  # before psutil does: it would take the exit code
+    _, alive = psutil.wait_procs(family[1:], timeout=10)
+    assert not alive, alive
+    return time.monotonic() - began
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_ends_every_process_within_three_seconds(tmp_path, number):
+    """With a task running and pages attached."""
+    with (
+        program(tmp_path, "--port", str(free_port())) as running,
+        httpx.Client(base_url=running.url, timeout=20, trust_env=False) as client,
+    ):
+        task = {"prompt": "slow", "steps": 200, "image_count": 3}
+        task_id = client.post("/api/tasks", json=task).json()["id"]
+        with client.stream("GET", f"/api/tasks/{task_id}/events") as stream:
+            events = read_events(stream.iter_lines())
+            while json.loads(next(events)[2]).get("state") != "running":
+                pass
+            assert end(running, number) < 3.0
+        assert running.process.returncode == 0
+        assert (tmp_path / "stderr").read_text().count("Traceback") == 0
+    # The task was not lost.
+    with (
+        program(tmp_path, "--port", str(free_port())) as again,
+        httpx.Client(base_url=again.url, timeout=20, trust_env=False) as client,
+    ):
+        assert client.get(f"/api/tasks/{task_id}").json()["state"] in ("queued", "running")
+
+
+@posix
+@pytest.mark.parametrize("moment", [0.5, 1.5, 2.5])
+def test_a_signal_while_starting_ends_it_too(tmp_path, moment):
+    process = subprocess.Popen(
+        command(tmp_path, "--port", str(free_port())), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(moment)
+    family = [*psutil.Process(process.pid).children(recursive=True)]
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    words = process.communicate(timeout=20)[1]
+    assert process.returncode in (0, -signal.SIGTERM)  # the latter before our code runs at all
+    assert time.monotonic() - began < 3.0
+    assert "Traceback" not in words
+    assert psutil.wait_procs(family, timeout=3)[1] == []
+
+
+@posix
+def test_from_the_request_to_the_picture_over_http(tmp_path):
+    with (
+        program(tmp_path, "--port", str(free_port())) as running,
+        httpx.Client(base_url=running.url, timeout=20, trust_env=False) as client,
+    ):
+        task = {"prompt": "a house", "steps": 3, "image_count": 2, "seed": 5}
+        task_id = client.post("/api/tasks", json=task).json()["id"]
+        with client.stream("GET", f"/api/tasks/{task_id}/events") as stream:
+            events = [json.loads(data) for kind, _, data in read_events(stream.iter_lines())
+                      if kind == "view"]  # fmt: skip
+        last = events[-1]
+        assert last["state"] == "done"
+        assert [event["seq"] for event in events] == sorted({event["seq"] for event in events})
+        assert [image["seed"] for image in last["images"]] == [5, 6]
+        for image in last["images"]:
+            picture = client.get(image["url"])
+            assert picture.status_code == 200
+            assert picture.headers["content-type"].startswith("image/")
+        history = client.get("/api/history").json()["images"]
+        assert [(row["task_id"], row["index"]) for row in history] == [(task_id, 1), (task_id, 0)]
+        status = client.get("/api/status").json()
+        assert status["pool"]["workers"][0]["state"] in ("idle", "busy")
+        assert status["queue_length"] == 0
+        # A second one on the same folder is refused, with the address of the first.
+        second = subprocess.run(
+            command(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        assert second.returncode == 2
+        assert running.url in second.stderr
+        assert second.stderr.count("\n") == 1
+        assert client.get("/healthz").status_code == 200
+
+
+@posix
+def test_a_taken_port_in_the_program(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        refused = subprocess.run(
+            command(tmp_path, "--port", port), cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"Port {port} is taken by another program; end it, or choose another --port.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--listen"], "needs a login"),
+        (["--share"], "needs a login"),
+        (["--listen", "--auth-file", "missing-users"], "missing-users"),
+        (["--nonsense"], "--nonsense"),
+        (["--port", "99999"], "99999"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_start_that_is_refused_says_why_in_one_sentence(tmp_path, arguments, words):
+    done = subprocess.run(
+        command(tmp_path, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "data" / "easel.db").exists()
+
+
+def test_neither_webui_nor_the_built_server_loads_torch(tmp_path):
+    code = f"""
+import sys, webui
+from pathlib import Path
+from tests.modules.api.support import serve
+assert "gradio" not in sys.modules
+with serve(Path({str(tmp_path)!r}), page="modules.ui.app") as running:
+    assert running.client.get("/").status_code == 200
+    assert running.client.get("/api/status").status_code == 200
+heavy = sorted({{"torch", "transformers", "ldm_patched", "matplotlib"}} & set(sys.modules))
+sys.exit(f"loaded: {{heavy}}" if heavy else 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_gradio_comes_in_without_writing_beside_its_source():
+    """And `inspect` is as it was."""
+    code = """
+import sys, inspect
+from modules.api.server import import_gradio
+before, written = inspect.getfile, []
+sys.addaudithook(
+    lambda event, a: event == "open" and str(a[0]).endswith(".pyi") and written.append(a[0])
+)
+gradio = import_gradio()
+assert inspect.getfile is before
+assert inspect.getfile(gradio.Textbox).endswith("textbox.py")
+assert gradio.Textbox(label="x").label == "x"
+sys.exit(f"opened: {written}" if written else 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
