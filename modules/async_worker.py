@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from ldm_patched.modules.errors import EngineError
+from modules.gallery.save import sweep_temporary_files
 from modules.settings.config import Settings
 from modules.spec.errors import Cancelled, OutOfMemory, Skipped, StudioError
 from modules.spec.flags import TaskState
@@ -46,8 +47,10 @@ def handler(task: AsyncTask) -> None:
         resolve.run(job, studio)
         _with_room(_prepare, job, studio)
         for index in range(len(job.settled.seeds)):
-            if index not in task.port.done_indices:
-                job.next_image(index)
+            if index in task.port.done_indices:
+                continue
+            job.next_image(index)
+            if not save.adopt(job, studio):
                 _paint(job, studio)
     finally:
         studio.saver.wait()
@@ -85,7 +88,7 @@ def _with_room(step, job: Job, studio: Studio) -> None:
         logger.warning("memory ran out (%s); trying again with less", type(error).__name__)
     # Outside of the handler: the exception would hold on to the frames and their tensors.
     job.tiled = True
-    studio.make_room()
+    studio.pipeline.make_room()
     return step(job, studio)
 
 
@@ -104,7 +107,7 @@ def run_task(port: TaskPort, studio: Studio) -> None:
         port.finish(TaskState.FAILED, failure.code, failure.message)
         if failure.code == OutOfMemory.code:
             _forget_frames(error)
-            studio.make_room()
+            studio.pipeline.make_room()
         if is_device_lost(error):
             logger.error("the device is lost; this process ends and a fresh one takes over")
             sys.exit(EXIT_RECYCLE)
@@ -125,6 +128,7 @@ def worker_main(connection: Connection, settings: Settings, worker_id: str) -> N
         level=logging.INFO, format=f"%(asctime)s {worker_id} %(levelname)s %(name)s: %(message)s"
     )
     session = WorkerSession(connection, settings.database_path, worker_id)
+    sweep_temporary_files(settings.output_path)
     studio = Studio(settings)
     logger.info("ready: %s", studio.pipeline.policy.describe())
     for port in session.tasks():

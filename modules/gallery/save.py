@@ -72,8 +72,7 @@ def save_image(
     """
     data = encode_image(pixels, output_format, recipe)
     when = now or datetime.now()
-    safe_id = re.sub(r"[^A-Za-z0-9-]", "-", task_id)
-    stem = f"{when:%H-%M-%S}_{safe_id}_{index}"
+    stem = f"{when:%H-%M-%S}{_mark(task_id, index)}"
     folder = output_path / f"{when:%Y-%m-%d}" if by_day else output_path
     try:
         path = write_new(folder, stem, output_format.suffix, data)
@@ -87,6 +86,29 @@ def save_image(
         width=width,
         height=height,
     )
+
+
+def find_saved(output_path: Path, task_id: str, index: int) -> SavedImage | None:
+    """Picture `index` of a task if a file of it is there, in a folder of any day.
+
+    For a process that was killed after the file had its name and before that was recorded.
+    """
+    pattern = re.compile(
+        rf"\d\d-\d\d-\d\d{re.escape(_mark(task_id, index))}(-\d+)?\.(png|jpg|webp)"
+    )
+    for path in sorted(output_path.glob(f"????-??-??/*{_mark(task_id, index)}*")):
+        if not pattern.fullmatch(path.name):
+            continue
+        try:
+            data = path.read_bytes()
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+                width, height = image.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue
+        sha256 = hashlib.sha256(data).hexdigest()
+        relative_path = path.relative_to(output_path).as_posix()
+        return SavedImage(relative_path, sha256, len(data), width, height)
+    return None
 
 
 def encode_image(pixels: np.ndarray, output_format: OutputFormat, recipe: Recipe | None) -> bytes:
@@ -132,6 +154,11 @@ def sweep_temporary_files(output_path: Path) -> int:
                 path.unlink()
                 removed += 1
     return removed
+
+
+def _mark(task_id: str, index: int) -> str:
+    """The part of a file's name that says whose picture it is."""
+    return f"_{re.sub(r'[^A-Za-z0-9-]', '-', task_id)}_{index}"
 
 
 def _write_flushed(path: Path, data: bytes) -> None:

@@ -36,6 +36,7 @@ class TerminalTask:
     def __init__(self, spec: TaskSpec, output_path: Path, out: TextIO, err: TextIO) -> None:
         self.id = IdMaker().make()
         self.spec = spec
+        self.attempt = 1
         self.done_indices: frozenset[int] = frozenset()
         self.cancel = CancelToken()
         self.failure = ""

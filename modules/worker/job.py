@@ -28,6 +28,7 @@ class TaskPort(Protocol):
 
     id: str
     spec: TaskSpec
+    attempt: int
     done_indices: frozenset[int]
     cancel: CancelToken
 

@@ -21,12 +21,12 @@ from ldm_patched.modules.latent_preview import LatentPreviewer
 from ldm_patched.modules.model_management import DevicePolicy, soft_empty_cache
 from ldm_patched.modules.model_patcher import ModelPatcher
 from modules.library.catalog import ModelFile
-from modules.spec.errors import ModelCorrupt, ModelMissing, ModelUnsupported, NotANumber
+from modules.spec.errors import ModelUnsupported, NotANumber
 from modules.worker.job import Job
+from modules.worker.model_files import FileStamp, reading, size_in_words, stamp_of
 
 logger = logging.getLogger(__name__)
 
-FileStamp = tuple[str, int, int]
 Conditions = list[Any]  # [[cond (1, 77·n, C), {"pooled_output": (1, P)}]]
 
 
@@ -77,15 +77,8 @@ class Pipeline:
 
     def _load(self, file: ModelFile, stamp: FileStamp) -> LoadedModel:
         logger.info("loading %s", file.name)
-        try:
+        with reading(file):
             unet, clip, vae, _ = sd.load_checkpoint_guess_config(str(file.path), policy=self.policy)
-        except FileNotFoundError:
-            raise _gone(file) from None
-        except OSError as error:
-            raise ModelCorrupt(
-                f"{file.name} cannot be read from the disk ({error.strerror or 'read error'}); "
-                "check its permissions and the disk, or copy the file there again."
-            ) from error
         for part, what in ((unet, "UNet"), (clip, "text encoders"), (vae, "VAE")):
             if part is None:
                 raise ModelUnsupported(
@@ -104,6 +97,13 @@ class Pipeline:
                 del self._prompts[key]
         if dropped:
             self.free_memory()
+
+    def make_room(self) -> None:
+        """After memory ran out: the model used last leaves the device, everything else goes."""
+        self.drop_models(keep=1)
+        for model in self._models.values():
+            model.unet.unpatch_model("cpu")  # sampling takes it back to its device
+        self.free_memory()
 
     def free_memory(self) -> None:
         """Give back what nobody uses any more."""
@@ -163,24 +163,3 @@ class Pipeline:
 def to_uint8(pixels: Tensor) -> np.ndarray:
     """(H, W, 3) in 0..1 → (H, W, 3) uint8, rounded to the nearest."""
     return pixels.float().mul(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8).cpu().numpy()
-
-
-def stamp_of(file: ModelFile) -> FileStamp:
-    """Path, size and time of a file's content as it is now. Raises ModelMissing if it is gone."""
-    try:
-        status = file.path.stat()
-    except OSError:
-        raise _gone(file) from None
-    return str(file.path), status.st_size, status.st_mtime_ns
-
-
-def size_in_words(size: int) -> str:
-    """74 MB, 6.9 GB: what a person expects to read."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
-
-
-def _gone(file: ModelFile) -> ModelMissing:
-    return ModelMissing(
-        f"{file.name} was there a moment ago and is gone now; put it back and press Refresh, or "
-        "choose another checkpoint."
-    )

@@ -11,6 +11,7 @@ from modules.library.catalog import Catalog, ModelFile
 from modules.library.hashes import HashCache
 from modules.settings.config import Settings
 from modules.spec.sizes import SDXL, SizeTable
+from modules.worker.model_files import reading
 from modules.worker.saver import Saver
 
 if TYPE_CHECKING:
@@ -49,18 +50,17 @@ class Studio:
         return Pipeline(self.policy)
 
     def sizes_of(self, file: ModelFile) -> SizeTable:
-        """The sizes that a checkpoint paints well: what its file says, or SDXL's."""
+        """The sizes that a checkpoint paints well: what its file says, or SDXL's.
+
+        Only the header is read. Raises ModelMissing or an error that says what the file is.
+        """
         from ldm_patched.modules import sd
 
-        metadata = sd.read_model_metadata(str(file.path))
+        with reading(file):
+            metadata = sd.read_model_metadata(str(file.path))
         if not metadata.area:
             return SDXL
         return SizeTable.from_area(metadata.area, metadata.ratios)
-
-    def make_room(self) -> None:
-        """After memory ran out: keep the model in use, give everything else back."""
-        self.pipeline.drop_models(keep=1)
-        self.pipeline.free_memory()
 
     def close(self) -> None:
         """Finish what is being saved and end the threads."""

@@ -83,6 +83,17 @@ def test_a_resumed_task_paints_the_missing_picture_as_it_would_have_been(studio)
     assert np.array_equal(pixels(studio, whole, 1), pixels(studio, rest, 1))
 
 
+def test_a_file_that_was_left_without_its_row_is_adopted(studio):
+    killed = paint(studio, image_count=2)
+    rest = RecordingTask(request(image_count=2), attempt=2, done_indices=frozenset({0}))
+    rest.id = killed.id
+    run(studio, rest)
+    assert rest.state is TaskState.DONE
+    assert rest.commits == {1: killed.commits[1]}
+    assert not rest.progress
+    assert len(files(studio)) == 2
+
+
 @pytest.mark.parametrize("sampler", Sampler)
 def test_every_sampler_paints(studio, sampler):
     assert pixels(studio, paint(studio, sampler=sampler, steps=3)).std() > 1
@@ -275,6 +286,59 @@ def test_a_lora_is_no_checkpoint(studio):
     lora = {"lora_unet_x.lora_down.weight": torch.zeros(4, 8), "lora_unet_x.alpha": torch.ones(())}
     save_file(lora, studio.settings.models_path / "checkpoints" / "lora.safetensors")
     fails(studio, "E_MODEL_UNSUPPORTED", checkpoint="lora.safetensors")
+
+
+class Marks:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("name", ["evil.safetensors", "evil.ckpt", "evil.pt"])
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(studio, tmp_path, name):
+    marker = tmp_path / "marker"
+    torch.save(
+        {"state_dict": {"x": Marks(marker)}}, studio.settings.models_path / "checkpoints" / name
+    )
+    task = fails(studio, "E_MODEL_UNSAFE", checkpoint=name)
+    assert name in task.message
+    assert not marker.exists()
+
+
+def test_an_honest_ckpt_file_paints(studio, tiny_checkpoint):
+    state = load_file(tiny_checkpoint)
+    torch.save({"state_dict": state}, studio.settings.models_path / "checkpoints" / "a.ckpt")
+    task = paint(studio, checkpoint="a.ckpt", width=64, height=64)
+    assert np.array_equal(
+        pixels(studio, task), pixels(studio, paint(studio, checkpoint="tiny.safetensors"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (FileNotFoundError(errno.ENOENT, "gone"), "E_MODEL_MISSING"),
+        (PermissionError(errno.EACCES, "no"), "E_MODEL_CORRUPT"),
+        (OSError(errno.EIO, "bad disk"), "E_MODEL_CORRUPT"),
+        (MemoryError(), "E_OOM"),
+    ],
+    ids=lambda value: getattr(value, "strerror", value),
+)
+@pytest.mark.parametrize("function", ["load_checkpoint_guess_config", "read_model_metadata"])
+def test_what_the_disk_says_while_loading_is_told(studio, monkeypatch, error, code, function):
+    def failing(*_args, **_kwargs):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sd, function, failing)
+        task = run(studio, RecordingTask(request()))
+    assert (task.state, task.code) == (TaskState.FAILED, code)
+    assert "tiny.safetensors" in task.message or code == "E_OOM"
+    paint(studio)
 
 
 def test_an_unknown_name_is_missing(studio):

@@ -19,11 +19,13 @@ class RecordingTask:
         self,
         spec: TaskSpec,
         *,
+        attempt: int = 1,
         done_indices: frozenset[int] = frozenset(),
         on_event: Callable[["RecordingTask", Event], None] = lambda _task, _event: None,
     ) -> None:
         self.id = f"task{next(_NUMBERS)}"
         self.spec = spec.with_fixed_seed()
+        self.attempt = attempt
         self.done_indices = done_indices
         self.cancel = CancelToken()
         self.events: list[Event] = []

@@ -1,18 +1,36 @@
 """Save: the file with its recipe, then its row, in a helper thread while the next one is painted.
 
-One thread does all of it, so pictures are committed in the order in which they were painted.
+One thread does all of it, so pictures are committed in the order in which they were painted. A
+file that a killed worker left without its row is adopted instead of painted again.
 """
 
 import contextlib
+import logging
 from typing import TYPE_CHECKING
 
 from modules.gallery.recipe import Recipe
-from modules.gallery.save import save_image
+from modules.gallery.save import find_saved, save_image
 from modules.tasks.records import ClaimLost
 from modules.worker.job import Job
 
 if TYPE_CHECKING:
     from modules.worker.studio import Studio
+
+logger = logging.getLogger(__name__)
+
+
+def adopt(job: Job, studio: "Studio") -> bool:
+    """Commit the file of picture job.index that an earlier attempt left; False if there is none."""
+    if job.task.attempt <= 1:
+        return False
+    saved = find_saved(studio.settings.output_path, job.task.id, job.index)
+    if saved is None:
+        return False
+    logger.info("picture %d of task %s was finished before", job.index, job.task.id)
+    job.task.commit_image(
+        job.index, saved.relative_path, saved.sha256, saved.width, saved.height, job.seed
+    )
+    return True
 
 
 def run(job: Job, studio: "Studio") -> None:

@@ -169,3 +169,13 @@ def test_without_a_recipe_the_file_holds_no_text(output_format):
     with_recipe = save.encode_image(PIXELS, output_format, Recipe.of(spec, resolved, 0))
     assert b"canary-words" in with_recipe
     assert b"canary-words" not in save.encode_image(PIXELS, output_format, None)
+
+
+def test_a_saved_picture_is_found_by_task_and_index(tmp_path):
+    for task_id, index in (("a", 1), ("a", 11), ("ba", 1)):
+        save.save_image(PIXELS, tmp_path, task_id=task_id, index=index, now=NOON)
+    wanted = save.save_image(PIXELS, tmp_path, task_id="ab", index=1, now=NOON)
+    assert save.find_saved(tmp_path, "ab", 1) == wanted
+    assert save.find_saved(tmp_path, "ab", 2) is None
+    (tmp_path / wanted.relative_path).write_bytes(b"no picture")
+    assert save.find_saved(tmp_path, "ab", 1) is None

@@ -1,0 +1,46 @@
+"""What may happen to a model file while it is read, in words for a person."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from modules.library.catalog import ModelFile
+from modules.spec.errors import ModelCorrupt, ModelMissing
+from modules.worker.failures import is_out_of_memory
+
+FileStamp = tuple[str, int, int]
+
+
+@contextmanager
+def reading(file: ModelFile) -> Iterator[None]:
+    """Turn what the disk says into ModelMissing or ModelCorrupt; the engine's errors pass."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelMissing(
+            f"{file.name} was there a moment ago and is gone now; put it back and press Refresh, "
+            "or choose another checkpoint."
+        ) from None
+    except PermissionError as error:
+        raise ModelCorrupt(
+            f"{file.name} may not be read by Easel; change the file's permissions, or choose "
+            "another checkpoint."
+        ) from error
+    except OSError as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelCorrupt(
+            f"{file.name} cannot be read from the disk; check the disk and copy the file there "
+            "again, or choose another checkpoint."
+        ) from error
+
+
+def stamp_of(file: ModelFile) -> FileStamp:
+    """Path, size and time of a file's content as it is now. Raises as `reading`."""
+    with reading(file):
+        status = file.path.stat()
+    return str(file.path), status.st_size, status.st_mtime_ns
+
+
+def size_in_words(size: int) -> str:
+    """74 MB, 6.9 GB: what a person expects to read."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
