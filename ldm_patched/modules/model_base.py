@@ -180,6 +180,8 @@ class BaseModel(nn.Module):
                 # In 8 bits norms and biases would lose more than they save.
                 small = dtype.itemsize == 1 and weight.ndim < 2
                 weight = weight.to(self.manual_cast_dtype if small else dtype)
+                if weight.is_inference():
+                    weight = weight.clone()  # what is made in inference mode counts no changes
                 if memory_format is not None and weight.ndim == 4:
                     weight = weight.contiguous(memory_format=memory_format)
                 set_weight(self.diffusion_model, name, weight)

@@ -89,12 +89,6 @@ def detect_unet_config(
     )
 
 
-def model_config_from_unet_config(unet_config: UNetConfig) -> BASE | None:
-    """The family with these dimensions; None if it is not a known one."""
-    family = next((m for m in MODELS if m.matches(unet_config)), None)
-    return None if family is None else family(unet_config)
-
-
 def model_config_from_unet(state_dict: Mapping[str, Any], prefix: str = UNET_PREFIX) -> BASE | None:
     """The family and dimensions of the UNet under `prefix`; None if it is not a known one."""
     unet_config = detect_unet_config(state_dict, prefix)
@@ -120,7 +114,7 @@ def require_model_config(state_dict: Mapping[str, Any], prefix: str = UNET_PREFI
         raise UnsupportedModel(
             "This file holds no diffusion network of a known plan; choose an SDXL checkpoint."
         )
-    config = model_config_from_unet_config(unet_config)
+    config = model_config_from_unet(state_dict, prefix)
     if config is None:
         known = ", ".join(m.name for m in MODELS)
         raise UnsupportedModel(

@@ -161,9 +161,9 @@ def _require_family(file: WeightFile) -> BASE:
 def _load_model(file: WeightFile, config: BASE, policy: DevicePolicy) -> ModelPatcher:
     config.set_inference_dtype(policy.unet_dtype, policy.unet_compute_dtype)
     model = config.get_model(file, UNET_PREFIX, device="meta")
-    weights = LazyWeights(
-        file, prefix=UNET_PREFIX, dtype=policy.unet_dtype, memory_format=policy.memory_format
-    )
+    # The model keeps norms and biases out of 8 bits, so it casts those files itself.
+    dtype = policy.unet_dtype if policy.unet_dtype.itemsize > 1 else None
+    weights = LazyWeights(file, prefix=UNET_PREFIX, dtype=dtype, memory_format=policy.memory_format)
     report = model.load_model_weights(weights, UNET_PREFIX, memory_format=policy.memory_format)
     utils.require_complete(report, file.name, "diffusion network")
     own = tuple(UNET_PREFIX + name for name in report.unexpected)

@@ -122,6 +122,26 @@ def test_files_say_what_their_network_predicts(
     assert playground == (kind is ModelType.EDM)
 
 
+def test_widths_that_coincide_are_told_apart_by_the_text_encoders(tiny: dict[str, Tensor]) -> None:
+    # Text width 384 = 256 + 128 with pooled width 128: y is as long as that of a refiner, 384 + 1280.
+    wide = {k: torch.zeros(w.shape[0], 384) for k, w in tiny.items() if "attn2.to_" in k}
+    wide = {k: w for k, w in wide.items() if ".to_k." in k or ".to_v." in k}
+    weights = {**tiny, **wide}
+    assert detection.require_model_config(weights).name == "SDXL"
+    alone = {k: w for k, w in weights.items() if k.startswith(UNET_PREFIX)}
+    assert detection.require_model_config(alone).name == "SDXL refiner"
+
+
+def test_weights_made_in_inference_mode_can_still_be_watched(tiny: dict[str, Tensor]) -> None:
+    with torch.inference_mode():
+        weights = {k: w.clone() for k, w in tiny.items()}
+        config = detection.require_model_config(weights)
+        config.set_inference_dtype(torch.float16)
+        model = config.get_model(weights, device="meta")
+        model.load_model_weights(weights)
+    assert not any(p.is_inference() for p in model.diffusion_model.parameters())
+
+
 def test_eight_bit_weights_compute_in_another_precision(tiny: dict[str, Tensor]) -> None:
     weights = dict(tiny)
     config = detection.require_model_config(weights)
