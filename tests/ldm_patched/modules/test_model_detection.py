@@ -123,7 +123,7 @@ def test_files_say_what_their_network_predicts(
 
 
 def test_widths_that_coincide_are_told_apart_by_the_text_encoders(tiny: dict[str, Tensor]) -> None:
-    # Text width 384 = 256 + 128 with pooled width 128: y is as long as that of a refiner, 384 + 1280.
+    # Text width 384 = 256 + 128, pooled width 128: y is as long as a refiner's, 384 + 1280.
     wide = {k: torch.zeros(w.shape[0], 384) for k, w in tiny.items() if "attn2.to_" in k}
     wide = {k: w for k, w in wide.items() if ".to_k." in k or ".to_v." in k}
     weights = {**tiny, **wide}
