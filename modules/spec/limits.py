@@ -1,6 +1,21 @@
 """Every cap of the program, in one place, so that the page, the API and the docs agree."""
 
 PROMPT_CHARACTERS = 8_192
+PROMPT_OUTPUT_BYTES = 32 * 1024  # of all texts of one picture, once wildcards are filled in
+PROMPT_SUBSTITUTIONS = 1_000  # wildcards filled in for one picture
+PROMPT_COMBINATIONS = 10_000  # of all arrays of a prompt
+PROMPT_NESTING = 50
+EMPHASIS_MAX = 10.0  # of a weight such as (x:1.3), either sign
+LORAS_PER_IMAGE = 32
+LORA_WEIGHT_MAX = 20.0  # either sign
+STYLES_PER_TASK = 32
+STYLE_NAME_CHARACTERS = 80
+STYLE_FILE_BYTES = 4 * 1024 * 1024
+WILDCARD_NAME_CHARACTERS = 128
+WILDCARD_FILE_BYTES = 4 * 1024 * 1024
+WILDCARD_LINE_BYTES = 4 * 1024
+WILDCARD_LINES = 100_000
+WILDCARD_FILES = 10_000
 IMAGES_PER_TASK = 32
 SIDE_MIN = 64
 SIDE_MAX = 2_048

@@ -30,6 +30,24 @@ class TaskSpec(BaseModel):
     negative_prompt: str = Field(
         "", title="Negative prompt", description="What the picture should not show."
     )
+    styles: tuple[str, ...] = Field(
+        (),
+        max_length=limits.STYLES_PER_TASK,
+        title="Styles",
+        description="Named looks that the prompt is set into, in this order; random draws one.",
+    )
+    expand_prompt: bool = Field(
+        False,
+        title="Prompt expansion",
+        description="Adds fitting words on light, detail and composition to the prompt; the seed "
+        "decides which.",
+    )
+    wildcards_in_order: bool = Field(
+        False,
+        title="Word lists in order",
+        description="Takes the lines of __lists__ and {choices} one by one, picture by picture, "
+        "instead of by chance.",
+    )
     preset: str = Field(
         "",
         max_length=64,
@@ -104,6 +122,20 @@ class TaskSpec(BaseModel):
                 "that are read; shorten it"
             )
         return text.replace("\x00", "")
+
+    @field_validator("styles", mode="before")
+    @classmethod
+    def _styles_may_be_a_list_in_words(cls, styles: Any) -> Any:
+        if isinstance(styles, str):  # of a command line, or of another program's metadata
+            return tuple(name for part in styles.split(",") if (name := part.strip()))
+        return styles
+
+    @field_validator("styles")
+    @classmethod
+    def _style_names_are_short(cls, styles: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not 0 < len(name) <= limits.STYLE_NAME_CHARACTERS for name in styles):
+            raise ValueError("must be names from the list; choose them there")
+        return tuple(dict.fromkeys(name.replace("\x00", "") for name in styles))
 
     @field_validator("checkpoint", "preset")
     @classmethod
@@ -208,10 +240,17 @@ def _as_sentence(model: type[BaseModel], error: ValidationError) -> SpecError | 
         "multiple_of": "must be a multiple of {multiple_of}",
         "enum": "must be one of {expected}",
         "string_too_long": "must be at most {max_length} characters long",
+        "too_long": "must be at most {max_length} in number",
         "finite_number": "must be a finite number",
     }.get(kind)
     if allowed is None:
-        wanted = {"int": "a whole number", "float": "a number", "string": "text"}
+        wanted = {
+            "int": "a whole number",
+            "float": "a number",
+            "string": "text",
+            "bool": "true or false",
+            "tuple": "a list",
+        }
         allowed = f"must be {wanted.get(kind.split('_')[0], 'of the right type')}"
     return SpecError(f"{title} {allowed.format(**context)}.", name)
 

@@ -100,6 +100,10 @@ def build_parser() -> argparse.ArgumentParser:
             continue
         names = (*_SHORT.get(name, ()), "--" + name.replace("_", "-"))
         help_text = (field.description or "").replace("%", "%%")
+        if field.annotation is bool:
+            switch = argparse.BooleanOptionalAction
+            parser.add_argument(*names, dest=name, action=switch, help=help_text)
+            continue
         choices = getattr(field.annotation, "__members__", None)
         metavar = "|".join(choice.value for choice in choices.values()) if choices else "X"
         parser.add_argument(*names, dest=name, metavar=metavar, help=help_text)

@@ -1,0 +1,238 @@
+"""From a request's words to what each picture is painted from.
+
+    template  →  word lists, choices, arrays filled in  →  LoRA tags taken out  →  lines
+    first line  →  set into the styles, expanded;  every line is encoded on its own
+
+A plan is made before anything is painted, by the worker and by whoever wants to look first: the
+same request, files and seed give the same plan. Making it is linear in what it writes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict
+
+from modules.prompt import lora_tags, parser
+from modules.prompt.conflicts import find_conflicts
+from modules.prompt.expansion import Expander
+from modules.prompt.lora_tags import LoraTag
+from modules.prompt.styles import StyleBook, apply_styles
+from modules.prompt.template import (
+    Filler,
+    Template,
+    count_combinations,
+    read_template,
+    wildcard_names,
+)
+from modules.prompt.wildcards import WildcardBook
+from modules.spec import limits
+from modules.spec.errors import LimitError, ModelMissing
+from modules.spec.task_spec import TaskSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptBooks:
+    """Where a plan looks things up. loras: file names as requests say them."""
+
+    wildcards: WildcardBook = field(default_factory=lambda: WildcardBook(()))
+    styles: StyleBook = field(default_factory=StyleBook)
+    expander: Expander | None = None
+    loras: Sequence[str] = ()
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class LoraUse(_Frozen):
+    """A LoRA file that a prompt asks for; weights of the UNet and of the text encoders."""
+
+    file: str
+    weight: float
+    clip_weight: float
+
+
+class PicturePrompt(_Frozen):
+    """What one picture is painted from. Each text is encoded on its own; there is always one.
+
+    pooled_count: how many of the first positive texts give the pooled output. styles: names of
+    the styles in it. expansion: the words that were added, already among the texts.
+    """
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    pooled_count: int = 1
+    loras: tuple[LoraUse, ...] = ()
+    styles: tuple[str, ...] = ()
+    expansion: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptPlan:
+    """The pictures asked for, and what there is to say about them.
+
+    combinations: pictures that show every combination of the arrays as written. wildcards: word
+    lists that are named, found or not; missing_wildcards: those read as bare words.
+    missing_loras: names that no file has. notices and conflicts are sentences.
+    """
+
+    pictures: tuple[PicturePrompt, ...]
+    combinations: int
+    wildcards: tuple[str, ...] = ()
+    missing_wildcards: tuple[str, ...] = ()
+    missing_loras: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+
+    def raise_if_missing(self) -> None:
+        """ModelMissing if a LoRA that the prompt names is not there."""
+        if self.missing_loras:
+            name = self.missing_loras[0]
+            raise ModelMissing(
+                f"The LoRA {name[:80]!r} is not in the loras folder of the models; put the file "
+                f"there, or take <lora:{name[:80]}…> out of the prompt."
+            )
+
+
+def make_plan(
+    spec: TaskSpec, books: PromptBooks, indices: Iterable[int] | None = None
+) -> PromptPlan:
+    """The plan of a request; a seed that is not fixed yet counts as 0.
+
+    indices: pictures to plan, from 0; None is every picture of the request.
+    Raises SpecError for an unknown style or a LoRA tag that cannot be read, LimitError.
+    """
+    return _Planner(spec, books).plan(range(spec.image_count) if indices is None else indices)
+
+
+class _Planner:
+    """One making of a plan; gathers what is noticed on the way."""
+
+    def __init__(self, spec: TaskSpec, books: PromptBooks) -> None:
+        self.spec = spec if spec.seed is not None else spec.model_copy(update={"seed": 0})
+        self.books = books
+        self.positive = read_template(parser.without_comments(spec.prompt))
+        self.negative = read_template(parser.without_comments(spec.negative_prompt))
+        self.lora_files = lora_tags.index_of_names(books.loras)
+        # Dictionaries as sets that keep their order.
+        self.notices: dict[str, None] = dict.fromkeys(books.styles.notices if spec.styles else ())
+        self.missing_wildcards: dict[str, None] = {}
+        self.used_wildcards: dict[str, None] = {}
+        self.missing_loras: dict[str, None] = {}
+        self.embeddings: dict[str, None] = {}
+        self.conflicts: dict[str, None] = {}
+        self._seen: set[str] = set()
+
+    def plan(self, indices: Iterable[int]) -> PromptPlan:
+        combinations = count_combinations(self.positive)
+        count_combinations(self.negative)
+        pictures = tuple(map(self._picture, indices))
+        if combinations > len(pictures) > 0:
+            self.notices[
+                f"The arrays have {combinations:,} combinations; {len(pictures)} of them "
+                f"{'is' if len(pictures) == 1 else 'are'} painted. Ask for more pictures to see "
+                "the others."
+            ] = None
+        for name in self.missing_wildcards:
+            self.notices[f"There is no word list __{name}__; its name is read as words."] = None
+        if self.spec.expand_prompt and self.books.expander is None:
+            self.notices["The phrases for prompt expansion are not there; it is left out."] = None
+        named = (*wildcard_names(self.positive), *wildcard_names(self.negative))
+        wildcards = tuple(dict.fromkeys((*named, *self.used_wildcards)))
+        return PromptPlan(
+            pictures=pictures,
+            combinations=combinations,
+            wildcards=wildcards,
+            missing_wildcards=tuple(self.missing_wildcards),
+            missing_loras=tuple(self.missing_loras),
+            embeddings=tuple(self.embeddings),
+            notices=(*self.notices, *self.books.wildcards.notices(wildcards)),
+            conflicts=tuple(self.conflicts),
+        )
+
+    def _picture(self, index: int) -> PicturePrompt:
+        spec, seed = self.spec, self.spec.seed_of(index)
+        filler = Filler(
+            index,
+            seed,
+            self.books.wildcards.lines,
+            in_order=spec.wildcards_in_order,
+            read=self.books.wildcards.template,
+        )
+        positive, tags = self._lines(filler, self.positive, "prompt")
+        negative, ignored = self._lines(filler, self.negative, "negative")
+        self.missing_wildcards |= filler.missing
+        self.used_wildcards |= filler.used
+        if ignored:
+            self.notices[
+                "LoRAs in the negative prompt have no effect; name them in the prompt."
+            ] = None
+
+        chosen = self.books.styles.chosen(spec.styles, seed)
+        main, *others = positive or [""]
+        styled = apply_styles(chosen, main)
+        texts, style_tags = self._without_tags(styled.positive)
+        texts = [text for text in (*texts, *others) if text] or [main]
+        pooled = len(texts)
+        expansion = self._expansion(main, seed, beside=" ".join(style.prompt for style in chosen))
+        if expansion:
+            texts.append(f"{main}, {expansion}")
+        negatives, _ = self._without_tags(styled.negative)
+        negatives = [text for text in (*negatives, *negative) if text] or [""]
+        _check_length(texts, negatives)
+        self._notice((*texts, *negatives))
+        asked = " , ".join(positive)
+        found = find_conflicts(asked, ", ".join(negative), [(s.title, s) for s in chosen])
+        self.conflicts |= dict.fromkeys(found)
+        return PicturePrompt(
+            positive=tuple(texts),
+            negative=tuple(negatives),
+            pooled_count=pooled,
+            loras=tuple(self._loras([*tags, *style_tags])),
+            styles=tuple(style.name for style in chosen),
+            expansion=expansion,
+        )
+
+    def _lines(
+        self, filler: Filler, template: Template, stream: str
+    ) -> tuple[list[str], list[LoraTag]]:
+        text, tags = lora_tags.take_lora_tags(filler.fill(template, stream))
+        return list(parser.split_lines(text)), tags
+
+    def _without_tags(self, texts: Sequence[str]) -> tuple[list[str], list[LoraTag]]:
+        taken = [lora_tags.take_lora_tags(text) for text in texts]
+        return [parser.tidy(text) for text, _ in taken], [tag for _, tags in taken for tag in tags]
+
+    def _loras(self, tags: Sequence[LoraTag]) -> Iterable[LoraUse]:
+        for tag in lora_tags.distinct(tags):
+            file = lora_tags.find_name(self.lora_files, tag.name)
+            if file is None:
+                self.missing_loras[tag.name] = None
+            else:
+                yield LoraUse(file=file, weight=tag.weight, clip_weight=tag.clip_weight)
+
+    def _expansion(self, main: str, seed: int, beside: str) -> str:
+        if not self.spec.expand_prompt or self.books.expander is None:
+            return ""
+        words = parser.parse(main).words
+        return ", ".join(self.books.expander.expand(words, seed, beside=beside))
+
+    def _notice(self, texts: Iterable[str]) -> None:
+        """What the parser says about each text, once."""
+        for text in texts:
+            if text not in self._seen:
+                self._seen.add(text)
+                parsed = parser.parse(text)
+                self.notices |= dict.fromkeys(parsed.notices)
+                self.embeddings |= dict.fromkeys(parsed.embeddings)
+
+
+def _check_length(*groups: Sequence[str]) -> None:
+    size = sum(len(text.encode("utf-8", "replace")) for texts in groups for text in texts)
+    if size > limits.PROMPT_OUTPUT_BYTES:
+        raise LimitError(
+            f"The prompt in its styles is longer than {limits.PROMPT_OUTPUT_BYTES // 1024} KiB; "
+            "shorten it or choose fewer styles.",
+            "prompt",
+        )
