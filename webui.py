@@ -35,7 +35,13 @@ def run(settings: Settings, worker: str = WORKER) -> None:
     # Not at the top: a worker process imports this file too, and needs nothing of the web.
     from modules.api.context import ServerContext
     from modules.api.logs import start_logging
-    from modules.api.server import PageServer, check_doors, open_listener, prepare_environment
+    from modules.api.server import (
+        PageServer,
+        check_doors,
+        open_listener,
+        prepare_environment,
+        sweep,
+    )
 
     users = check_doors(settings)
     prepare_environment(settings)
@@ -43,6 +49,7 @@ def run(settings: Settings, worker: str = WORKER) -> None:
     with ExitStack() as parts:  # taken apart in the opposite order, whatever happens
         lock = parts.enter_context(InstanceLock(settings.data_path))
         start_logging(settings.data_path / "logs")
+        sweep(settings)
         store = TaskStore(settings.database_path)
         parts.callback(store.close)
         listener = open_listener(settings)

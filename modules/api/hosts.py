@@ -66,20 +66,29 @@ class HostPolicy:
         if self._any_address:
             own = socket.gethostname().lower()
             self._names |= {own, own.split(".")[0], own.split(".")[0] + ".local"}
-        self._public: set[str] = set()
+        self._public: dict[str, bool] = {}
         for name in public:
             self.admit(name)
 
-    def admit(self, name: str) -> None:
-        """Answer to this public name from now on (a share link, a proxy's name)."""
+    def admit(self, name: str, *, tls: bool = False) -> None:
+        """Answer to this public name from now on. tls: it is only ever reached with TLS."""
         parts = split_host(name)
         if parts is None:
             raise ValueError(f"{name!r} is not a host name.")
         with self._lock:
-            self._public = self._public | {parts[0]}
+            self._public = {**self._public, parts[0]: tls}
 
     def is_public(self, name: str) -> bool:
         return name in self._public
+
+    def scheme(self, name: str, arrived: str, forwarded: str) -> str:
+        """How the visitor reached `name`, given how the request arrived here.
+
+        forwarded: what a proxy says; it counts for public names only, as anybody could say it.
+        """
+        if self._public.get(name) or (name in self._public and forwarded == "https"):
+            return "https"
+        return arrived
 
     def allows(self, name: str) -> bool:
         """`name` as split_host gives it."""

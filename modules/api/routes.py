@@ -59,14 +59,16 @@ def _add_task_routes(router: APIRouter, context: ServerContext) -> None:
     pool = context.pool
 
     @router.post("/api/tasks", status_code=201, openapi_extra=_spec_in_body())
-    async def submit(request: Request) -> Response:
+    async def submit(
+        request: Request, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
+    ) -> Response:
         body = await request.body()
         owner = request.scope.get(USER_KEY, "local")
 
         def store() -> str:
             spec = TaskSpec.from_json(body)
             try:
-                return pool.submit(spec, owner)
+                return pool.submit(spec, owner, idempotency_key)
             except LimitError as error:
                 raise _QueueFull(error) from None
 

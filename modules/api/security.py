@@ -60,7 +60,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
-# Doors of Gradio that the page does not use: fetching other servers' files, editing the program.
+# Doors of Gradio that the page does not use: other servers' files, uploads, editing the program.
 CLOSED_PREFIXES = (
     "/gradio_api/proxy=",
     "/gradio_api/file=http:",
@@ -69,7 +69,11 @@ CLOSED_PREFIXES = (
     "/gradio_api/vibe-",
     "/gradio_api/undo-vibe-",
     "/gradio_api/run-history/",
+    "/gradio_api/runs",
+    "/gradio_api/deep_link",
     "/gradio_api/process_recording",
+    "/gradio_api/component_server",
+    "/gradio_api/upload",  # no panel takes files yet; open it together with a quota
     "/monitoring",
 )
 
@@ -135,7 +139,9 @@ class Gate:
                 "Easel does not answer to this host name; open it as localhost, or start it "
                 "with --public-host and the name.",
             )
-        _straighten(scope, self._policy.is_public(host[0]), headers)
+        forwarded = headers.get("x-forwarded-proto", "").split(",")[0].strip()
+        scope["scheme"] = self._policy.scheme(host[0], scope["scheme"], forwarded)
+        _straighten(scope)
         if not self._is_own_page(scope, headers, hosts[0]):
             return error_response(403, "E_ORIGIN", "A page from elsewhere may not use Easel.")
         length = headers.get("content-length", "0")
@@ -176,17 +182,12 @@ class Gate:
         return error_response(401, "E_LOGIN", "Log in first, at /login.")
 
 
-def _straighten(scope: Scope, is_public: bool, headers: Headers) -> None:
-    """Drop what a visitor could use to lie about the address, and requests for many ranges.
-
-    Behind a proxy under a public name, its word on the scheme is taken: cookies become Secure.
-    """
-    if is_public and headers.get("x-forwarded-proto", "").split(",")[0].strip() == "https":
-        scope["scheme"] = "https"
+def _straighten(scope: Scope) -> None:
+    """Drop what a visitor could use to lie about the address, and requests for many ranges."""
     scope["headers"] = [
         (name, value)
         for name, value in scope["headers"]
-        if not name.startswith(b"x-forwarded-")
+        if not name.startswith((b"x-forwarded-", b"x-gradio-server"))
         and name != b"forwarded"
         and not (name == b"range" and (b"," in value or len(value) > 64))
     ]

@@ -11,9 +11,11 @@ import importlib
 import inspect
 import logging
 import os
+import shutil
 import socket
 import sys
 import threading
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -81,6 +83,11 @@ def prepare_environment(settings: Settings) -> None:
     os.environ["GRADIO_TEMP_DIR"] = str(settings.temporary_path / "gradio")
     for name in UNWANTED:
         os.environ.pop(name, None)
+
+
+def sweep(settings: Settings) -> None:
+    """Remove what a former start left in the temporary folder. Only with the instance lock."""
+    shutil.rmtree(settings.temporary_path, ignore_errors=True)
 
 
 def import_gradio() -> ModuleType:
@@ -215,7 +222,8 @@ class PageServer:
         self._page = page
         self.port: int = listener.getsockname()[1]
         self.url = page_url(context.settings, self.port)
-        self.policy = HostPolicy(context.settings.listen)
+        public = context.settings.public_host
+        self.policy = HostPolicy(context.settings.listen, [public] if public else [])
         self._door = Door(users, self.port) if users else None
         self._feed = TaskFeed(context.pool)
         self._share: ShareLink | None = None
@@ -268,7 +276,7 @@ class PageServer:
             self.port,
             folder=self._context.settings.temporary_path,
             notices=self._context.notices,
-            admit=self.policy.admit,
+            admit=partial(self.policy.admit, tls=True),
             service=service,
         )
         self._share.start()

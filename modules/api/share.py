@@ -70,8 +70,9 @@ class ShareLink:
 
     def _open(self) -> None:
         try:
-            self.url = self._tunnel()
-            self._admit(urlsplit(self.url).hostname or "")
+            name = urlsplit(self._tunnel()).hostname or ""
+            self._admit(name)
+            self.url = f"https://{name}"
         except _NoLink as reason:
             self._say(f"There is no public link: {reason} The local page is not affected.")
             return

@@ -95,6 +95,12 @@ def _address(text: str) -> str:
     raise ValueError(f"{text[:60]!r} is not an IP address or host name; try 0.0.0.0 for all")
 
 
+def _name(text: str) -> str:
+    if not _HOST_NAME.fullmatch(text):
+        raise ValueError(f"{text[:60]!r} is not a host name; give it without http:// and port")
+    return text.lower()
+
+
 def _path(text: str) -> str:
     if not text or "\x00" in text:
         raise ValueError("the path is empty; give a folder or file")
@@ -139,6 +145,7 @@ FLAGS: tuple[Flag, ...] = (
         bare="0.0.0.0",
     ),
     Flag("port", "port to serve on; one that is taken is then an error", _port, "PORT"),
+    Flag("public-host", "name under which a proxy offers the page to others", _name, "NAME"),
     Flag("share", "also open Gradio's public link"),
     Flag("auth", "login asked for beyond this computer", _login, "NAME:PASSWORD", group="auth"),
     Flag("auth-file", "file of users and password hashes", _path, "FILE", group="auth"),

@@ -28,8 +28,9 @@ class Settings:
     """One start's settings. All paths are absolute; none of them need exist yet.
 
     listen: address that the server binds. port_is_explicit: a taken port is an error, not a
-    reason to try the next. auth: `name:password`, the path of a users file, or None.
-    device_flags: what `DeviceFlags.from_mapping` takes; only flags that were given.
+    reason to try the next. public_host: a proxy offers the page under this name. auth:
+    `name:password`, the path of a users file, or None. device_flags: what
+    `DeviceFlags.from_mapping` takes; only flags that were given.
     """
 
     root: Path
@@ -39,6 +40,7 @@ class Settings:
     listen: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     port_is_explicit: bool = False
+    public_host: str | None = None
     share: bool = False
     auth: str | Path | None = field(default=None, repr=False)
     no_auth: bool = False
@@ -70,7 +72,7 @@ class Settings:
     @property
     def is_exposed(self) -> bool:
         """True when somebody at another computer could reach the page."""
-        return self.share or not is_loopback(self.listen)
+        return self.share or self.public_host is not None or not is_loopback(self.listen)
 
 
 def is_loopback(address: str) -> bool:
@@ -200,6 +202,7 @@ def _settings(root: Path, merged: Mapping[str, Any], environ: Mapping[str, str])
         listen=listen,
         port=merged.get("port", DEFAULT_PORT),
         port_is_explicit="port" in merged,
+        public_host=merged.get("public_host"),
         share=merged.get("share", False),
         auth=merged.get("auth", merged.get("auth_file")),
         no_auth=merged.get("no_auth", False),

@@ -41,10 +41,12 @@ class ScriptedPool:
         self.refuse: Exception | None = None
         self._lock = threading.Lock()
 
-    def submit(self, spec: TaskSpec, owner: str = "local", **more: Any) -> str:
+    def submit(
+        self, spec: TaskSpec, owner: str = "local", idempotency_key: str | None = None
+    ) -> str:
         if self.refuse is not None:
             raise self.refuse
-        task_id = self.store.submit(spec, owner=owner, **more)
+        task_id = self.store.submit(spec, owner=owner, idempotency_key=idempotency_key)
         self.submitted.append((spec, owner))
         self.add(task_id, spec=self.store.get(task_id).spec)
         return task_id

@@ -48,6 +48,18 @@ def test_submit_takes_the_smallest_request_and_unusual_words(server):
     assert server.client.get(f"/api/tasks/{task_id}").json()["spec"]["prompt"] == words
 
 
+def test_a_repeated_key_gives_the_first_task_again(server):
+    def send(key: str) -> str:
+        headers = {"Idempotency-Key": key}
+        return server.client.post("/api/tasks", json={}, headers=headers).json()["id"]
+
+    before = server.context.store.queue_length()
+    assert send("one") == send("one") != send("two")
+    assert server.context.store.queue_length() == before + 2
+    too_long = server.client.post("/api/tasks", json={}, headers={"Idempotency-Key": "k" * 201})
+    assert too_long.status_code == 422
+
+
 BAD = [
     ('{"steps": NaN}', "steps"),
     ('{"steps": 1e400}', "steps"),

@@ -93,12 +93,6 @@ SENDERS = {
     "form": ("POST", "/api/tasks", b"{}", "text/plain"),
     "stop": ("POST", "/api/tasks/one/stop", b"", "text/plain"),
     "logout": ("POST", "/logout", b"", "text/plain"),
-    "upload": (
-        "POST",
-        "/gradio_api/upload",
-        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\nA\r\n--x--',
-        "multipart/form-data; boundary=x",
-    ),
     "gradio": ("POST", "/gradio_api/call/shout", b'{"data": ["a"]}', "application/json"),
 }
 
@@ -170,6 +164,7 @@ def test_a_proxy_s_headers_are_not_believed(server):
         X_Forwarded_Host="evil.example",
         X_Forwarded_Proto="https",
         X_Forwarded_For="1.2.3.4",
+        X_Gradio_Server="http://evil.example",
     )
     assert b"evil.example" not in text
     assert json.loads(text)["root"] == f"http://localhost:{server.server.port}"
@@ -208,7 +203,7 @@ def test_refusals_carry_the_headers_too(server):
     assert headers["x-content-type-options"] == "nosniff"
 
 
-@pytest.mark.parametrize("path", ["/api/tasks", "/gradio_api/upload", "/gradio_api/queue/join"])
+@pytest.mark.parametrize("path", ["/api/tasks", "/gradio_api/call/shout", "/gradio_api/queue/join"])
 def test_a_body_that_says_it_is_too_large_is_refused_unread(server, path):
     connection = http.client.HTTPConnection("127.0.0.1", server.server.port, timeout=20)
     connection.putrequest("POST", path)
@@ -293,7 +288,7 @@ def test_absurd_headers_do_no_harm(server, header):
     "path",
     ["/gradio_api/proxy=https://x.hf.space/a", "/gradio_api/file=https://example.org/a",
      "/gradio_api/dev/reload", "/gradio_api/vibe-code/", "/gradio_api/run-history/buckets",
-     "/monitoring", "/monitoring/summary"],
+     "/monitoring", "/monitoring/summary", "/gradio_api/upload", "/gradio_api/runs"],
 )  # fmt: skip
 def test_doors_of_gradio_that_we_do_not_use_are_shut(server, path):
     assert server.client.get(path).status_code == 404
@@ -355,3 +350,12 @@ def test_a_public_name_is_taken_once_admitted_with_or_without_tls():
     assert policy.same_origin("http://abc.gradio.live", "abc.gradio.live:80", "http")
     assert not policy.same_origin("https://abd.gradio.live", "abc.gradio.live", "http")
     assert not policy.same_origin("https://localhost:7865", "localhost:7865", "http")
+
+
+def test_the_scheme_is_believed_for_public_names_only():
+    policy = HostPolicy("127.0.0.1", ["easel.example"])
+    policy.admit("abc.gradio.live", tls=True)
+    assert policy.scheme("easel.example", "http", "https") == "https"
+    assert policy.scheme("easel.example", "http", "") == "http"
+    assert policy.scheme("abc.gradio.live", "http", "") == "https"
+    assert policy.scheme("localhost", "http", "https") == "http"

@@ -19,7 +19,13 @@ import psutil
 import pytest
 
 from modules.api.context import NoticeBoard
-from modules.api.server import open_listener, page_url, prepare_environment
+from modules.api.server import (
+    check_doors,
+    open_listener,
+    page_url,
+    prepare_environment,
+    sweep,
+)
 from modules.api.share import ShareLink
 from modules.spec.errors import ConfigError
 from tests.modules.api.support import free_port, make_settings, read_events, serve
@@ -89,6 +95,35 @@ def test_the_environment_is_quiet(tmp_path, monkeypatch):
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert os.environ["GRADIO_TEMP_DIR"].startswith(str(tmp_path))
     assert "GRADIO_WATCH_DIRS" not in os.environ
+
+
+def test_a_proxy_s_name_is_answered_and_needs_a_login(tmp_path):
+    with pytest.raises(ConfigError, match="login"):
+        check_doors(make_settings(tmp_path, public_host="easel.example"))
+    with serve(tmp_path, public_host="easel.example", auth="anna:pw") as running:
+        headers = {"Host": "easel.example", "X-Forwarded-Proto": "https"}
+        answer = running.client.post(
+            "/login", data={"user": "anna", "password": "pw"}, headers=headers
+        )
+        assert answer.status_code == 303
+        assert "Secure" in answer.headers["set-cookie"]
+
+
+def test_leftovers_of_a_former_start_are_swept(tmp_path):
+    settings = make_settings(tmp_path)
+    kept = settings.data_path / "easel.db"
+    left = settings.temporary_path / "gradio" / "abc" / "picture.png"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x")
+    kept.write_bytes(b"x")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "a").write_bytes(b"x")
+    (settings.temporary_path / "link").symlink_to(outside)
+    sweep(settings)
+    assert not left.exists()
+    assert kept.exists()
+    assert (outside / "a").exists()
 
 
 def test_nothing_is_recorded_or_sent(server):
@@ -177,7 +212,7 @@ class TestTunnel:
         return write
 
     def test_the_link_is_admitted_shown_and_closed(self, tmp_path, frpc):
-        frpc('echo "start proxy success: https://abc.gradio.live"', "exec sleep 60")
+        frpc('echo "start proxy success: http://abc.gradio.live"', "exec sleep 60")
         notices, admitted = NoticeBoard(), []
         with share_service(200, self.OFFER) as service:
             link = ShareLink("127.0.0.1", 1, folder=tmp_path / "tmp", notices=notices,
@@ -214,8 +249,8 @@ class TestTunnel:
         link.close()
 
     def test_the_public_name_reaches_the_page_and_its_pages_may_send(self, server):
-        server.server.policy.admit("abc.gradio.live")
-        headers = {"Host": "abc.gradio.live", "X-Forwarded-Proto": "https"}
+        server.server.policy.admit("abc.gradio.live", tls=True)
+        headers = {"Host": "abc.gradio.live"}
         root = server.client.get("/config", headers=headers).json()["root"]
         assert root == "https://abc.gradio.live"
         headers |= {"Origin": "https://abc.gradio.live", "Sec-Fetch-Site": "same-origin"}
