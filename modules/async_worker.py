@@ -7,6 +7,7 @@ pool starts in a fresh process. Nothing here loads torch by being imported.
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -78,7 +79,7 @@ def _sample_and_decode(job: Job, studio: Studio) -> None:
     decode.run(job, studio)
 
 
-def _with_room(step, job: Job, studio: Studio) -> None:
+def _with_room(step: Callable[[Job, Studio], None], job: Job, studio: Studio) -> None:
     """Run a step; if memory runs out, free all there is and try once more, decoding in tiles."""
     try:
         return step(job, studio)

@@ -60,6 +60,7 @@ class Recipe(BaseModel):
     ) -> "Recipe":
         """The recipe of picture `index` (from 0) of a task."""
         return cls(
+            schema=SCHEMA_VERSION,
             spec=spec,
             resolved=resolved,
             image=ImagePart(index=index, seed=resolved.seeds[index]),

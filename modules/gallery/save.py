@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,7 +28,7 @@ from modules.spec.flags import OutputFormat
 
 logger = logging.getLogger(__name__)
 
-_ENCODERS: dict[OutputFormat, dict[str, object]] = {
+_ENCODERS: dict[OutputFormat, dict[str, Any]] = {
     OutputFormat.PNG: {"format": "PNG", "compress_level": 4},
     OutputFormat.JPEG: {
         "format": "JPEG",

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from modules.settings.args import FLAGS
 from modules.settings.config import Settings, load_settings
@@ -115,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for flag in FLAGS:
         if flag.device or flag.name in _SETTINGS:
-            options = {"dest": flag.field, "help": flag.help}
+            options: dict[str, Any] = {"dest": flag.field, "help": flag.help}
             if flag.convert is None:
                 options |= {"action": "store_true"}
             elif flag.bare is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from modules.library.catalog import ModelFile
+from modules.spec.errors import Cancelled
 from modules.spec.sizes import SizeTable
 from modules.spec.task_spec import ResolvedSpec, TaskSpec
 from modules.tasks.cancel import CancelToken
@@ -78,6 +79,11 @@ class Job:
     def check(self) -> Callable[[], None]:
         """Raises Cancelled or Skipped when the user asked for it."""
         return self.task.cancel.check
+
+    def check_stop(self) -> None:
+        """Raises Cancelled after a Stop; for times when there is no picture that Skip could mean."""
+        if self.task.cancel.is_stopped:
+            raise Cancelled
 
     @property
     def seed(self) -> int:

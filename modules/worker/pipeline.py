@@ -79,12 +79,12 @@ class Pipeline:
         logger.info("loading %s", file.name)
         with reading(file):
             unet, clip, vae, _ = sd.load_checkpoint_guess_config(str(file.path), policy=self.policy)
-        for part, what in ((unet, "UNet"), (clip, "text encoders"), (vae, "VAE")):
-            if part is None:
-                raise ModelUnsupported(
-                    f"{file.name} holds no {what}, so it cannot paint by itself; "
-                    "choose a complete checkpoint."
-                )
+        if unet is None or clip is None or vae is None:
+            missing = "text encoders" if clip is None else "VAE" if vae is None else "UNet"
+            raise ModelUnsupported(
+                f"{file.name} holds no {missing}, so it cannot paint by itself; "
+                "choose a complete checkpoint."
+            )
         previewer = LatentPreviewer(unet.model.latent_format)
         return LoadedModel(stamp, file.name, unet, clip, vae, previewer)
 

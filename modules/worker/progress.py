@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -75,7 +75,7 @@ class StepClock:
 class Previewer(Protocol):
     """Makes a small picture of latents: ldm_patched.modules.latent_preview.LatentPreviewer."""
 
-    def to_jpeg_ready(self, denoised: object) -> np.ndarray:
+    def to_jpeg_ready(self, denoised: Any) -> np.ndarray:
         """uint8 (H, W, 3) of the first of the latents (B, C, H, W)."""
 
 
@@ -94,7 +94,7 @@ class LivePreview:
         self._due = now()
         self._pending: Future[None] | None = None
 
-    def offer(self, previewer: Previewer, denoised: object) -> bool:
+    def offer(self, previewer: Previewer, denoised: Any) -> bool:
         """A step's prediction; True if a preview is made of it."""
         now = self._now()
         if now < self._due or (self._pending is not None and not self._pending.done()):

@@ -205,6 +205,35 @@ def test_skip_leaves_out_one_picture(studio):
     assert sorted(task.commits) == [1]
 
 
+def test_skip_and_stop_while_the_model_is_loading(studio):
+    def press(button):
+        def on_event(task, event):
+            if isinstance(event, Loading):
+                getattr(task.cancel, button)()
+
+        return on_event
+
+    skipped = run(studio, RecordingTask(request(), on_event=press("skip")))
+    assert skipped.state is TaskState.DONE  # no picture was being painted yet
+    assert sorted(skipped.commits) == [0]
+    studio.pipeline.drop_models()
+    stopped = run(studio, RecordingTask(request(), on_event=press("stop")))
+    assert stopped.state is TaskState.STOPPED
+    assert not stopped.progress
+
+
+def test_a_checkpoint_without_a_part_cannot_paint(studio, tiny_checkpoint):
+    for prefix, word in (("first_stage_model.", "VAE"), ("conditioner.", "text encoders")):
+
+        def remove(state, prefix=prefix):
+            for key in [key for key in state if key.startswith(prefix)]:
+                del state[key]
+
+        put_changed(studio, tiny_checkpoint, "part.safetensors", remove)
+        task = fails(studio, "E_MODEL_UNSUPPORTED", checkpoint="part.safetensors")
+        assert word in task.message
+
+
 class Calls:
     """Counts the calls of an attribute, which go on to the real one."""
 

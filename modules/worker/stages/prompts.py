@@ -15,7 +15,7 @@ def run(job: Job, studio: "Studio") -> None:
         raise RuntimeError("the resolve stage has not run yet")
     pipeline = studio.pipeline
     job.model = pipeline.refresh(
-        job.file, lambda words: job.task.emit(Loading(message=words)), job.check
+        job.file, lambda words: job.task.emit(Loading(message=words)), job.check_stop
     )
     studio.hashes.compute_soon(job.file)
     job.positive = pipeline.encode(job.model, job.spec.prompt)
