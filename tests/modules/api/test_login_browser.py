@@ -1,0 +1,59 @@
+"""The login in a real Chromium: the page works under its content policy once one is in."""
+
+import shutil
+
+import pytest
+
+from modules.spec.flags import TaskState
+from tests.modules.api.support import serve
+
+pytestmark = pytest.mark.browser
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+@pytest.fixture
+def window():
+    path = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("no Chromium here")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield browser.new_page()
+        browser.close()
+
+
+def test_from_the_login_to_a_running_task(tmp_path, window):
+    complaints: list[str] = []
+    asked: list[str] = []
+    window.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+    window.on("pageerror", lambda error: complaints.append(str(error)))
+    window.on("request", lambda request: asked.append(request.url))
+    with serve(tmp_path, page="modules.ui.app", auth="anna:open sesame") as running:
+        window.goto(running.url)
+        assert window.url.startswith(f"{running.url}/login")
+        window.fill("#user", "anna")
+        window.fill("#password", "wrong")
+        window.click("#login")
+        assert "wrong" in window.inner_text("[role=alert]")
+        complaints.clear()  # the browser notes the 401
+        window.fill("#user", "anna")
+        window.fill("#password", "open sesame")
+        window.click("#login")
+        window.wait_for_selector("#stage[data-state=idle]", timeout=30_000)
+        assert window.url.rstrip("/") == running.url
+        window.fill("#prompt textarea", "a red house")
+        window.click("#generate")
+        window.wait_for_selector("#stage[data-state=queued]", timeout=30_000)
+        task_id = next(iter(running.pool.views))
+        running.pool.change(task_id, state=TaskState.RUNNING, position=0)
+        window.wait_for_selector("#stage[data-state=running]", timeout=10_000)
+        assert running.pool.submitted[0][0].prompt == "a red house"
+        window.goto("about:blank")
+    assert complaints == []
+    outside = [
+        url for url in asked if not url.startswith((running.url, "data:", "blob:", "about:"))
+    ]
+    assert outside == []
