@@ -97,6 +97,7 @@ class SafetensorsFile(WeightFile):
         self._size = path.stat().st_size
         self.entries, self.metadata = read_header(path)
         self._storage: torch.UntypedStorage | None = None
+        self._scratch = torch.empty(0, dtype=torch.uint8)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -107,7 +108,8 @@ class SafetensorsFile(WeightFile):
     def mapped(self, key: str) -> Tensor:
         entry = self.entries[key]
         if entry.start == entry.end or entry.start % entry.dtype.itemsize:
-            return self._read(entry)  # nothing to map, or misaligned for its type
+            # Nothing to map, or misaligned for its type.
+            return self._read(entry, torch.empty(entry.end - entry.start, dtype=torch.uint8))
         with torch.inference_mode(False):
             if self._storage is None:
                 self._storage = torch.UntypedStorage.from_file(
@@ -129,19 +131,28 @@ class SafetensorsFile(WeightFile):
         moves = memory_format is not torch.contiguous_format and _has_area(entry.shape)
         if not moves and (dtype is None or entry.dtype in (dtype, *_INTEGERS)):
             return self.mapped(key)
-        return _arrange(_cast(self._read(entry), dtype), memory_format)
-
-    def _read(self, entry: Entry) -> Tensor:
-        """The tensor in a buffer of its own. Raises CorruptModelFile if the file has changed."""
-        if entry.start == entry.end:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        buffer = bytearray(entry.end - entry.start)
-        with self._path.open("rb") as file:
-            file.seek(entry.start)
-            if file.readinto(buffer) != len(buffer):
-                raise CorruptModelFile(f"{self.name} changed while it was read. Load it again.")
         with torch.inference_mode(False):
-            return torch.frombuffer(buffer, dtype=entry.dtype).view(entry.shape)
+            if self._scratch.numel() < entry.end - entry.start:
+                self._scratch = torch.empty(entry.end - entry.start, dtype=torch.uint8)
+            # One buffer for all: fresh memory for each tensor would cost as much time as reading.
+            raw = self._read(entry, self._scratch)
+            result = _arrange(_cast(raw, dtype), memory_format)
+            return result.clone() if result.data_ptr() == raw.data_ptr() else result
+
+    def _read(self, entry: Entry, buffer: Tensor) -> Tensor:
+        """The tensor in `buffer`. Raises CorruptModelFile if the file has changed meanwhile."""
+        size = entry.end - entry.start
+        if not size:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(entry.start)
+            view, position = memoryview(buffer[:size].numpy()), 0
+            while position < size:  # one call reads 2 GB at most
+                count = file.readinto(view[position:])
+                if not count:
+                    raise CorruptModelFile(f"{self.name} changed while it was read. Load it again.")
+                position += count
+        return buffer[:size].view(entry.dtype).view(entry.shape)
 
 
 _INTEGERS = tuple(t for t in DTYPES.values() if not t.is_floating_point)
