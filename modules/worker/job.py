@@ -81,7 +81,7 @@ class Job:
         return self.task.cancel.check
 
     def check_stop(self) -> None:
-        """Raises Cancelled after a Stop; for times when there is no picture that Skip could mean."""
+        """Raises Cancelled after a Stop. For times when there is no picture to skip."""
         if self.task.cancel.is_stopped:
             raise Cancelled
 
