@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ldm_patched.modules import ops
 from ldm_patched.modules.clip_tokenizer import END_TOKEN, START_TOKEN, clip_tokenizer
+from ldm_patched.modules.prompt_weights import Weighted, read_weights
 
 CHUNK = 77
 WORDS_PER_CHUNK = CHUNK - 2  # a start and an end token around them
@@ -39,19 +40,28 @@ class SDTokenizer:
     pad: int = END_TOKEN
 
     def tokenize_with_weights(self, text: str) -> list[Chunk]:
-        """At least one chunk of 77. A word is never cut in two unless it is longer than a chunk.
+        """At least one chunk of 77; emphasis and BREAK are read as prompt_weights says.
 
-        Raises VocabularyMissing.
+        A word is never cut in two unless it is longer than a chunk. Raises VocabularyMissing.
         """
+        chunks: list[Chunk] = []
+        for part in read_weights(text):
+            if part:
+                chunks += [self.frame(tokens) for tokens in self._packed(part)]
+        return chunks or [self.frame(())]
+
+    def _packed(self, part: Weighted) -> list[list[tuple[int, float]]]:
+        """Tokens of at most 75 each, in order."""
         room: list[list[tuple[int, float]]] = [[]]
-        for word in clip_tokenizer().encode_words(text):
-            if len(word) <= WORDS_PER_CHUNK < len(room[-1]) + len(word):
-                room.append([])
-            for token in word:
-                if len(room[-1]) == WORDS_PER_CHUNK:
+        for words, weight in part:
+            for word in clip_tokenizer().encode_words(words):
+                if len(word) <= WORDS_PER_CHUNK < len(room[-1]) + len(word):
                     room.append([])
-                room[-1].append((token, 1.0))
-        return [self.frame(tokens) for tokens in room]
+                for token in word:
+                    if len(room[-1]) == WORDS_PER_CHUNK:
+                        room.append([])
+                    room[-1].append((token, weight))
+        return room
 
     def frame(self, tokens: Sequence[tuple[int, float]]) -> Chunk:
         """At most 75 tokens between a start and an end token, filled up to 77."""
@@ -292,20 +302,33 @@ def encode_chunks(
     layer: int = PENULTIMATE,
     *,
     final_norm: bool = False,
+    pad: int = END_TOKEN,
 ) -> tuple[Tensor, Tensor]:
-    """(hidden states (1, 77·n, C), pooled (1, P) of the first chunk), float32."""
+    """(hidden states (1, 77·n, C), pooled (1, P) of the first chunk), float32.
+
+    pad: the id that fills the chunks, and so the empty prompt that weights are relative to.
+    """
     device = model.text_model.final_layer_norm.weight.device
-    ids = torch.tensor([[token for token, _ in chunk] for chunk in chunks], device=device)
     weights = torch.tensor([[weight for _, weight in chunk] for chunk in chunks], device=device)
+    weighted = bool((weights != 1).any())
+    rows = [*chunks, SDTokenizer(pad).frame(())] if weighted else chunks
+    ids = torch.tensor([[token for token, _ in chunk] for chunk in rows], device=device)
     hidden, pooled = model(ids, layer, final_norm=final_norm)
-    hidden = emphasise(hidden.float(), weights)
+    hidden = hidden.float()
+    if weighted:
+        hidden = emphasise(hidden[:-1], hidden[-1:], weights)
     return hidden.reshape(1, -1, hidden.shape[-1]), pooled[:1].float()
 
 
-def emphasise(hidden: Tensor, weights: Tensor) -> Tensor:
-    """Hidden states (B, N, C) times weights (B, N), each row brought back to its mean."""
-    if bool((weights == 1).all()):
-        return hidden
-    weighted = hidden * weights[..., None]
-    before = hidden.mean(dim=(1, 2), keepdim=True)
-    return weighted * (before / weighted.mean(dim=(1, 2), keepdim=True))
+def emphasise(hidden: Tensor, empty: Tensor, weights: Tensor) -> Tensor:
+    """Hidden states (B, N, C) pushed away from the empty prompt's (1, N, C) by weights (B, N).
+
+    z' = empty + w (z - empty), then each row is scaled back to the mean that it had, so that
+    emphasis shifts what is said and not how loud the whole is. Rows of weight 1 are untouched;
+    one whose mean would have to grow or shrink fourfold, or change its sign, stays unscaled.
+    """
+    weighted = empty + weights[..., None] * (hidden - empty)
+    ratio = hidden.mean(dim=(1, 2), keepdim=True) / weighted.mean(dim=(1, 2), keepdim=True)
+    weighted = torch.where((ratio >= 0.25) & (ratio <= 4.0), weighted * ratio, weighted)
+    plain = (weights == 1).all(dim=1)[:, None, None]
+    return torch.where(plain, hidden, weighted)

@@ -19,6 +19,7 @@ from ldm_patched.modules.sd1_clip import (
     encode_chunks,
 )
 
+G_PAD = 0
 Tokens = dict[str, list[Chunk]]
 """The chunks for each encoder, by its short name."""
 
@@ -28,7 +29,7 @@ class SDXLTokenizer:
     """One prompt for both encoders: the same tokens, padded in two ways."""
 
     encoders: Mapping[str, SDTokenizer] = field(
-        default_factory=lambda: {"l": SDTokenizer(), "g": SDTokenizer(pad=0)}
+        default_factory=lambda: {"l": SDTokenizer(), "g": SDTokenizer(pad=G_PAD)}
     )
 
     def tokenize_with_weights(self, text: str) -> Tokens:
@@ -53,6 +54,6 @@ class SDXLClipModel(nn.Module):
         layer: whose output the hidden states are; -2 is the one before the last.
         """
         hidden_l, _ = encode_chunks(self.clip_l, tokens["l"], layer)
-        hidden_g, pooled = encode_chunks(self.clip_g, tokens["g"], layer)
+        hidden_g, pooled = encode_chunks(self.clip_g, tokens["g"], layer, pad=G_PAD)
         length = min(hidden_l.shape[1], hidden_g.shape[1])
         return torch.cat([hidden_l[:, :length], hidden_g[:, :length]], dim=-1), pooled

@@ -165,14 +165,72 @@ def test_a_long_prompt_is_encoded_chunk_by_chunk(clip_l, clip_g):
     torch.testing.assert_close(pooled, first_pooled)
 
 
-def test_a_weight_moves_its_token_and_keeps_the_mean(clip_l):
-    [chunk] = SDTokenizer().tokenize_with_weights("a red cat")
-    plain, _ = sd1_clip.encode_chunks(clip_l, [chunk])
-    chunk[2] = (chunk[2][0], 1.5)
-    weighted, _ = sd1_clip.encode_chunks(clip_l, [chunk])
-    torch.testing.assert_close(weighted.mean(), plain.mean())
-    ratio = weighted / plain
-    torch.testing.assert_close(ratio[0, 2] / ratio[0, 3], torch.full((128,), 1.5))
+def by_the_formula(model, text, pad):
+    """Emphasis in float64, chunk by chunk: z' = e + w (z - e), scaled to the mean of z."""
+    rows = []
+    empty = model(ids_of([SDTokenizer(pad).frame(())]))[0][0].double()
+    for chunk in SDTokenizer(pad).tokenize_with_weights(text):
+        hidden = model(ids_of([chunk]))[0][0].double()
+        weights = torch.tensor([weight for _, weight in chunk], dtype=torch.float64)
+        weighted = empty + weights[:, None] * (hidden - empty)
+        rows.append(weighted * (hidden.mean() / weighted.mean()))
+    return torch.cat(rows)[None]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a (red:1.5) cat",
+        "a (red) cat on ((a mat)) (far away:0.6)",
+        "(everything:1.3)",
+        "plain " * 80 + "(loud:1.4)",
+        "(loud:1.4) BREAK plain BREAK (soft:0.7)",
+    ],
+)
+def test_emphasis_is_the_mean_preserving_rule(clip_l, clip_g, text):
+    for model, pad in ((clip_l, END_TOKEN), (clip_g, 0)):
+        chunks = SDTokenizer(pad).tokenize_with_weights(text)
+        found, _ = sd1_clip.encode_chunks(model, chunks, pad=pad)
+        expected = by_the_formula(model, text, pad)
+        assert relative_error(found.double(), expected) <= 1e-5
+
+
+def test_each_encoder_is_weighed_against_its_own_empty_prompt(clip_l, clip_g):
+    text = "a (red:1.5) cat"
+    cond, _ = SDXLClipModel(clip_l, clip_g).encode_token_weights(
+        SDXLTokenizer().tokenize_with_weights(text)
+    )
+    parts = [by_the_formula(clip_l, text, END_TOKEN), by_the_formula(clip_g, text, 0)]
+    assert relative_error(cond.double(), torch.cat(parts, dim=-1)) <= 1e-5
+
+
+def test_weights_leave_the_pooled_output_and_plain_chunks_alone(clip_g):
+    tokenizer = SDTokenizer(pad=0)
+    plain, pooled = sd1_clip.encode_chunks(
+        clip_g, tokenizer.tokenize_with_weights("a red cat BREAK a dog"), pad=0
+    )
+    weighted, same = sd1_clip.encode_chunks(
+        clip_g, tokenizer.tokenize_with_weights("a (red:1.5) cat BREAK a dog"), pad=0
+    )
+    torch.testing.assert_close(same, pooled)
+    torch.testing.assert_close(weighted[:, 77:], plain[:, 77:])
+    assert not torch.allclose(weighted[:, :77], plain[:, :77])
+
+
+def test_a_mean_near_nought_scales_nothing_up():
+    hidden = torch.tensor([[[1.0, -1.0], [2.0, 1.0]]])
+    weights = torch.tensor([[-1.0, 1.0]])
+    empty = torch.zeros(1, 2, 2)
+    for weight in (-1.0, 0.0, 10.0, -10.0):
+        weights[0, 1] = weight
+        assert sd1_clip.emphasise(hidden, empty, weights).abs().max() <= 80
+
+
+def test_tokens_carry_their_weights_and_breaks_begin_chunks():
+    first, second = SDTokenizer().tokenize_with_weights("a (red cat:1.3) BREAK (dog)")
+    assert [weight for _, weight in first[:6]] == [1, 1, 1.3, 1.3, 1, 1]
+    assert [weight for _, weight in second[:4]] == [1, 1.1, 1, 1]
+    assert len(SDTokenizer().tokenize_with_weights("BREAK BREAK")) == 1
 
 
 def test_padding_differs_between_the_encoders():
