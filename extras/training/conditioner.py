@@ -94,7 +94,7 @@ class GeneralConditioner(nn.Module):
     def forward(
         self, batch: Mapping[str, Any], force_zero_embeddings: Sequence[str] = ()
     ) -> dict[str, Tensor]:
-        """"crossattn" (B, 77, C), "vector" (B, D) and "concat" (B, C, H, W), those that occur.
+        """ "crossattn" (B, 77, C), "vector" (B, D) and "concat" (B, C, H, W), those that occur.
 
         force_zero_embeddings: input keys whose embeddings are zeroed for all samples.
         """

@@ -1,0 +1,233 @@
+"""The built-in model: its dimensions, its networks, and its file in the layout of SDXL."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from extras.training.caption_tokens import VOCABULARY
+from extras.training.scenes.scene import SIZES
+from ldm_patched.ldm.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from ldm_patched.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
+from ldm_patched.modules.latent_formats import SDXL as LATENT_FORMAT
+from ldm_patched.modules.sd1_clip import CHUNK, ClipTextConfig, ClipTextModel
+
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+CLIP_L_PREFIX = "conditioner.embedders.0.transformer.text_model."
+CLIP_G_PREFIX = "conditioner.embedders.1.model."
+SIZE_NUMBERS = 6
+SIZE_WIDTH = 256
+TOKENS = "text_model.embeddings.token_embedding"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltinSizes:
+    """The free dimensions; attention heads are 64 wide everywhere."""
+
+    model_channels: int = 64
+    channel_mult: tuple[int, ...] = (1, 2, 3)
+    depths: tuple[int, ...] = (0, 1, 2)
+    """Transformer blocks after each residual block of a level; the middle has the last one's."""
+    res_blocks: int = 1
+    clip_l_width: int = 64
+    clip_l_layers: int = 5
+    clip_g_width: int = 128
+    clip_g_layers: int = 5
+    vae_channels: int = 32
+    vae_mult: tuple[int, ...] = (1, 2, 4, 4)
+    vae_res_blocks: int = 1
+
+    def unet_config(self) -> UNetConfig:
+        """See ldm_patched's UNetConfig."""
+        n = self.res_blocks
+        return UNetConfig(
+            model_channels=self.model_channels,
+            channel_mult=self.channel_mult,
+            num_res_blocks=(n,) * len(self.channel_mult),
+            transformer_depth=tuple(d for d in self.depths for _ in range(n)),
+            transformer_depth_middle=self.depths[-1],
+            transformer_depth_output=tuple(d for d in self.depths[::-1] for _ in range(n + 1)),
+            context_dim=self.clip_l_width + self.clip_g_width,
+            adm_in_channels=self.clip_g_width + SIZE_NUMBERS * SIZE_WIDTH,
+            time_embed_dim=4 * self.model_channels,
+        )
+
+    def vae_config(self) -> AutoencoderConfig:
+        """See ldm_patched's AutoencoderConfig."""
+        return AutoencoderConfig(
+            ch=self.vae_channels,
+            ch_mult=self.vae_mult,
+            num_res_blocks=self.vae_res_blocks,
+            z_channels=4,
+            embed_dim=4,
+        )
+
+
+MINI = BuiltinSizes()
+TOY = BuiltinSizes(
+    model_channels=32,
+    channel_mult=(1, 2, 2),
+    depths=(0, 1, 1),
+    clip_l_layers=2,
+    clip_g_width=128,
+    clip_g_layers=2,
+    vae_mult=(1, 1, 1, 2),
+)
+"""For tests of the trainer: learns nothing worth seeing, runs in seconds."""
+
+
+class CompactEmbedding(nn.Module):
+    """An embedding of a few ids of a large vocabulary; all other ids share the last row."""
+
+    rows: Tensor
+
+    def __init__(self, ids: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        rows = torch.full((VOCABULARY,), len(ids), dtype=torch.long)
+        rows[list(ids)] = torch.arange(len(ids))
+        self.register_buffer("rows", rows, persistent=False)
+        self.weight = nn.Parameter(torch.randn(len(ids) + 1, width) * 0.5)
+        with torch.no_grad():
+            self.weight[-1].zero_()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, N) ids of the large vocabulary → (B, N, width)."""
+        return nn.functional.embedding(self.rows[ids], self.weight)
+
+    def whole(self, weight: Tensor) -> Tensor:
+        """The (VOCABULARY, width) table that `weight`, in the place of this one's, stands for."""
+        return weight[self.rows.to(weight.device)]
+
+
+def make_unet(sizes: BuiltinSizes, *, use_checkpoint: bool = False) -> UNetModel:
+    """A UNet with random weights, ready to be trained."""
+    return UNetModel(sizes.unet_config(), use_checkpoint=use_checkpoint, operations=nn)
+
+
+def make_vae(sizes: BuiltinSizes) -> AutoencoderKL:
+    """An autoencoder with random weights, ready to be trained."""
+    return AutoencoderKL(sizes.vae_config(), operations=nn)
+
+
+def make_text_encoders(
+    sizes: BuiltinSizes, ids: tuple[int, ...]
+) -> tuple[ClipTextModel, ClipTextModel]:
+    """Both text encoders with random weights, for training on captions that use `ids`."""
+    widths = ((sizes.clip_l_width, sizes.clip_l_layers, 0, "quick_gelu"),
+              (sizes.clip_g_width, sizes.clip_g_layers, sizes.clip_g_width, "gelu"))  # fmt: skip
+    models = []
+    for width, layers, projection, activation in widths:
+        config = ClipTextConfig(
+            width=width,
+            layers=layers,
+            vocabulary=1,  # replaced below: the whole table would only slow the optimiser
+            length=CHUNK,
+            intermediate=4 * width,
+            projection=projection,
+            activation=activation,
+        )
+        model = ClipTextModel(config, operations=nn)
+        embeddings = model.text_model.embeddings
+        embeddings.token_embedding = CompactEmbedding(ids, width)
+        nn.init.normal_(embeddings.position_embedding.weight, std=0.1)
+        models.append(model)
+    return models[0], models[1]
+
+
+# --- The file ---------------------------------------------------------------------------------
+
+
+def normalise_latents(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+    """Change the two convolutions around the latents so that these get mean 0 and SDXL's spread.
+
+    mean, std: (4,) of the latents as they are. What the autoencoder does as a whole stays the same.
+    """
+    spread = 1.0 / LATENT_FORMAT.scale_factor
+    channels = vae.config.embed_dim
+    scale = (spread / std).to(vae.quant_conv.weight)
+    mean = mean.to(vae.quant_conv.weight)
+    with torch.no_grad():
+        inward, outward = vae.quant_conv, vae.post_quant_conv
+        inward.weight[:channels] *= scale[:, None, None, None]
+        inward.bias[:channels] = (inward.bias[:channels] - mean) * scale
+        inward.bias[channels:] += 2 * scale.log()
+        outward.bias += outward.weight[:, :, 0, 0] @ mean
+        outward.weight /= scale[None, :, None, None]
+
+
+def clip_l_file(model: ClipTextModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first encoder's weights under the names of transformers, with the whole vocabulary."""
+    found = {name.removeprefix("text_model."): w for name, w in _expanded(model, weights).items()}
+    positions = torch.arange(model.config.length)[None]
+    return {"embeddings.position_ids": positions, **found}
+
+
+OPENCLIP_LAYERS = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def clip_g_file(model: ClipTextModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The second encoder's weights under the names of OpenCLIP, with the whole vocabulary."""
+    weights = _expanded(model, weights)
+    found = {
+        "positional_embedding": weights["text_model.embeddings.position_embedding.weight"],
+        "token_embedding.weight": weights[f"{TOKENS}.weight"],
+        "text_projection": weights["text_projection.weight"].t().contiguous(),
+        "ln_final.weight": weights["text_model.final_layer_norm.weight"],
+        "ln_final.bias": weights["text_model.final_layer_norm.bias"],
+        "logit_scale": torch.tensor(4.6052),
+    }
+    for number in range(model.config.layers):
+        own, theirs = f"text_model.encoder.layers.{number}", f"transformer.resblocks.{number}"
+        for leaf in ("weight", "bias"):
+            parts = [weights[f"{own}.self_attn.{part}_proj.{leaf}"] for part in "qkv"]
+            found[f"{theirs}.attn.in_proj_{leaf}"] = torch.cat(parts)
+            for name, renamed in OPENCLIP_LAYERS.items():
+                found[f"{theirs}.{renamed}.{leaf}"] = weights[f"{own}.{name}.{leaf}"]
+    return found
+
+
+def _expanded(model: ClipTextModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    table = model.text_model.embeddings.token_embedding
+    whole = table.whole(weights[f"{TOKENS}.weight"]) if isinstance(table, CompactEmbedding) else {}
+    return {**weights, **({f"{TOKENS}.weight": whole} if isinstance(whole, Tensor) else {})}
+
+
+def checkpoint_file(
+    unet: Mapping[str, Tensor],
+    vae: Mapping[str, Tensor],
+    clip_l: Mapping[str, Tensor],
+    clip_g: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float16,
+) -> dict[str, Tensor]:
+    """One state dict in SDXL's layout; float tensors in `dtype`, on the CPU, contiguous."""
+    parts = ((UNET_PREFIX, unet), (VAE_PREFIX, vae), (CLIP_L_PREFIX, clip_l),
+             (CLIP_G_PREFIX, clip_g))  # fmt: skip
+    return {
+        prefix + name: _stored(weight, dtype)
+        for prefix, weights in parts
+        for name, weight in weights.items()
+    }
+
+
+def _stored(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    weight = weight.detach().to("cpu", dtype if weight.is_floating_point() else weight.dtype)
+    return weight.contiguous().clone()
+
+
+def file_metadata() -> dict[str, object]:
+    """What the file says of the pictures that it was trained on."""
+    ratios = [_ratio(width, height) for width, height in SIZES]
+    return {"easel.area": 65536, "easel.ratios": ratios, "modelspec.title": "Easel mini"}
+
+
+def _ratio(width: int, height: int) -> str:
+    return f"{width // 32}:{height // 32}" if width != height else "1:1"

@@ -1,0 +1,141 @@
+"""Checkpoints of a run: folders of safetensors files of at most 15 MB, written all or nothing.
+
+A checkpoint is a flat dict of tensors and a small JSON record. It is written beside its place and
+renamed into it, so that one that is there is whole; each file's hash is checked when it is read.
+Files stay small so that a run can be carried on from wherever small files can go.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from extras.training.errors import CheckpointError, TrainingFolderError
+
+FILE_BYTES = 15 * 2**20
+KEPT = 2
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder of a run. Raises TrainingFolderError if it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise TrainingFolderError(
+            f"The training folder {folder.name!r} cannot be written to ({_reason(error)}): give "
+            "another one with --folder, or change its permissions."
+        ) from error
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and _NAME.fullmatch(path.name))
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
+) -> Path:
+    """Write a checkpoint and drop all but the last two. Raises TrainingFolderError."""
+    place = folder / f"step-{step:08d}"
+    beside = folder / f".writing-{os.getpid()}"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        hashes = {}
+        for number, part in enumerate(_parts(tensors)):
+            name = f"part-{number:03d}.safetensors"
+            save_file(part, beside / name)
+            hashes[name] = hashlib.sha256((beside / name).read_bytes()).hexdigest()
+        text = json.dumps({"step": step, "files": hashes, "record": dict(record)}, indent=1)
+        (beside / "checkpoint.json").write_text(text, encoding="utf-8")
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(beside, place)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise TrainingFolderError(
+            f"A checkpoint could not be written to {folder.name!r} ({_reason(error)}): free some "
+            "space or give another --folder; the checkpoints that are there are whole."
+        ) from error
+    for old in list_checkpoints(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return place
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors in groups of at most FILE_BYTES; one that is larger alone is a group."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().to("cpu").contiguous()
+        if part and size + tensor.nbytes > FILE_BYTES:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor.clone()
+        size += tensor.nbytes
+    if part:
+        yield part
+
+
+def load_checkpoint(place: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+    """(step, tensors, record) of a checkpoint. Raises CheckpointError if it is damaged."""
+    try:
+        entry = json.loads((place / "checkpoint.json").read_text(encoding="utf-8"))
+        tensors: dict[str, Tensor] = {}
+        for name, digest in entry["files"].items():
+            path = place / Path(name).name
+            if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+                raise CheckpointError(_damaged(place, f"{name} has changed"))
+            tensors.update(load_file(path))
+        return int(entry["step"]), tensors, entry["record"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(_damaged(place, "a file is missing or unreadable")) from error
+
+
+def _damaged(place: Path, why: str) -> str:
+    return (
+        f"The checkpoint {place.name} is damaged ({why}): delete its folder to go on from the one "
+        "before, or start again in an empty folder."
+    )
+
+
+def flatten_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str]
+) -> dict[str, Tensor]:
+    """An optimiser's state by parameter name; names: id of each parameter to its name."""
+    found = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            found[f"{names[id(parameter)]}|{key}"] = torch.as_tensor(value)
+    return found
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Tensor],
+    saved: Mapping[str, Tensor],
+) -> None:
+    """Put the state back that `flatten_optimizer` gave of a fused one. parameters: by name."""
+    for flat, value in saved.items():
+        name, key = flat.rsplit("|", 1)
+        parameter = parameters[name]
+        # A fused optimiser keeps its step counters beside the parameters, like all else.
+        optimizer.state[parameter][key] = value.to(parameter.device)

@@ -1,0 +1,103 @@
+"""What a diffusion network is trained to predict: the pieces that go together, by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extras.training.denoiser import (
+    Denoiser,
+    DiscreteDenoiser,
+    EpsScaling,
+    VScaling,
+    VScalingWithEDMcNoise,
+)
+from extras.training.loss import StandardDiffusionLoss
+from extras.training.noise import (
+    DiscreteSampling,
+    EDMSampling,
+    EpsWeighting,
+    LegacyDDPMDiscretization,
+    MinSNRWeighting,
+    UnitWeighting,
+    VWeighting,
+)
+from ldm_patched.k_diffusion.sampling import get_sigmas_karras
+
+STEPS = 1000
+EDM_RANGE = (0.002, 80.0)
+WEIGHTINGS: dict[str, Callable[[], Any]] = {
+    "eps": EpsWeighting,
+    "v": VWeighting,
+    "min_snr": MinSNRWeighting,
+    "unit": UnitWeighting,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """How to make the denoiser, draw noise levels, and sample; `keys` mark a model file."""
+
+    denoiser: Callable[[], Denoiser]
+    sampling: Callable[[], Callable[[int], Tensor]]
+    weighting: str
+    sigmas: Callable[[int], Tensor]
+    """A number of steps → falling sigmas that end in 0."""
+    keys: dict[str, float]
+
+
+def _discrete(scaling: Callable[[], Any]) -> Callable[[], Denoiser]:
+    return lambda: DiscreteDenoiser(scaling(), STEPS, LegacyDDPMDiscretization())
+
+
+def _table() -> Callable[[int], Tensor]:
+    return DiscreteSampling(LegacyDDPMDiscretization(), STEPS)
+
+
+def _table_sigmas(count: int) -> Tensor:
+    return LegacyDDPMDiscretization()(count)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "eps": Objective(
+        denoiser=_discrete(EpsScaling),
+        sampling=_table,
+        weighting="min_snr",
+        sigmas=_table_sigmas,
+        keys={},
+    ),
+    "v": Objective(
+        denoiser=_discrete(VScaling),
+        sampling=_table,
+        weighting="v",
+        sigmas=_table_sigmas,
+        keys={"v_pred": 1.0},
+    ),
+    "edm": Objective(
+        denoiser=lambda: Denoiser(VScalingWithEDMcNoise()),
+        sampling=lambda: EDMSampling(p_mean=-0.4, p_std=1.4),
+        weighting="v",
+        sigmas=lambda count: get_sigmas_karras(count, *EDM_RANGE),
+        keys={"edm_vpred.sigma_min": EDM_RANGE[0], "edm_vpred.sigma_max": EDM_RANGE[1]},
+    ),
+}
+
+
+def make_loss(
+    objective: str, weighting: str = "", loss_type: str = "l2", offset_noise: float = 0.05
+) -> StandardDiffusionLoss:
+    """The loss of an objective; weighting: a name of WEIGHTINGS, by default the objective's own."""
+    chosen = OBJECTIVES[objective]
+    return StandardDiffusionLoss(
+        chosen.sampling(),
+        WEIGHTINGS[weighting or chosen.weighting](),
+        loss_type=loss_type,
+        offset_noise_level=offset_noise,
+    )
+
+
+def key_tensors(objective: str) -> dict[str, Tensor]:
+    """The entries of a model file that say what its network predicts."""
+    return {name: torch.tensor(value) for name, value in OBJECTIVES[objective].keys.items()}

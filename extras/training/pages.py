@@ -1,0 +1,139 @@
+"""Pages of the picture book in groups of one size, drawn by worker processes.
+
+Group g is a pure function of (run seed, g): which size, which seeds, which captions. So a run that
+is interrupted goes on with the very pictures that it would have seen.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from extras.training import picturebook
+from extras.training.caption_tokens import LENGTH, caption_ids, framed, strew
+from extras.training.captions import caption
+from extras.training.scenes.scene import SIZES
+
+FIRST_TRAINING_SEED = 1_000_000
+"""Seeds below this one are never trained on; tests and evaluations draw from them."""
+_RUN_STRIDE = 1_000_000_000
+SIZE_WEIGHTS = (34, 12, 12, 11, 11, 10, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PagePlan:
+    """What the groups of a run are made of.
+
+    side: cut square pieces of this side (0: whole pages). cropped: how many pages are drawn larger
+    and cut, as the crop condition says. captions: phrasings for each page, 0 for none. strange:
+    how many captions get unknown words.
+    """
+
+    seed: int = 0
+    group: int = 32
+    side: int = 0
+    cropped: float = 0.12
+    captions: int = 4
+    strange: float = 0.15
+    square_only: bool = False
+
+
+class PageGroup(NamedTuple):
+    """images uint8 (G, H, W, 3); tokens int32 (G, captions, 77); numbers int32 (G, 6): original
+    height and width, crop top and left, target height and width."""
+
+    images: Tensor
+    tokens: Tensor
+    numbers: Tensor
+
+
+def group_size(plan: PagePlan, number: int) -> tuple[int, int]:
+    """(width, height) of the pages of a group."""
+    if plan.square_only:
+        return SIZES[0]
+    return Random(f"size {plan.seed} {number}").choices(SIZES, SIZE_WEIGHTS)[0]
+
+
+def draw_group(plan: PagePlan, number: int) -> PageGroup:
+    """The pages of group `number`."""
+    size = group_size(plan, number)
+    images, tokens, numbers = [], [], []
+    for index in range(plan.group):
+        seed = FIRST_TRAINING_SEED + plan.seed * _RUN_STRIDE + number * plan.group + index
+        rng = Random(f"page {seed}")
+        image, six, scene = _page(plan, seed, size, rng)
+        if plan.side:
+            image = _cut(image, plan.side, rng)
+        images.append(image)
+        numbers.append(six)
+        tokens.append([_tokens(scene, plan, rng) for _ in range(plan.captions)])
+    shape = (plan.group, plan.captions, LENGTH)
+    return PageGroup(
+        torch.from_numpy(np.stack(images)),
+        torch.from_numpy(np.array(tokens, np.int32).reshape(shape)),
+        torch.tensor(numbers, dtype=torch.int32),
+    )
+
+
+def _page(
+    plan: PagePlan, seed: int, size: tuple[int, int], rng: Random
+) -> tuple[np.ndarray, tuple[int, ...], picturebook.Scene]:
+    """A page of `size`; now and then one that is cut out of a larger page."""
+    width, height = size
+    if rng.random() >= plan.cropped:
+        sample = picturebook.draw(seed, size=size)
+        return sample.image, (height, width, 0, 0, height, width), sample.truth.scene
+    grow = rng.choice((32, 64))
+    larger = (width + grow, height + grow)
+    sample = picturebook.draw(seed, size=larger)
+    left, top = rng.randrange(grow + 1), rng.randrange(grow + 1)
+    image = sample.image[top : top + height, left : left + width]
+    return image, (larger[1], larger[0], top, left, height, width), sample.truth.scene
+
+
+def _cut(image: np.ndarray, side: int, rng: Random) -> np.ndarray:
+    height, width = image.shape[:2]
+    top, left = rng.randrange(height - side + 1), rng.randrange(width - side + 1)
+    return image[top : top + side, left : left + side]
+
+
+def _tokens(scene: picturebook.Scene, plan: PagePlan, rng: Random) -> np.ndarray:
+    ids = caption_ids(caption(scene, rng))
+    return framed(strew(ids, rng) if rng.random() < plan.strange else ids)
+
+
+class _Groups(Dataset):
+    def __init__(self, plan: PagePlan) -> None:
+        self.plan = plan
+
+    def __getitem__(self, number: int) -> PageGroup:
+        return draw_group(self.plan, number)
+
+
+def _start_worker(_number: int) -> None:
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def draw_groups(plan: PagePlan, first: int, workers: int) -> Iterator[PageGroup]:
+    """Groups first, first + 1, … without end, drawn by `workers` processes (0: in this one)."""
+    if not workers:
+        number = first
+        while True:
+            yield draw_group(plan, number)
+            number += 1
+    yield from DataLoader(
+        _Groups(plan),
+        batch_size=None,
+        sampler=range(first, 2**62),
+        num_workers=workers,
+        prefetch_factor=4,
+        multiprocessing_context="spawn",  # a fork would copy the locks of this process's threads
+        worker_init_fn=_start_worker,
+    )

@@ -1,0 +1,138 @@
+"""Stage 1: the autoencoder, from nothing, on pages of the picture book."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from extras.training import picturebook
+from extras.training.builtin_model import BuiltinSizes, make_vae, normalise_latents
+from extras.training.grids import tile
+from extras.training.pages import PageGroup, PagePlan, draw_group, draw_groups
+from extras.training.run import Stage
+from ldm_patched.ldm.models.autoencoder import AutoencoderKL
+
+VAE_FILE = "vae.safetensors"
+_STATISTICS_GROUP = 2**40  # groups from here on are looked at for the latents' spread only
+_STATISTICS_GROUPS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeLoss:
+    """Weights of the terms: absolute error is 1."""
+
+    squared: float = 2.0
+    edges: float = 0.5
+    """The absolute error of differences between neighbours: keeps outlines sharp."""
+    kl: float = 3e-5
+    """Pulls the latents towards a unit normal; what it leaves of noise smooths the latent space."""
+
+
+def to_network(images: Tensor) -> Tensor:
+    """uint8 (B, H, W, 3) → float32 (B, 3, H, W) in -1..1, channels last."""
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """(B, 3, H, W) in -1..1 → uint8 (B, H, W, 3)."""
+    return ((x.float() + 1.0) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Peak signal to noise of pictures in -1..1, decibels, the mean over the batch."""
+    error = (x - y).clamp(-2, 2).square().flatten(1).mean(dim=1)
+    return (10 * torch.log10(4.0 / error.clamp(min=1e-10))).mean()
+
+
+class VaeStage(Stage):
+    """See the module's docstring."""
+
+    name = "vae"
+
+    def __init__(
+        self,
+        sizes: BuiltinSizes,
+        pages: PagePlan,
+        *,
+        folder: Path,
+        device: torch.device,
+        workers: int = 0,
+        loss: VaeLoss | None = None,
+        bf16: bool = True,
+        seed: int = 0,
+    ) -> None:
+        """A step takes one group of `pages`; `folder` is where the result goes."""
+        torch.manual_seed(seed)
+        self.model = make_vae(sizes).to(device, memory_format=torch.channels_last)
+        self.sizes, self.pages, self.folder, self.device = sizes, pages, folder, device
+        self.workers, self.weights, self.bf16 = workers, loss or VaeLoss(), bf16
+        self._source: Iterator[PageGroup] | None = None
+
+    @property
+    def pictures_per_step(self) -> int:
+        return self.pages.group
+
+    def identity(self) -> dict[str, Any]:
+        return {"stage": self.name, "sizes": asdict(self.sizes), "pages": asdict(self.pages),
+                "loss": asdict(self.weights)}  # fmt: skip
+
+    def begin(self, step: int) -> None:
+        self._source = draw_groups(self.pages, step, self.workers)
+
+    def compute_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
+        """Reconstruction through noised latents; the groups come in the order of the steps."""
+        images = next(self._source).images.to(self.device, non_blocking=True)
+        x = to_network(images)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            moments = self.model.quant_conv(self.model.encoder(x)).float()
+            mean, log_variance = moments.chunk(2, dim=1)
+            log_variance = log_variance.clamp(-20.0, 10.0)
+            std = (0.5 * log_variance).exp()
+            y = self.model.decode(mean + std * torch.randn_like(mean)).float()
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=1).mean()
+        error = y - x
+        edges = (error[..., 1:] - error[..., :-1]).abs().mean()
+        edges = edges + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+        w = self.weights
+        loss = error.abs().mean() + w.squared * error.square().mean()
+        loss = loss + w.edges * edges + w.kl * kl
+        return loss, {"psnr": psnr(y, x), "kl": kl, "latent_noise": std.mean()}
+
+    @torch.no_grad()
+    def _round_trip(self, model: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = to_network(images.to(self.device))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return x, model.decode(model.encode(x)).float()
+
+    def grid(self) -> np.ndarray:
+        """Held-out pages above their reconstructions."""
+        seeds = range(8)
+        images = np.stack([picturebook.draw(seed, size=(256, 256)).image for seed in seeds])
+        x, y = self._round_trip(self.model, torch.from_numpy(images))
+        return tile([*to_pixels(x).cpu().numpy(), *to_pixels(y).cpu().numpy()], columns=8)
+
+    @torch.no_grad()
+    def _latent_statistics(self) -> tuple[Tensor, Tensor]:
+        whole = replace(self.pages, side=0, captions=0)
+        rows = []
+        for number in range(_STATISTICS_GROUP, _STATISTICS_GROUP + _STATISTICS_GROUPS):
+            x = to_network(draw_group(whole, number).images.to(self.device))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                rows.append(self.model.encode(x).float().transpose(0, 1).flatten(1))
+        values = torch.cat(rows, dim=1)
+        return values.mean(dim=1), values.std(dim=1)
+
+    def finish(self) -> list[Path]:
+        """Write the autoencoder with its latents brought to SDXL's spread, in half precision."""
+        model = copy.deepcopy(self.model)
+        normalise_latents(model, *self._latent_statistics())
+        path = self.folder / VAE_FILE
+        weights = {n: t.detach().to("cpu", torch.float16) for n, t in model.state_dict().items()}
+        save_file({n: t.contiguous() for n, t in weights.items()}, path)
+        return [path]

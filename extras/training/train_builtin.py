@@ -1,0 +1,220 @@
+"""`python3 launch.py train-builtin`: makes the built-in model's files from nothing, in stages.
+
+    train-builtin --stage vae --minutes 10
+    train-builtin --stage vae --minutes 10 --resume     (until its steps are done)
+    train-builtin --stage base --minutes 10
+    ...
+
+A stage that ends writes its result into the folder of the run; `base` also writes the model file.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from extras.training import builtin_model as builtin
+from extras.training.errors import TrainingError
+from extras.training.loss import LOSS_TYPES
+from extras.training.objectives import OBJECTIVES, WEIGHTINGS
+from extras.training.pages import PagePlan
+from extras.training.run import Run, RunPlan, Stage
+from extras.training.stage_base import MODEL_FILE, BasePlan, BaseStage
+from extras.training.stage_vae import VaeStage
+from extras.training.window import WindowPlan
+from ldm_patched.modules.errors import EngineError
+from ldm_patched.modules.model_management import cpu_has_bf16
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = {"mini": builtin.MINI, "toy": builtin.TOY}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What suits a kind of device: pictures in a step, of the autoencoder's side, in the window."""
+
+    vae_batch: int
+    vae_side: int
+    vae_steps: int
+    base_batch: int
+    base_steps: int
+    capacity: int
+    start: int
+    reuse: float
+    learning_rates: tuple[float, float]
+    """Of the autoencoder and of the base model."""
+    ema_decay: float
+
+
+SCALES = {
+    "cuda": Scale(96, 0, 16_000, 512, 60_000, 131_072, 16_384, 12.0, (6e-4, 8e-4), 0.9995),
+    "cpu": Scale(16, 128, 40_000, 32, 300_000, 12_288, 1_024, 8.0, (6e-4, 3e-4), 0.9995),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; a default of None depends on the device."""
+    parser = argparse.ArgumentParser(
+        prog="launch.py train-builtin", description="Train the built-in model from nothing."
+    )
+    add = parser.add_argument
+    add("--stage", choices=sorted(STAGES), required=True, help="what to train; vae comes first")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    add("--folder", type=Path, default=ROOT / ".easel" / "training", help="the run's folder")
+    add("--output", type=Path, help=f"a second place for the model file ({MODEL_FILE})")
+    add("--minutes", type=float, default=0.0, help="stop after so many; --resume goes on")
+    add("--steps", type=int, help="steps in all")
+    add("--resume", action="store_true", help="go on from the folder's last checkpoint")
+    add("--batch", type=int, help="pictures in a step")
+    add("--side", type=int, help="vae: train on square pieces of this side (0: whole pages)")
+    add("--learning-rate", type=float)
+    add("--seed", type=int, default=0)
+    add("--workers", type=int, help="processes that draw (default: one less than the cores)")
+    add("--threads", type=int, help="threads of PyTorch on the CPU")
+    add("--capacity", type=int, help="base: pages kept encoded")
+    add("--reuse", type=float, help="base: how often a page is trained on")
+    add("--objective", choices=sorted(OBJECTIVES), default="eps", help="what is predicted")
+    add("--weighting", choices=sorted(WEIGHTINGS), default="", help="of noise levels in the loss")
+    add("--loss", choices=LOSS_TYPES, default="l2")
+    add("--offset-noise", type=float, default=0.05)
+    add("--size", choices=sorted(SIZES), default="mini", help="toy is for tests")
+    add("--float32", action="store_true", help="never compute in bfloat16")
+    add("--checkpointing", action="store_true", help="save memory, compute more")
+    add("--compile", action="store_true", help="compile the network first (worth it on a GPU)")
+    add("--grid-minutes", type=float, default=5.0, help="0 draws none on the way")
+    add("--checkpoint-minutes", type=float, default=4.0)
+    return parser
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name. Raises TrainingError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise TrainingError(
+            f"There is no device {name!r} here: use --device auto or --device cpu."
+        ) from error
+    return device
+
+
+def _first(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _workers(args: argparse.Namespace) -> int:
+    return _first(args.workers, max(1, (os.cpu_count() or 2) - 1))
+
+
+def _bf16(args: argparse.Namespace, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: on a CPU without units for it that is slow."""
+    return not args.float32 and (device.type != "cpu" or cpu_has_bf16())
+
+
+def make_vae_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> VaeStage:
+    """Stage 1 as the command line says."""
+    pages = PagePlan(
+        seed=args.seed,
+        group=_first(args.batch, scale.vae_batch),
+        side=_first(args.side, scale.vae_side),
+        captions=0,
+    )
+    return VaeStage(
+        SIZES[args.size],
+        pages,
+        folder=args.folder,
+        device=device,
+        workers=_workers(args),
+        bf16=_bf16(args, device),
+        seed=args.seed,
+    )
+
+
+def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> BaseStage:
+    """Stage 2 as the command line says."""
+    capacity = _first(args.capacity, scale.capacity)
+    return BaseStage(
+        SIZES[args.size],
+        PagePlan(seed=args.seed),
+        WindowPlan(
+            batch=_first(args.batch, scale.base_batch),
+            capacity=capacity,
+            start=min(scale.start, capacity),
+            reuse=_first(args.reuse, scale.reuse),
+        ),
+        BasePlan(
+            objective=args.objective,
+            weighting=args.weighting,
+            loss_type=args.loss,
+            offset_noise=args.offset_noise,
+            use_checkpoint=args.checkpointing,
+            compile=args.compile,
+        ),
+        folder=args.folder,
+        output=args.output,
+        device=device,
+        workers=_workers(args),
+        bf16=_bf16(args, device),
+        seed=args.seed,
+    )
+
+
+STAGES: dict[str, Callable[[argparse.Namespace, torch.device, Scale], Stage]] = {
+    "vae": make_vae_stage,
+    "base": make_base_stage,
+}
+
+
+def make_run(args: argparse.Namespace) -> Run:
+    """The run that a command line asks for. Raises TrainingError."""
+    device = choose_device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    scale = SCALES.get(device.type, SCALES["cpu"])
+    stage = STAGES[args.stage](args, device, scale)
+    is_vae = args.stage == "vae"
+    plan = RunPlan(
+        folder=args.folder,
+        steps=_first(args.steps, scale.vae_steps if is_vae else scale.base_steps),
+        minutes=args.minutes,
+        seed=args.seed,
+        learning_rate=_first(args.learning_rate, scale.learning_rates[0 if is_vae else 1]),
+        ema_decay=scale.ema_decay,
+        checkpoint_minutes=args.checkpoint_minutes,
+        grid_minutes=args.grid_minutes,
+        resume=args.resume,
+    )
+    return Run(stage, plan)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train one stage; the exit status. Errors are one sentence on the error stream."""
+    args = build_parser().parse_args(argv)
+    try:
+        run = make_run(args)
+        done = run.train()
+        if done:
+            written = ", ".join(path.name for path in run.finish())
+            sys.stderr.write(f"Stage {args.stage} is done: {written} in {args.folder.name}.\n")
+        else:
+            run.write_grid()
+            sys.stderr.write(
+                f"Stopped at step {run.step} of {run.plan.steps}; go on with --resume.\n"
+            )
+    except (TrainingError, EngineError) as error:
+        sys.stderr.write(f"\n{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
