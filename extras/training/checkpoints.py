@@ -137,5 +137,7 @@ def restore_optimizer(
     for flat, value in saved.items():
         name, key = flat.rsplit("|", 1)
         parameter = parameters[name]
-        # A fused optimiser keeps its step counters beside the parameters, like all else.
-        optimizer.state[parameter][key] = value.to(parameter.device)
+        # In the parameter's own memory layout, since a fused optimiser walks through raw memory;
+        # and beside it, the step counters too.
+        place = torch.empty_like(parameter if value.ndim else value, device=parameter.device)
+        optimizer.state[parameter][key] = place.detach().copy_(value)

@@ -23,7 +23,7 @@ from extras.training.scenes.scene import SIZES
 FIRST_TRAINING_SEED = 1_000_000
 """Seeds below this one are never trained on; tests and evaluations draw from them."""
 _RUN_STRIDE = 1_000_000_000
-SIZE_WEIGHTS = (34, 12, 12, 11, 11, 10, 10)
+SIZE_WEIGHTS = (34.0, 12, 12, 11, 11, 10, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,9 @@ class PagePlan:
     cropped: float = 0.12
     captions: int = 4
     strange: float = 0.15
-    square_only: bool = False
+    sizes: tuple[tuple[int, int], ...] = SIZES
+    weights: tuple[float, ...] = SIZE_WEIGHTS
+    """How often each of `sizes`, (width, height), is taken."""
 
 
 class PageGroup(NamedTuple):
@@ -55,9 +57,7 @@ class PageGroup(NamedTuple):
 
 def group_size(plan: PagePlan, number: int) -> tuple[int, int]:
     """(width, height) of the pages of a group."""
-    if plan.square_only:
-        return SIZES[0]
-    return Random(f"size {plan.seed} {number}").choices(SIZES, SIZE_WEIGHTS)[0]
+    return Random(f"size {plan.seed} {number}").choices(plan.sizes, plan.weights)[0]
 
 
 def draw_group(plan: PagePlan, number: int) -> PageGroup:

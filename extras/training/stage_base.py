@@ -193,7 +193,8 @@ class BaseStage(Stage):
 
     def grid(self) -> np.ndarray:
         shown = self.preview
-        return tile(list(self.paint(list(shown.prompts), steps=shown.steps)), columns=4)
+        size = self.pages.sizes[0]
+        return tile(list(self.paint(list(shown.prompts), steps=shown.steps, size=size)), columns=4)
 
     # --- The result ---------------------------------------------------------------------------
 

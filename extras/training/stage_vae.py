@@ -113,7 +113,8 @@ class VaeStage(Stage):
     def grid(self) -> np.ndarray:
         """Held-out pages above their reconstructions."""
         seeds = range(8)
-        images = np.stack([picturebook.draw(seed, size=(256, 256)).image for seed in seeds])
+        size = self.pages.sizes[0]
+        images = np.stack([picturebook.draw(seed, size=size).image for seed in seeds])
         x, y = self._round_trip(self.model, torch.from_numpy(images))
         return tile([*to_pixels(x).cpu().numpy(), *to_pixels(y).cpu().numpy()], columns=8)
 

@@ -1,0 +1,134 @@
+"""Groups of pages and the window over them are pure functions of the run's seed and the step."""
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+import torch
+
+from extras.training import pages as pages_module
+from extras.training.caption_tokens import END_TOKEN, START_TOKEN, caption_ids, strew, used_ids
+from extras.training.pages import PageGroup, PagePlan, draw_group, draw_groups, group_size
+from extras.training.scenes.scene import SIZES
+from extras.training.window import LatentWindow, WindowPlan
+
+SMALL = {"sizes": ((64, 64), (96, 64), (64, 96)), "weights": (2.0, 1.0, 1.0)}
+PLAN = PagePlan(seed=1, group=3, captions=2, cropped=0.5, **SMALL)
+CPU = torch.device("cpu")
+
+
+def same(first: PageGroup, second: PageGroup) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_group_depends_on_its_number_alone():
+    source = draw_groups(PLAN, 5, workers=0)
+    drawn = [next(source), next(source)]
+    assert same(drawn[1], draw_group(PLAN, 6))
+    assert same(drawn[0], draw_group(PLAN, 5))
+    assert not same(draw_group(replace(PLAN, seed=2), 5), drawn[0])
+
+
+def test_worker_processes_draw_the_same_groups():
+    source = draw_groups(PLAN, 5, workers=1)
+    assert all(same(next(source), draw_group(PLAN, number)) for number in (5, 6))
+
+
+def test_groups_come_in_every_size():
+    found = {group_size(PagePlan(), number) for number in range(200)}
+    assert found == set(SIZES)
+    group = draw_group(PLAN, 3)
+    width, height = group_size(PLAN, 3)
+    assert group.images.shape == (3, height, width, 3)
+    assert group.tokens.shape == (3, 2, 77)
+
+
+def test_crops_are_told_as_they_are():
+    whole, cut = 0, 0
+    for number in range(12):
+        width, height = group_size(PLAN, number)
+        for h, w, top, left, target_h, target_w in draw_group(PLAN, number).numbers.tolist():
+            assert (target_h, target_w) == (height, width)
+            assert 0 <= top <= h - height
+            assert 0 <= left <= w - width
+            whole += (h, w) == (height, width)
+            cut += (h, w) != (height, width)
+    assert whole > 5
+    assert cut > 5
+
+
+def test_pieces_have_the_side_that_was_asked_for():
+    assert draw_group(replace(PLAN, side=64, captions=0), 0).images.shape == (3, 64, 64, 3)
+
+
+def test_training_never_sees_the_held_out_seeds(monkeypatch):
+    seeds = []
+    draw = pages_module.picturebook.draw
+    monkeypatch.setattr(
+        pages_module.picturebook,
+        "draw",
+        lambda seed, **options: seeds.append(seed) or draw(seed, **options),
+    )
+    draw_group(PagePlan(group=4, **SMALL), 0)
+    assert min(seeds) >= pages_module.FIRST_TRAINING_SEED == 1_000_000
+
+
+def test_every_word_of_a_caption_has_a_row():
+    from extras.training import picturebook
+
+    known = set(used_ids())
+    seeds = range(50_000, 50_800)
+    assert all(set(caption_ids(picturebook.draw(s, size=(64, 64)).caption)) <= known
+               for s in seeds if s % 8 == 0)  # fmt: skip
+
+
+def test_strange_words_are_strewn_around_the_known_ones():
+    ids = caption_ids("a red house by a lake")
+    known = set(used_ids())
+    for seed in range(50):
+        mixed = strew(ids, Random(seed))
+        assert [token for token in mixed if token in known] == ids
+        assert len(mixed) <= 75
+        assert START_TOKEN not in mixed
+        assert END_TOKEN not in mixed
+
+
+def window(step: int, **changes) -> LatentWindow:
+    plan = WindowPlan(**{"batch": 4, "capacity": 12, "start": 6, "reuse": 2.0, **changes})
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(images.permute(0, 3, 1, 2).float(), 8)
+
+    return LatentWindow(PLAN, plan, encode, device=CPU, workers=0, first_step=step)
+
+
+def test_a_resumed_window_gives_the_same_batches():
+    straight = window(0)
+    batches = {}
+    for step in range(9):
+        straight.advance(step)
+        batches[step] = straight.batch(step)
+    later = window(7)
+    for step in (7, 8):
+        later.advance(step)
+        found = later.batch(step)
+        assert found.keys() == batches[step].keys()
+        assert all(torch.equal(found[key], batches[step][key]) for key in found)
+
+
+def test_the_window_slides():
+    sliding = window(0)
+    assert (sliding.low(0), sliding.high(0)) == (0, 2)
+    assert sliding.high(30) - sliding.low(30) == 4  # 12 pages in groups of 3
+    assert sliding.high(30) - sliding.high(0) == 20  # 30 steps x 4 pictures / reused 2 times / 3
+    assert sliding.missing(0) == 2
+    sliding.advance(0)
+    assert sliding.missing(0) == 0
+
+
+def test_captions_are_emptied_as_often_as_asked():
+    emptied = window(0, batch=400, dropout=0.25)
+    emptied.advance(0)
+    tokens = emptied.batch(0)["tokens_l"]
+    share = float((tokens[:, 1] == END_TOKEN).float().mean())
+    assert share == pytest.approx(0.25, abs=0.07)

@@ -1,0 +1,299 @@
+"""Runs of the trainer on toy networks: resuming, stopping, bad folders, bad numbers."""
+
+import json
+from dataclasses import replace
+from io import StringIO
+from itertools import repeat
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from extras.training import checkpoints, train_builtin
+from extras.training.builtin_model import TOY
+from extras.training.errors import CheckpointError, TrainingDiverged, TrainingFolderError
+from extras.training.pages import PagePlan, draw_group
+from extras.training.run import Run, RunPlan, duration
+from extras.training.stage_base import MODEL_FILE, BasePlan, BaseStage, Preview
+from extras.training.stage_vae import VAE_FILE, VaeStage
+from extras.training.window import WindowPlan
+from ldm_patched.modules.sd import load_checkpoint_guess_config
+
+SMALL = {"sizes": ((64, 64), (96, 64)), "weights": (1.0, 1.0)}
+CPU = torch.device("cpu")
+PLAN = RunPlan(
+    folder=Path(), steps=4, warmup=2, grid_minutes=0, checkpoint_minutes=1e9, log_seconds=0
+)
+
+
+@pytest.fixture(autouse=True)
+def _keep_torch_random_state():
+    with torch.random.fork_rng():
+        yield
+
+
+def vae_run(folder: Path, **changes) -> Run:
+    pages = PagePlan(group=2, captions=0, **SMALL)
+    stage = VaeStage(TOY, pages, folder=folder, device=CPU, bf16=False)
+    return Run(stage, replace(PLAN, folder=folder, **changes), StringIO())
+
+
+def base_run(folder: Path, plan: BasePlan | None = None, **changes) -> Run:
+    stage = BaseStage(
+        TOY,
+        PagePlan(group=2, captions=1, **SMALL),
+        WindowPlan(batch=2, capacity=6, start=2, reuse=1.0),
+        plan or BasePlan(),
+        folder=folder,
+        device=CPU,
+        bf16=False,
+        preview=Preview(prompts=("cat", "dog"), steps=1),
+    )
+    return Run(stage, replace(PLAN, folder=folder, **changes), StringIO())
+
+
+@pytest.fixture(scope="module")
+def with_vae(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("vae")
+    run = vae_run(folder, steps=1)
+    assert run.train()
+    run.finish()
+    return folder
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in run._tensors().items()}
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def test_vae_resumes_to_the_weights_of_an_uninterrupted_run(tmp_path):
+    straight = vae_run(tmp_path / "straight")
+    assert straight.train()
+    first = vae_run(tmp_path / "parts")
+    first.prepare()
+    first.stage.begin(0)
+    for _ in range(2):
+        first.train_step()
+    first.save()
+    second = vae_run(tmp_path / "parts", resume=True)
+    assert second.train()
+    assert second.step == 4
+    assert_same(weights(second), weights(straight))
+
+
+@pytest.mark.parametrize("plan", [BasePlan(), BasePlan(objective="v", use_checkpoint=True)])
+def test_base_resumes_to_the_weights_of_an_uninterrupted_run(plan, with_vae, tmp_path):
+    for name in ("straight", "parts"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / VAE_FILE).write_bytes((with_vae / VAE_FILE).read_bytes())
+    straight = base_run(tmp_path / "straight", plan)
+    start = weights(straight)
+    assert straight.train()
+    first = base_run(tmp_path / "parts", plan)
+    first.prepare()
+    first.stage.begin(0)
+    for _ in range(3):
+        first.train_step()
+    first.save()
+    second = base_run(tmp_path / "parts", plan, resume=True)
+    assert second.train()
+    found = weights(second)
+    assert_same(found, weights(straight))
+    moved = [n for n, w in start.items() if n.startswith("model/") and not torch.equal(w, found[n])]
+    for part in ("unet", "clip_l", "clip_g"):
+        assert any(name.startswith(f"model/{part}.") for name in moved)
+
+
+def test_gradient_checkpointing_changes_no_gradient(with_vae):
+    gradients = []
+    for use_checkpoint in (False, True):
+        stage = base_run(with_vae, BasePlan(use_checkpoint=use_checkpoint)).stage
+        torch.manual_seed(9)
+        for parameter in stage.model["unet"].out.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)  # it starts at zero, which stops gradients
+        stage.begin(0)
+        stage.compute_loss(0)[0].backward()
+        gradients.append({n: p.grad for n, p in stage.model.named_parameters()})
+    plain, checkpointed = gradients
+    assert sum(float(g.abs().sum()) > 0 for g in plain.values() if g is not None) > 50
+    for name, gradient in plain.items():
+        if gradient is not None:
+            torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_autoencoder_learns(tmp_path):
+    run = vae_run(tmp_path, steps=40, warmup=1, learning_rate=2e-3)
+    group = draw_group(run.stage.pages, 0)
+    run.stage.begin = lambda _step: setattr(run.stage, "_source", repeat(group))
+    run.train()
+    lines = [json.loads(line) for line in (tmp_path / "vae" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 41))
+    losses = [line["loss"] for line in lines]
+    assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
+    assert {"psnr", "kl", "grad_norm", "learning_rate", "pictures_per_second"} <= lines[0].keys()
+
+
+def test_a_finished_base_run_leaves_a_model_that_loads(with_vae):
+    run = base_run(with_vae, steps=1)
+    assert run.train()
+    (path,) = run.finish()
+    assert path == with_vae / MODEL_FILE
+    model, clip, vae, _ = load_checkpoint_guess_config(path)
+    assert all(part is not None for part in (model, clip, vae))
+    grid = Image.open(with_vae / "base" / "grid-00000001.png")
+    assert grid.size == (134, 64)
+
+
+def test_finishing_writes_the_averaged_weights_and_keeps_the_trained_ones(with_vae, tmp_path):
+    run = vae_run(tmp_path, steps=3, ema_decay=0.5)
+    run.train()
+    before = weights(run)
+    seen = {}
+    run.stage.finish = lambda: seen.update(weights(run)) or []
+    run.finish()
+    assert_same(weights(run), before)
+    name = "decoder.conv_in.weight"
+    assert torch.equal(seen[f"model/{name}"], before["ema/" + name.replace(".", "")])
+    assert not torch.equal(seen[f"model/{name}"], before[f"model/{name}"])
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    run = vae_run(tmp_path, steps=9)
+    compute = run.stage.compute_loss
+
+    def spoil(step: int):
+        loss, numbers = compute(step)
+        if step == 2:
+            run.save()
+        return (loss * float("nan") if step == 3 else loss), numbers
+
+    run.stage.compute_loss = spoil
+    with pytest.raises(TrainingDiverged, match=r"step 4.*vae/step-00000002.*--learning-rate"):
+        run.train()
+    kept = checkpoints.list_checkpoints(tmp_path / "vae")
+    assert [path.name for path in kept] == ["step-00000002"]
+    _, tensors, _ = checkpoints.load_checkpoint(kept[0])
+    assert all(bool(torch.isfinite(t).all()) for t in tensors.values())
+
+
+def test_interrupting_saves_where_it_stopped(tmp_path):
+    run = vae_run(tmp_path, steps=9)
+    compute = run.stage.compute_loss
+
+    def interrupt(step: int):
+        if step == 2:
+            raise KeyboardInterrupt
+        return compute(step)
+
+    run.stage.compute_loss = interrupt
+    assert not run.train()
+    assert [p.name for p in checkpoints.list_checkpoints(tmp_path / "vae")] == ["step-00000002"]
+
+
+def test_minutes_end_a_run_early(tmp_path):
+    run = vae_run(tmp_path, steps=10_000, minutes=1e-9)
+    assert not run.train()
+    assert run.step == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(TrainingFolderError, match="'vae' cannot be written to.*--folder"):
+        vae_run(tmp_path / "file").train()
+
+
+def test_a_full_disk_keeps_the_checkpoints_that_are_there(tmp_path, monkeypatch):
+    run = vae_run(tmp_path, steps=1)
+    run.train()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    run.step = 2
+    with pytest.raises(TrainingFolderError, match="no space left on device"):
+        run.save()
+    assert [p.name for p in (tmp_path / "vae").iterdir() if p.is_dir()] == ["step-00000001"]
+
+
+def test_a_folder_with_a_run_in_it_is_not_overwritten(tmp_path):
+    vae_run(tmp_path, steps=1).train()
+    with pytest.raises(TrainingFolderError, match="add --resume"):
+        vae_run(tmp_path).train()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    vae_run(tmp_path, steps=1).train()
+    with pytest.raises(CheckpointError, match="other settings"):
+        vae_run(tmp_path, seed=1, resume=True).train()
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "record"])
+def test_a_damaged_checkpoint_is_named(damage, tmp_path):
+    vae_run(tmp_path, steps=1).train()
+    (place,) = checkpoints.list_checkpoints(tmp_path / "vae")
+    part = place / "part-000.safetensors"
+    if damage == "cut":
+        part.write_bytes(part.read_bytes()[:-5])
+    elif damage == "missing":
+        part.unlink()
+    else:
+        (place / "checkpoint.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="step-00000001 is damaged"):
+        vae_run(tmp_path, resume=True).train()
+
+
+def test_checkpoints_are_small_files_and_only_two_are_kept(tmp_path):
+    tensors = {f"t{k}": torch.full((2**20,), float(k)) for k in range(9)}  # 4 MB each
+    for step in (1, 2, 3):
+        checkpoints.save_checkpoint(tmp_path, step, tensors, {"a": 1})
+    kept = checkpoints.list_checkpoints(tmp_path)
+    assert [path.name for path in kept] == ["step-00000002", "step-00000003"]
+    sizes = [path.stat().st_size for path in kept[-1].iterdir()]
+    assert max(sizes) <= 16 * 2**20
+    step, found, record = checkpoints.load_checkpoint(kept[-1])
+    assert (step, record) == (3, {"a": 1})
+    assert_same(found, tensors)
+
+
+def test_the_learning_rate_rises_stays_and_falls(tmp_path):
+    run = vae_run(tmp_path, steps=100, warmup=10, cooldown=0.2, learning_rate=1.0)
+    rates = [run.learning_rate(step) for step in (0, 4, 9, 50, 79, 90, 99)]
+    assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.05])
+
+
+def test_base_without_its_autoencoder_says_what_to_do(tmp_path, capsys):
+    code = train_builtin.main(
+        ["--stage", "base", "--size", "toy", "--folder", str(tmp_path / "x"), "--device", "cpu"]
+    )
+    assert code == 1
+    error = capsys.readouterr().err
+    assert "'x' has no sound vae.safetensors" in error
+    assert str(tmp_path) not in error
+    assert "Traceback" not in error
+
+
+def test_the_command_line_trains_resumes_and_ends(tmp_path, capsys):
+    line = ["--stage", "vae", "--size", "toy", "--device", "cpu", "--folder", str(tmp_path / "run"),
+            "--batch", "1", "--side", "32", "--workers", "0", "--steps", "2"]  # fmt: skip
+    assert train_builtin.main([*line, "--minutes", "0.000001"]) == 0
+    assert "Stopped at step 1 of 2" in capsys.readouterr().err
+    assert train_builtin.main([*line, "--resume"]) == 0
+    assert "Stage vae is done: vae.safetensors in run." in capsys.readouterr().err
+    assert (tmp_path / "run" / VAE_FILE).stat().st_size > 1e6
+
+
+def test_an_absent_device_is_named(tmp_path, capsys):
+    line = ["--stage", "vae", "--device", "abacus", "--folder", str(tmp_path)]
+    assert train_builtin.main(line) == 1
+    assert "no device 'abacus'" in capsys.readouterr().err
+
+
+def test_durations():
+    assert [duration(s) for s in (5, 754, 3909)] == ["0:05", "12:34", "1:05:09"]
