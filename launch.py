@@ -62,6 +62,11 @@ VERBS = {
         ("base", "dev"),
         ["benchmarks/run.py"],
     ),
+    "train-builtin": Verb(
+        "make the built-in model anew: train-builtin --stage vae --minutes 10, then base",
+        ("base",),
+        ["-m", "extras.training.train_builtin"],
+    ),
 }
 WEB = Verb("start the page and print its address", ("base",), ["webui.py"])
 
@@ -384,9 +389,9 @@ def hand_over(python: Path, command: list[str], arguments: list[str]) -> int:
 def print_help() -> None:
     """The verbs, and after an install the page's own flags."""
     say("Usage: python3 launch.py [verb] [options]\n")
-    say(f"  {'(no verb)':<11}{WEB.help}")
+    say(f"  {'(no verb)':<14}{WEB.help}")
     for name, verb in VERBS.items():
-        say(f"  {name:<11}{verb.help}")
+        say(f"  {name:<14}{verb.help}")
     say("\n`python3 launch.py VERB --help` tells a verb's options. Environment: EASEL_VENV (where")
     say(f"to install), EASEL_TORCH_INDEX ({', '.join(TORCH_INDEXES)}, default, or an address).")
     if "base" in installed_parts(venv_folder()):
