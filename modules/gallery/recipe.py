@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modules.gallery.metadata import a1111, carriers
+from modules.prompt.plan import PicturePrompt
 from modules.spec.errors import SpecError
 from modules.spec.flags import OutputFormat
 from modules.spec.limits import METADATA_BYTES
@@ -43,7 +44,8 @@ class ModelPart(BaseModel):
 
 
 class Recipe(BaseModel):
-    """What one picture was made from. `spec` is the request as the user gave it, seed fixed."""
+    """What one picture was made from. `spec` is the request as the user gave it, seed fixed;
+    `prompt` is what its words came to for this picture, once lists and styles were filled in."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
@@ -52,11 +54,18 @@ class Recipe(BaseModel):
     resolved: ResolvedSpec
     image: ImagePart
     model: ModelPart
+    prompt: PicturePrompt | None = None
     version: str = VERSION
 
     @classmethod
     def of(
-        cls, spec: TaskSpec, resolved: ResolvedSpec, index: int, *, model_sha256: str = ""
+        cls,
+        spec: TaskSpec,
+        resolved: ResolvedSpec,
+        index: int,
+        *,
+        prompt: PicturePrompt | None = None,
+        model_sha256: str = "",
     ) -> "Recipe":
         """The recipe of picture `index` (from 0) of a task."""
         return cls(
@@ -65,6 +74,7 @@ class Recipe(BaseModel):
             resolved=resolved,
             image=ImagePart(index=index, seed=resolved.seeds[index]),
             model=ModelPart(name=resolved.checkpoint, sha256=model_sha256[:10]),
+            prompt=prompt,
         )
 
     def to_json(self) -> str:
@@ -73,8 +83,10 @@ class Recipe(BaseModel):
 
     def parameters(self) -> str:
         """The A1111-style text of the same picture."""
+        words = self.prompt
         return a1111.parameters_text(
-            self.spec,
+            self.spec.prompt if words is None else words.positive_text,
+            self.spec.negative_prompt if words is None else words.negative_text,
             self.resolved,
             seed=self.image.seed,
             version=self.version,

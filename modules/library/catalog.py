@@ -59,6 +59,12 @@ class Catalog:
         files = {**shipped, **own}.values()
         return sorted(files, key=lambda f: (f.name in shipped, f.name.casefold(), f.name))
 
+    def files(self, folder: ModelFolder) -> list[ModelFile]:
+        """The model files of a kind, by name without regard to case."""
+        found = _scan(self._models_path / folder, MODEL_SUFFIXES)
+        files = (ModelFile(name, path, size, folder) for name, path, size in found)
+        return sorted(files, key=lambda file: (file.name.casefold(), file.name))
+
     def find_checkpoint(self, name: str = "") -> ModelFile:
         """The checkpoint called `name`, or the first there is for ''. ModelMissing otherwise."""
         files = self.checkpoints()

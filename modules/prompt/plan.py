@@ -66,6 +66,19 @@ class PicturePrompt(_Frozen):
     styles: tuple[str, ...] = ()
     expansion: str = ""
 
+    @property
+    def positive_text(self) -> str:
+        """All that is asked for as one text, for programs that know one text only."""
+        tags = "".join(
+            f" <lora:{use.file.rpartition('.')[0]}:{use.weight:g}>" for use in self.loras
+        )
+        return "\n".join(self.positive) + tags
+
+    @property
+    def negative_text(self) -> str:
+        """All that is ruled out as one text."""
+        return "\n".join(self.negative)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptPlan:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from modules.library.catalog import ModelFile
+from modules.prompt.plan import PicturePrompt, PromptPlan
 from modules.spec.errors import Cancelled
 from modules.spec.sizes import SizeTable
 from modules.spec.task_spec import ResolvedSpec, TaskSpec
@@ -59,15 +60,16 @@ class Job:
     file: ModelFile | None = None  # resolve
     resolved: ResolvedSpec | None = None  # resolve
     sizes: SizeTable | None = None  # resolve
+    plan: PromptPlan | None = None  # prompts
     model: "LoadedModel | None" = None  # prompts
-    positive: list[Any] = field(default_factory=list)  # prompts; [[cond, {"pooled_output": …}]]
-    negative: list[Any] = field(default_factory=list)  # prompts
     control_tasks: tuple[Any, ...] = ()  # objects with attach(unet); none exist without adapters
     unet: "ModelPatcher | None" = None  # control; a clone, so that nothing sticks to the model
     clock: StepClock = field(default_factory=StepClock)
     tiled: bool = False  # decode in tiles: the second try after memory ran out
 
     index: int = 0
+    positive: list[Any] = field(default_factory=list)  # prompts; [[cond, {"pooled_output": …}]]
+    negative: list[Any] = field(default_factory=list)  # prompts
     latents: "Tensor | None" = None  # sample; (1, 4, H/8, W/8) in the VAE's scale
     pixels: "np.ndarray | None" = None  # decode; (H, W, 3) uint8
 
@@ -89,6 +91,13 @@ class Job:
     def seed(self) -> int:
         """The current picture's own."""
         return self.settled.seeds[self.index]
+
+    @property
+    def prompt(self) -> PicturePrompt:
+        """What the current picture is painted from; only before the prompts stage it is open."""
+        if self.plan is None:
+            raise RuntimeError("the prompts stage has not run yet")
+        return self.plan.pictures[self.index]
 
     @property
     def settled(self) -> ResolvedSpec:

@@ -7,7 +7,7 @@ embedding by model and text. By default one model is kept, for a second would no
 import gc
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from modules.worker.model_files import FileStamp, reading, size_in_words, stamp_
 
 logger = logging.getLogger(__name__)
 
+PromptKey = tuple[FileStamp, tuple[str, ...], int]
 Conditions = list[Any]  # [[cond (1, 77·n, C), {"pooled_output": (1, P)}]]
 
 
@@ -46,11 +47,11 @@ class Pipeline:
     """What a worker keeps between tasks."""
 
     def __init__(
-        self, policy: DevicePolicy, *, models_kept: int = 1, prompts_kept: int = 64
+        self, policy: DevicePolicy, *, models_kept: int = 1, prompts_kept: int = 128
     ) -> None:
         self.policy = policy
         self._models: OrderedDict[FileStamp, LoadedModel] = OrderedDict()
-        self._prompts: OrderedDict[tuple[FileStamp, str], Conditions] = OrderedDict()
+        self._prompts: OrderedDict[PromptKey, Conditions] = OrderedDict()
         self._models_kept, self._prompts_kept = models_kept, prompts_kept
 
     def refresh(
@@ -111,22 +112,38 @@ class Pipeline:
         soft_empty_cache(self.policy.device)
 
     @torch.inference_mode()
-    def encode(self, model: LoadedModel, text: str) -> Conditions:
-        """The prompt's condition, computed once for each model and text."""
-        key = (model.stamp, text)
-        if key in self._prompts:
-            self._prompts.move_to_end(key)
-            return self._prompts[key]
+    def encode(self, model: LoadedModel, texts: Sequence[str], pooled_count: int = 1) -> Conditions:
+        """The condition of texts that are encoded apart, each computed once for each model.
+
+        Their tokens stand one after another; the pooled output is the sum over the first
+        `pooled_count` texts. The same texts give the same tensors, so that a network may keep
+        what it computed from them. texts: at least one.
+        """
+        key = (model.stamp, tuple(texts), pooled_count)
+        if key not in self._prompts:
+            if len(texts) == 1:
+                self._keep(key, self._encode_text(model, texts[0]))
+            else:
+                parts = [self.encode(model, [text])[0] for text in texts]
+                pooled = sum(part[1]["pooled_output"] for part in parts[:pooled_count])
+                cond = torch.cat([part[0] for part in parts], dim=1)
+                self._keep(key, [[cond, {"pooled_output": pooled}]])
+        self._prompts.move_to_end(key)
+        return self._prompts[key]
+
+    def _encode_text(self, model: LoadedModel, text: str) -> Conditions:
         cond, pooled = model.clip.encode_from_tokens(model.clip.tokenize(text), return_pooled=True)
         if not bool(torch.isfinite(cond).all() and torch.isfinite(pooled).all()):
             raise NotANumber(
                 f"The text encoder of {model.name} gave invalid numbers for this prompt; start "
                 "Easel with --clip-in-fp32, or choose another checkpoint."
             )
-        self._prompts[key] = [[cond, {"pooled_output": pooled}]]
-        if len(self._prompts) > self._prompts_kept:
+        return [[cond, {"pooled_output": pooled}]]
+
+    def _keep(self, key: PromptKey, conditions: Conditions) -> None:
+        self._prompts[key] = conditions
+        while len(self._prompts) > self._prompts_kept:
             self._prompts.popitem(last=False)
-        return self._prompts[key]
 
     def sample(self, job: Job, on_step: sampling.StepCallback) -> Tensor:
         """Latents (1, 4, H/8, W/8) of picture job.index. Raises NotFinite, or a Stop of job."""

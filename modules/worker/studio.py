@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 from modules.library.catalog import Catalog, ModelFile
 from modules.library.hashes import HashCache
+from modules.prompt.books import Shelf
+from modules.prompt.plan import PromptBooks
 from modules.settings.config import Settings
+from modules.settings.presets import ModelFolder
 from modules.spec.sizes import SDXL, SizeTable
 from modules.worker.model_files import reading
 from modules.worker.saver import Saver
@@ -28,6 +31,7 @@ class Studio:
         self.by_day = by_day
         self.catalog = Catalog(settings)
         self.hashes = HashCache(settings.data_path / "hashes.json")
+        self.shelf = Shelf(settings.root, settings.presets_path)
         self.saver = Saver()
         self.threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="preview")
 
@@ -48,6 +52,10 @@ class Studio:
 
         patch_all()
         return Pipeline(self.policy)
+
+    def prompt_books(self) -> PromptBooks:
+        """Word lists, styles, phrases and LoRAs as they are now."""
+        return self.shelf.books([file.name for file in self.catalog.files(ModelFolder.LORAS)])
 
     def sizes_of(self, file: ModelFile) -> SizeTable:
         """The sizes that a checkpoint paints well: what its file says, or SDXL's.

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from modules.spec.flags import Sampler, Scheduler
-from modules.spec.task_spec import ResolvedSpec, TaskSpec
+from modules.spec.task_spec import ResolvedSpec
 
 SAMPLER_NAMES: Mapping[Sampler, str] = {
     Sampler.EULER: "Euler",
@@ -33,7 +33,13 @@ SCHEDULER_NAMES: Mapping[Scheduler, str] = {
 
 
 def parameters_text(
-    spec: TaskSpec, resolved: ResolvedSpec, *, seed: int, version: str, model_sha256: str = ""
+    prompt: str,
+    negative_prompt: str,
+    resolved: ResolvedSpec,
+    *,
+    seed: int,
+    version: str,
+    model_sha256: str = "",
 ) -> str:
     """The whole text for one picture.
 
@@ -51,9 +57,9 @@ def parameters_text(
         fields["Model hash"] = model_sha256[:10]
     fields["Model"] = PurePosixPath(resolved.checkpoint).stem
     fields["Version"] = f"Easel {version}"
-    lines = [spec.prompt]
-    if spec.negative_prompt:
-        lines.append(f"Negative prompt: {spec.negative_prompt}")
+    lines = [prompt]
+    if negative_prompt:
+        lines.append(f"Negative prompt: {negative_prompt}")
     lines.append(", ".join(f"{name}: {quoted(value)}" for name, value in fields.items()))
     return "\n".join(lines)
 

@@ -42,7 +42,7 @@ def run(job: Job, studio: "Studio") -> None:
     recipe = None
     if not studio.settings.disable_metadata and job.file is not None:
         sha256 = studio.hashes.known(job.file)
-        recipe = Recipe.of(task.spec, resolved, index, model_sha256=sha256)
+        recipe = Recipe.of(task.spec, resolved, index, prompt=job.prompt, model_sha256=sha256)
 
     def write() -> None:
         saved = save_image(

@@ -10,6 +10,7 @@ from PIL import Image, PngImagePlugin
 
 from modules.gallery.recipe import NoRecipe, Recipe, read_full_recipe, read_recipe, recipe_of_json
 from modules.gallery.save import encode_image
+from modules.prompt.plan import LoraUse, PicturePrompt
 from modules.spec import limits
 from modules.spec.errors import SpecError
 from modules.spec.flags import OutputFormat, Sampler, Scheduler
@@ -30,6 +31,9 @@ def specs(draw):
     return TaskSpec(
         prompt=draw(TEXTS),
         negative_prompt=draw(TEXTS),
+        styles=draw(st.lists(st.sampled_from(["oil", "Film Still", "random"]), unique=True)),
+        expand_prompt=draw(st.booleans()),
+        wildcards_in_order=draw(st.booleans()),
         preset=draw(st.text(alphabet=string.ascii_letters, max_size=9)),
         checkpoint=draw(st.sampled_from(["", "a.safetensors", "sub/ü ß.safetensors"])),
         image_count=draw(st.integers(1, 32)),
@@ -167,6 +171,31 @@ def test_damaged_files_only_ever_raise_a_sentence(data):
 
 
 def test_the_recipe_names_no_more_than_it_says():
-    assert set(VALID) == {"schema", "spec", "resolved", "image", "model", "version"}
+    assert set(VALID) == {"schema", "spec", "resolved", "image", "model", "prompt", "version"}
     assert set(VALID["spec"]) == set(TaskSpec.model_fields)
     assert set(VALID["resolved"]) == set(ResolvedSpec.model_fields)
+
+
+def test_the_words_of_this_picture_are_kept_and_shown_to_other_programs():
+    spec = TaskSpec(prompt="a {red|blue} house <lora:ink:0.8>", seed=1, image_count=2)
+    words = PicturePrompt(
+        positive=("oil painting of a red house", "fine"),
+        negative=("photo",),
+        pooled_count=2,
+        loras=(LoraUse(file="sub/ink.safetensors", weight=0.8, clip_weight=0.8),),
+        styles=("oil",),
+    )
+    recipe = Recipe.of(spec, resolve(spec), 1, prompt=words)
+    image = Image.fromarray(PIXELS)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **recipe.save_options(OutputFormat.PNG))
+    assert read_full_recipe(buffer) == recipe
+    first, second, negative, *_ = recipe.parameters().split("\n")
+    assert (first, second) == ("oil painting of a red house", "fine <lora:sub/ink:0.8>")
+    assert negative == "Negative prompt: photo"
+
+
+def test_a_recipe_without_the_words_is_read_still():
+    old = {name: value for name, value in VALID.items() if name != "prompt"}
+    old["spec"] = {k: v for k, v in old["spec"].items() if k not in ("styles", "expand_prompt")}
+    assert recipe_of_json(json.dumps(old)).prompt is None

@@ -117,3 +117,10 @@ def test_no_model_at_all_is_a_sentence_and_exit_code_1(tmp_path, capsys):
     assert error.count("\n") == 1
     assert "Traceback" not in error
     assert not (tmp_path / "folder").exists()
+
+
+def test_styles_and_switches_are_options():
+    argv = ["a cat", "--styles", "ink, glow", "--expand-prompt", "--no-wildcards-in-order"]
+    spec, _, _ = generate_cli.read_request(argv)
+    assert spec.styles == ("ink", "glow")
+    assert (spec.expand_prompt, spec.wildcards_in_order) == (True, False)

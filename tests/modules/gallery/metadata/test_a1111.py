@@ -24,7 +24,14 @@ def text_of(checkpoint="sub/mini, v1: final.safetensors", **values):
         sampler=spec.sampler,
         scheduler=spec.scheduler,
     )
-    return parameters_text(spec, resolved, seed=8, version="1.2", model_sha256="0123456789abcdef")
+    return parameters_text(
+        spec.prompt,
+        spec.negative_prompt,
+        resolved,
+        seed=8,
+        version="1.2",
+        model_sha256="0123456789abcdef",
+    )
 
 
 def test_the_last_line_reads_as_fields():

@@ -1,0 +1,56 @@
+"""The folders that prompts look things up in: the user's own, then those that ship.
+
+<checkout>/wildcards/*.txt     <checkout>/styles/*.json, *.csv      the user's, read first
+presets/wildcards/*.txt        presets/styles/*.json                Easel's
+presets/expansion/phrases.json
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from modules.prompt.expansion import Expander, load_expander
+from modules.prompt.plan import PromptBooks
+from modules.prompt.styles import StyleBook
+from modules.prompt.wildcards import WildcardBook
+from modules.spec.errors import ConfigError
+
+
+class Shelf:
+    """The folders of one start. Files are kept in memory until they change."""
+
+    def __init__(self, root: Path, presets_path: Path) -> None:
+        """root: where the user's own folders are."""
+        self._style_folders = (root / "styles", presets_path / "styles")
+        self._phrases = presets_path / "expansion" / "phrases.json"
+        self._wildcards = WildcardBook((root / "wildcards", presets_path / "wildcards"))
+        self._stamps: tuple[tuple[str, int, int], ...] | None = None
+        self._styles = StyleBook()
+        self._expander: Expander | None = None
+
+    def books(self, loras: Sequence[str] = ()) -> PromptBooks:
+        """What the folders hold now. loras: names of the LoRA files that there are."""
+        self._wildcards.refresh()
+        stamps = self._look()
+        if stamps != self._stamps:
+            self._styles = StyleBook.load(self._style_folders)
+            try:
+                self._expander = load_expander(self._phrases)
+            except ConfigError:
+                self._expander = None  # a plan that wants it says that it is not there
+            self._stamps = stamps
+        return PromptBooks(
+            wildcards=self._wildcards, styles=self._styles, expander=self._expander, loras=loras
+        )
+
+    def _look(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, size and time of every file that a book is made of."""
+        found = []
+        for path in (*self._style_folders, self._phrases):
+            try:
+                paths = sorted(path.iterdir()) if path.is_dir() else [path]
+                for file in paths:
+                    status = file.stat()
+                    found.append((str(file), status.st_size, status.st_mtime_ns))
+            except OSError:
+                continue  # a folder that is not there holds nothing
+        return tuple(found)
