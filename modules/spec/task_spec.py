@@ -128,7 +128,8 @@ class TaskSpec(BaseModel):
     def _styles_may_be_a_list_in_words(cls, styles: Any) -> Any:
         if isinstance(styles, str):  # of a command line, or of another program's metadata
             return tuple(name for part in styles.split(",") if (name := part.strip()))
-        return styles
+        # Behind this validator even JSON's only kind of list must be a tuple to pass as strict.
+        return tuple(styles) if isinstance(styles, list) else styles
 
     @field_validator("styles")
     @classmethod
