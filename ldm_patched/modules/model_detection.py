@@ -46,7 +46,7 @@ def _levels(shapes: Shapes) -> tuple[list[int], list[int], list[int]]:
 
 
 def _middle_depth(shapes: Shapes) -> int | None:
-    if "middle_block.0.in_layers.0.weight" not in shapes:
+    if not any(name.startswith("middle_block.") for name in shapes):
         return None
     return _depth(shapes, "middle_block.1")
 

@@ -145,6 +145,7 @@ def _require_family(file: WeightFile) -> BASE:
             f"{file.name} looks like {words}, not like a checkpoint. "
             + (f"{remedy}, and choose an SDXL checkpoint." if remedy else "Choose another file.")
         )
+    _require_floats(file)
     config = model_detection.model_config_from_unet(file)
     if config is not None:
         return config
@@ -156,6 +157,20 @@ def _require_family(file: WeightFile) -> BASE:
     raise UnsupportedModel(
         f"{file.name} holds no diffusion model of a known family. Choose an SDXL checkpoint."
     )
+
+
+def _require_floats(file: WeightFile) -> None:
+    """Raises UnsupportedModel for weights stored as whole numbers: their scales mean nothing here.
+
+    Buffers that are no weights (position_ids) may be whole numbers.
+    """
+    for key, tensor in file.items():
+        if tensor.ndim > 1 and not tensor.is_floating_point() and not IGNORED.search(key):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UnsupportedModel(
+                f"{file.name} is quantised to whole numbers ({kind}), which is not supported. "
+                "Choose an fp16, bf16 or fp8 version of the checkpoint."
+            )
 
 
 def _load_model(file: WeightFile, config: BASE, policy: DevicePolicy) -> ModelPatcher:

@@ -230,6 +230,7 @@ def test_clones_of_the_text_encoders_share_weights_but_not_patches(loaded):
     ("name", "part"),
     [
         (UNET_PREFIX + "out.0.bias", "diffusion network"),
+        (UNET_PREFIX + "middle_block.0.in_layers.0.weight", "diffusion network"),
         (CLIP_L_PREFIX + "encoder.layers.0.mlp.fc1.bias", "text encoders"),
         (CLIP_G_PREFIX + "transformer.resblocks.1.attn.in_proj_bias", "text encoders"),
         (VAE_PREFIX + "encoder.norm_out.weight", "VAE"),
@@ -244,6 +245,16 @@ def test_a_checkpoint_that_lacks_a_weight_is_corrupt(tmp_path, tiny, name, part,
 
     path = changed(tmp_path / "broken.safetensors", tiny, break_it)
     with pytest.raises(CorruptModelFile, match=rf"broken\.safetensors.*{part}"):
+        load(path)
+
+
+def test_whole_numbers_are_no_weights(tmp_path, tiny):
+    def quantise(weights):
+        name = UNET_PREFIX + "middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+        weights[name] = weights[name].to(torch.int8)
+
+    path = changed(tmp_path / "int8.safetensors", tiny, quantise)
+    with pytest.raises(UnsupportedModel, match=r"int8\.safetensors is quantised.*int8.*fp16"):
         load(path)
 
 
