@@ -8,7 +8,7 @@ import time
 import pytest
 
 from modules.spec import limits
-from modules.spec.errors import DiskFull, LimitError
+from modules.spec.errors import DiskFull, InstanceRunning, LimitError
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import TaskSpec
 from modules.spec.version import VERSION
@@ -147,11 +147,19 @@ def test_a_full_queue_answers_429_in_words(server):
     assert error_of(answer)["code"] == "E_LIMIT"
 
 
-def test_a_full_disk_answers_507_in_words(server):
-    server.pool.refuse = DiskFull("The disk of the data folder is full; free some space.")
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (DiskFull("The disk of the data folder is full; free some space."), 507),
+        (InstanceRunning("Another program holds the task list locked; end it."), 503),
+    ],
+)
+def test_a_store_that_cannot_write_answers_in_words(server, error, status):
+    server.pool.refuse = error
     answer = server.client.post("/api/tasks", json={})
-    assert answer.status_code == 507
-    assert error_of(answer)["code"] == "E_DISK_FULL"
+    assert answer.status_code == status
+    assert error_of(answer)["code"] == error.code
+    assert error_of(answer)["message"] == str(error)
 
 
 def test_a_fault_of_the_program_shows_nothing_of_itself(server, caplog):
