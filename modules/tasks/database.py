@@ -82,6 +82,17 @@ class Database:
             if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 raise _damaged()
 
+    def hurry(self, seconds: float) -> None:
+        """From now on wait no longer than `seconds` for another program's lock.
+
+        For the end of the process: whoever closes it should not wait for a stranger.
+        """
+        if self._lock.acquire(timeout=seconds):
+            try:
+                self._connection.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+            finally:
+                self._lock.release()
+
     def close(self) -> None:
         """Close the connection; a second call does nothing."""
         with self._lock:

@@ -36,6 +36,10 @@ class TaskStore:
         """Close the file; a second call does nothing."""
         self._database.close()
 
+    def hurry(self, seconds: float) -> None:
+        """The process ends: wait no longer than `seconds` for another program's lock."""
+        self._database.hurry(seconds)
+
     def verify(self) -> None:
         """ConfigError if the file is damaged."""
         self._database.verify()

@@ -30,6 +30,7 @@ __all__ = ["LocalWorkerPool", "PoolStatus", "PoolTimings", "WorkerPool", "Worker
 logger = logging.getLogger(__name__)
 
 _ASK_SECONDS, _TERMINATE_SECONDS, _KILL_SECONDS = 1.5, 0.6, 0.6
+_LAST_WRITE_SECONDS = 0.2
 # A supervisor that itself did not run for so long was suspended with the whole computer.
 _SUSPENDED_SECONDS = 5.0
 
@@ -344,6 +345,7 @@ class LocalWorkerPool:
             if not process.process.is_alive():
                 process.bury()
         try:
+            self._store.hurry(_LAST_WRITE_SECONDS)
             self._store.recover()
         except StudioError:
             logger.exception("running tasks are given back at the next start")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -284,6 +285,27 @@ def test_close_ends_a_deaf_worker_in_time(make_pool):
     assert time.monotonic() - began < 3.0
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_close_waits_for_no_other_program(make_pool, settings):
+    pool = make_pool()
+    task_id = pool.submit(spec("slow", steps=200))
+    until(pool, task_id, lambda v: v.progress is not None)
+    pid = worker_pid(pool)
+    other = sqlite3.connect(settings.database_path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    pool.close()
+    pool._store.close()
+    assert time.monotonic() - began < 3.0
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    other.execute("ROLLBACK")
+    other.close()
+    again = make_pool()
+    assert not again.view(task_id).state.is_final
+    again.stop_task(task_id)
+    assert ended(again, task_id).state is TaskState.STOPPED
 
 
 def test_a_listener_hears_of_changes_until_it_is_removed(make_pool):
