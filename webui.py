@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from modules.api.ending import end_on_signals, leave
 from modules.library.catalog import Catalog
 from modules.settings.config import Settings, load_settings
+from modules.settings.logs import start_logging
 from modules.settings.presets import load_presets
 from modules.spec.errors import StudioError
 from modules.tasks.instance import InstanceLock
@@ -34,7 +35,6 @@ def run(settings: Settings, worker: str = WORKER) -> None:
     """Serve until KeyboardInterrupt, with workers that run `worker`. StudioError if it cannot."""
     # Not at the top: a worker process imports this file too, and needs nothing of the web.
     from modules.api.context import ServerContext
-    from modules.api.logs import start_logging
     from modules.api.server import (
         PageServer,
         check_doors,
@@ -48,7 +48,7 @@ def run(settings: Settings, worker: str = WORKER) -> None:
     presets = load_presets(settings.root)
     with ExitStack() as parts:  # taken apart in the opposite order, whatever happens
         lock = parts.enter_context(InstanceLock(settings.data_path))
-        start_logging(settings.data_path / "logs")
+        start_logging(settings.log_path)
         sweep(settings)
         store = TaskStore(settings.database_path)
         parts.callback(store.close)

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from ldm_patched.modules.errors import EngineError
 from modules.gallery.save import sweep_temporary_files
 from modules.settings.config import Settings
+from modules.settings.logs import start_logging
 from modules.spec.errors import Cancelled, OutOfMemory, Skipped, StudioError
 from modules.spec.flags import TaskState
 from modules.tasks.worker_process import EXIT_RECYCLE
@@ -126,13 +127,11 @@ def _forget_frames(error: BaseException | None) -> None:
 
 def worker_main(connection: Connection, settings: Settings, worker_id: str) -> None:
     """Serve the queue until the pool says exit. Runs on the main thread of its own process."""
-    logging.basicConfig(
-        level=logging.INFO, format=f"%(asctime)s {worker_id} %(levelname)s %(name)s: %(message)s"
-    )
+    start_logging(settings.log_path, "worker")
     session = WorkerSession(connection, settings.database_path, worker_id)
     sweep_temporary_files(settings.output_path)
     studio = Studio(settings)
-    logger.info("ready: %s", studio.pipeline.policy.describe())
+    logger.info("worker %s is ready: %s", worker_id, studio.pipeline.policy.describe())
     for port in session.tasks():
         run_task(port, studio)
     studio.close()

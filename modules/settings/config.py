@@ -56,6 +56,11 @@ class Settings:
         return self.data_path / "easel.db"
 
     @property
+    def log_path(self) -> Path:
+        """Folder of the log files: easel.log of the server, worker.log of the painting process."""
+        return self.data_path / "logs"
+
+    @property
     def temporary_path(self) -> Path:
         """Folder for files that may be swept at each start."""
         return self.data_path / "tmp"

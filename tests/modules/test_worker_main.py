@@ -81,6 +81,7 @@ def test_a_task_is_painted_stored_and_seen(settings, store, pool):
 
     bad = pool.submit(request(checkpoint="nowhere.safetensors"))
     assert watch(pool, bad, is_final).error.code == "E_MODEL_MISSING"
+    assert f"task {bad} failed" in (settings.log_path / "worker.log").read_text(encoding="utf-8")
     assert watch(pool, pool.submit(request(seed=9)), is_final).state is TaskState.DONE
 
 

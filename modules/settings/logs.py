@@ -9,8 +9,10 @@ FILE_BYTES = 2 * 1024 * 1024
 FILES_KEPT = 3
 
 
-def start_logging(folder: Path) -> None:
-    """Log to `folder`/easel.log and to the terminal. A folder that cannot be written is no fault.
+def start_logging(folder: Path, name: str = "easel") -> None:
+    """Log to `folder`/`name`.log and to the terminal. A folder that cannot be written is no fault.
+
+    name: a file for each process that runs at a time, for none may roll over another's.
 
     The terminal gets our own words from INFO on, of libraries only warnings, and no tracebacks:
     those are in the file.
@@ -24,7 +26,7 @@ def start_logging(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = logging.handlers.RotatingFileHandler(
-            folder / "easel.log", maxBytes=FILE_BYTES, backupCount=FILES_KEPT, encoding="utf-8"
+            folder / f"{name}.log", maxBytes=FILE_BYTES, backupCount=FILES_KEPT, encoding="utf-8"
         )
     except OSError as error:
         root.warning("There is no log file: %s.", error.strerror)
