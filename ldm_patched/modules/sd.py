@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,7 @@ from ldm_patched.ldm.models.autoencoder import AutoencoderKL, detect_autoencoder
 from ldm_patched.modules import model_detection, utils
 from ldm_patched.modules.errors import UnsupportedModel
 from ldm_patched.modules.file_kinds import likely_family, likely_kind
+from ldm_patched.modules.lora import read_lora
 from ldm_patched.modules.model_base import LoadReport
 from ldm_patched.modules.model_management import DevicePolicy
 from ldm_patched.modules.model_patcher import ModelPatcher
@@ -29,7 +31,14 @@ from ldm_patched.modules.vae import VAE
 from ldm_patched.modules.weight_file import LazyWeights, WeightFile, open_weights
 from ldm_patched.modules.weight_patches import WeightPatch
 
-__all__ = ["CLIP", "VAE", "ModelMetadata", "load_checkpoint_guess_config", "read_model_metadata"]
+__all__ = [
+    "CLIP",
+    "VAE",
+    "ModelMetadata",
+    "load_checkpoint_guess_config",
+    "load_lora_for_models",
+    "read_model_metadata",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -263,6 +272,31 @@ def _rest(file: WeightFile, config: BASE) -> tuple[str, ...]:
         some = ", ".join(rest[:5])
         logger.warning("%s: %d unknown weights were left out: %s", file.name, len(rest), some)
     return rest
+
+
+# --- Adapters ---------------------------------------------------------------------------------
+
+
+def load_lora_for_models(
+    model: ModelPatcher | None,
+    clip: CLIP | None,
+    lora: Mapping[str, Tensor],
+    strength_model: float,
+    strength_clip: float,
+) -> tuple[ModelPatcher | None, CLIP | None]:
+    """Clones of both with the adapter on them; the originals are untouched.
+
+    lora: a WeightFile, or tensors by name. Strengths: 1 as trained, 0 not at all, below 0 the
+    opposite. Raises UnsupportedModel or CorruptModelFile; see lora.read_lora.
+    """
+    found = read_lora(lora, model, clip)
+    if model is not None:
+        model = model.clone()
+        model.add_patches(found.unet, strength_model)
+    if clip is not None:
+        clip = clip.clone()
+        clip.add_patches(found.clip, strength_clip)
+    return model, clip
 
 
 # --- Metadata ---------------------------------------------------------------------------------

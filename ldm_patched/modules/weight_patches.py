@@ -13,14 +13,14 @@ WeightPatch = Sequence[Any]
 
 
 def diff_delta(values: Sequence[Any], weight: Tensor) -> Tensor:
-    """values: (difference,), of the weight's shape."""
+    """values: (difference,), of the weight's shape but for axes of length 1."""
     (difference,) = values[:1]
-    if difference.shape != weight.shape:
+    if difference.squeeze().shape != weight.squeeze().shape:
         raise ValueError(
             f"A difference of shape {tuple(difference.shape)} does not fit a weight of shape "
             f"{tuple(weight.shape)}."
         )
-    return difference.to(device=weight.device, dtype=torch.float32)
+    return difference.to(device=weight.device, dtype=torch.float32).reshape(weight.shape)
 
 
 def lora_delta(values: Sequence[Any], weight: Tensor) -> Tensor:
@@ -41,9 +41,99 @@ def lora_delta(values: Sequence[Any], weight: Tensor) -> Tensor:
     return scale * product.reshape(weight.shape)
 
 
+def _float32(tensor: Tensor | None, weight: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor.to(device=weight.device, dtype=torch.float32)
+
+
+def _scale(alpha: float | None, rank: int) -> float:
+    return 1.0 if alpha is None else float(alpha) / rank
+
+
+def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """core (r, s, …), a (r, out), b (s, in) → (out, in, …)."""
+    return torch.einsum("rs...,ro,si->oi...", core, a, b)
+
+
+def loha_delta(values: Sequence[Any], weight: Tensor) -> Tensor:
+    """values: (w1_a, w1_b, w2_a, w2_b, alpha or None, t1 or None, t2 or None).
+
+    The entrywise product of two products of low rank (FedPara, arXiv:2108.06098): w1_a (out, r),
+    w1_b (r, in ·…). With cores t (r, r, …) of a convolution, w1_a is (r, out), w1_b (r, in).
+    """
+    *tensors, alpha, t1, t2 = (*values, None, None, None)[:7]
+    w1_a, w1_b, w2_a, w2_b = (_float32(t, weight) for t in tensors)
+    if t1 is not None and t2 is not None:
+        first = _tucker(_float32(t1, weight), w1_a, w1_b)
+        second = _tucker(_float32(t2, weight), w2_a, w2_b)
+    else:
+        first, second = w1_a @ w1_b.flatten(1), w2_a @ w2_b.flatten(1)
+    return (_scale(alpha, w1_b.shape[0]) * first * second).reshape(weight.shape)
+
+
+def lokr_delta(values: Sequence[Any], weight: Tensor) -> Tensor:
+    """values: (w1, w1_a, w1_b, w2, w2_a, w2_b, t2, alpha), each None where the file has it not.
+
+    The Kronecker product of w1 and w2 (arXiv:2212.10650), either of them whole or as a product
+    of low rank; t2 is the core of a convolution. Two whole factors are not scaled.
+    """
+    w1, w1_a, w1_b, w2, w2_a, w2_b, t2 = (_float32(t, weight) for t in values[:7])
+    alpha, rank = values[7], None
+    if w1 is None:
+        w1, rank = w1_a @ w1_b, w1_b.shape[0]
+    if w2 is None:
+        rank = w2_b.shape[0]
+        w2 = w2_a @ w2_b.flatten(1) if t2 is None else _tucker(t2, w2_a, w2_b)
+    if w2.ndim > 2:
+        w1 = w1.reshape(*w1.shape, *[1] * (w2.ndim - 2))
+    product = torch.kron(w1.contiguous(), w2.contiguous())
+    return (product if rank is None else _scale(alpha, rank) * product).reshape(weight.shape)
+
+
+def glora_delta(values: Sequence[Any], weight: Tensor) -> Tensor:
+    """values: (a1, a2, b1, b2, alpha or None): W·A + B, both of low rank (arXiv:2306.07967).
+
+    Of the two layouts that files have, b1 tells: (out, r) with a1 (in, r), a2 (r, in), b2 (r, in);
+    or (r, in) with a1 (r, in), a2 (in, r), b2 (out, r).
+    """
+    a1, a2, b1, b2 = (_float32(t, weight).flatten(1) for t in values[:4])
+    if b2.shape[0] == weight.shape[0] and b2.shape[1] == b1.shape[0]:
+        a1, a2, b1, b2 = a2, a1, b2, b1
+    wide = weight.to(torch.float32)
+    if a1.shape[0] != weight.shape[1]:  # over the kernel's positions, too
+        through = wide.flatten(1) @ a1 @ a2
+    else:
+        through = torch.einsum("oi...,ir,rj->oj...", wide, a1, a2)
+    delta = through.reshape(weight.shape) + (b1 @ b2).reshape(weight.shape)
+    return _scale(values[4], b1.shape[1]) * delta
+
+
+def dora_delta(values: Sequence[Any], weight: Tensor) -> Tensor:
+    """values: (patch, magnitude): a change of direction, and the lengths anew (arXiv:2402.09353).
+
+    magnitude: (out, 1, …), lengths over each output's weights, or (1, in, 1, …), over each
+    input's. For strengths other than 1 the whole difference is scaled.
+    """
+    patch, magnitude = values
+    wide = weight.to(torch.float32)
+    moved = wide + delta_of(patch, weight)
+    axis = 0 if magnitude.shape[0] == weight.shape[0] else 1
+    lengths = moved.transpose(0, axis).flatten(1).norm(dim=1)
+    shape = [1] * weight.ndim
+    shape[axis] = weight.shape[axis]
+    factor = _float32(magnitude, weight).reshape(shape) / (lengths.reshape(shape) + _TINY)
+    return moved * factor - wide
+
+
+_TINY = 1.2e-7  # float32's epsilon: a row of zeros stays one
+
+
 WEIGHT_PATCHES: dict[str, Callable[[Sequence[Any], Tensor], Tensor]] = {
     "diff": diff_delta,
     "lora": lora_delta,
+    "loha": loha_delta,
+    "lokr": lokr_delta,
+    "glora": glora_delta,
+    "dora": dora_delta,
 }
 
 
