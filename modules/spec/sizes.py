@@ -13,6 +13,9 @@ from typing import NamedTuple, Self
 from modules.spec import limits
 
 
+EVEN_STEP = 32  # pixels: eight a latent, halved twice
+
+
 class Size(NamedTuple):
     """Width and height in pixels."""
 
@@ -48,7 +51,7 @@ class SizeTable:
         Without ratios the table holds a few common ones, square first.
         """
         wanted = tuple(ratios) or ("1:1", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16")
-        sizes = tuple(dict.fromkeys(size_of_area(parse_ratio(ratio), area) for ratio in wanted))
+        sizes = tuple(dict.fromkeys(_trained_size(ratio, area) for ratio in wanted))
         return cls(sizes, sizes[0])
 
     def choose(self, aspect_ratio: str) -> Size:
@@ -81,6 +84,23 @@ def size_of_area(ratio: float, area: int) -> Size:
     while width * height > limits.PIXELS_MAX:
         width, height = width - limits.SIDE_STEP, height - limits.SIDE_STEP
     return Size(width, height)
+
+
+def _trained_size(aspect_ratio: str, area: int) -> Size:
+    """The size of exactly this ratio that a three-level UNet halves evenly, if it has the area.
+
+    Such sizes (multiples of 32 pixels) are what models of the family are trained on; a ratio that
+    has none within 15 % of the area takes the nearest size in the usual steps.
+    """
+    ratio = parse_ratio(aspect_ratio)
+    width, height = (int(part) for part in aspect_ratio.split(":"))
+    divisor = math.gcd(width, height)
+    width, height = width // divisor, height // divisor
+    unit = round(math.sqrt(area / (width * height)) / EVEN_STEP) * EVEN_STEP
+    size = Size(width * unit, height * unit)
+    fits = 0.85 <= size.width * size.height / area <= 1.15
+    in_range = max(size) <= limits.SIDE_MAX and min(size) >= limits.SIDE_MIN
+    return size if fits and in_range else size_of_area(ratio, area)
 
 
 def _stepped(side: float) -> int:

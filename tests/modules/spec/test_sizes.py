@@ -49,3 +49,11 @@ def test_a_small_model_has_its_own_sizes():
 def test_nonsense_is_no_ratio(text):
     with pytest.raises(ValueError, match="width:height"):
         parse_ratio(text)
+
+
+def test_listed_ratios_come_as_the_sizes_that_were_trained():
+    ratios = ("1:1", "9:7", "7:9", "5:3", "3:5", "11:6", "6:11")
+    sizes = SizeTable.from_area(65_536, ratios).sizes
+    assert sizes == (
+        (256, 256), (288, 224), (224, 288), (320, 192), (192, 320), (352, 192), (192, 352),
+    )  # fmt: skip
