@@ -12,7 +12,6 @@ from typing import NamedTuple, Self
 
 from modules.spec import limits
 
-
 EVEN_STEP = 32  # pixels: eight a latent, halved twice
 
 
