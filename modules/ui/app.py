@@ -8,14 +8,16 @@ picture, so a closed or reloaded tab ends nothing, and none goes through Gradio'
 import json
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
 from modules.api.context import ServerContext
-from modules.spec import sizes
+from modules.library.catalog import ModelFile
+from modules.library.model_sizes import model_sizes
 from modules.spec.errors import SpecError, StudioError
 from modules.spec.task_spec import TaskSpec
 from modules.ui import assets
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 # What a preset leaves alone: the user's words and choice of how many, unless it names them.
 KEPT_BY_PRESETS = frozenset({"prompt", "negative_prompt", "seed", "image_count", "preset"})
 SUMMARY_FIELDS = ("image_count", "aspect_ratio", "width", "height", "steps", "checkpoint")
+PANELS = ("settings", "models", "advanced")
 DIRECT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -44,22 +47,23 @@ def build_app(context: ServerContext) -> gr.Blocks:
                 generate = prompt_panel.build(form)
             with gr.Column(elem_id="side", min_width=0):
                 markup(_sheet_head(texts), "sheet-head")
-                with gr.Tabs(elem_id="tabs"):
-                    with gr.Tab(texts("tab.settings"), render_children=True):
-                        preset = settings.build(context, form, sizes.SDXL)
-                    with gr.Tab(texts("tab.models"), render_children=True):
-                        checkpoint, refresh, hint = models.build(context, form)
-                    with gr.Tab(texts("tab.advanced"), render_children=True):
-                        advanced.build(form)
+                markup(_tab_list(texts), "tabs")
+                with _panel("settings"):
+                    file = models.chosen(context.catalog.checkpoints(), form.initial.checkpoint)
+                    preset = settings.build(context, form, model_sizes(file))
+                with _panel("models"):
+                    parts = _ModelParts(context, form, *models.build(context, form))
+                with _panel("advanced"):
+                    advanced.build(form)
                 markup('<div id="make" role="status"></div>', "make-block")
         ticket = gr.JSON(visible=False)
         kept = gr.Textbox(visible=False)
         _wire_generate(context, form, generate, ticket)
-        _wire_choices(context, form, preset, checkpoint, refresh, hint)
+        _wire_choices(form, parts, preset)
         app.load(
-            _restorer(context, form, checkpoint, hint),
+            parts.restore,
             kept,
-            [*form.components.values(), hint],
+            [*form.components.values(), parts.hint],
             js="() => window.easel.settingsOfThisTab()",
             **DIRECT,
         ).then(None, None, None, js="() => window.easel.restored()")
@@ -124,65 +128,77 @@ def _wire_generate(
     )
 
 
-def _wire_choices(
-    context: ServerContext,
-    form: Form,
-    preset: gr.Dropdown,
-    checkpoint: gr.Dropdown,
-    refresh: gr.Button,
-    hint: gr.HTML,
-) -> None:
-    """Preset → other controls; Refresh → the models there are now."""
-    changed = [c for name, c in form.components.items() if name not in KEPT_BY_PRESETS]
-    outputs = [*changed, *(form.components[name] for name in ("negative_prompt", "image_count"))]
+def _wire_choices(form: Form, parts: "_ModelParts", preset: gr.Dropdown) -> None:
+    """Preset → other controls; Refresh → the models there are now; checkpoint → its sizes."""
+    kept = form.without(*KEPT_BY_PRESETS)
+    named = [form.components[name] for name in ("negative_prompt", "image_count")]
 
-    def apply_preset(name: str | None) -> dict[Component, Any]:
-        found = context.presets.get(name or "")
+    def apply_preset(name: str | None, checkpoint: str | None) -> dict[Component, Any]:
+        found = parts.context.presets.get(name or "")
         if found is None:
             return {}
         wanted = {k: v for k, v in field_defaults().items() if k not in KEPT_BY_PRESETS}
-        wanted.pop("checkpoint")
-        if not wanted["aspect_ratio"]:
-            wanted["aspect_ratio"] = sizes.SDXL.default.ratio
-        return form.updates({**wanted, **found.settings})
+        wanted |= found.settings
+        file = parts.find(wanted.pop("checkpoint") or checkpoint)
+        ratio = wanted.pop("aspect_ratio")
+        changes = form.updates(wanted | {"checkpoint": models.name_of(file)})
+        return changes | parts.size(file, ratio)
 
-    def look_again(current: str | None) -> dict[Component, Any]:
-        files = context.catalog.checkpoints()
-        return {
-            checkpoint: gr.update(
-                choices=models.checkpoint_choices(files),
-                value=models.chosen(files, current or ""),
-            ),
-            hint: models.models_hint(context, form.texts),
-        }
+    def look_again(name: str | None, ratio: str | None) -> dict[Component, Any]:
+        return parts.updates(name, ratio)
+
+    def other_model(name: str | None, ratio: str | None) -> dict[Component, Any]:
+        return parts.size(parts.find(name), ratio)
 
     # `input`: only the user's own choice; a restored form must not be overwritten.
-    preset.input(apply_preset, preset, outputs, **DIRECT)
-    refresh.click(look_again, checkpoint, [checkpoint, hint], **DIRECT)
+    size, checkpoint = form.components["aspect_ratio"], parts.checkpoint
+    preset.input(apply_preset, [preset, checkpoint], [*kept, *named], **DIRECT)
+    checkpoint.input(other_model, [checkpoint, size], [size], **DIRECT)
+    parts.refresh.click(look_again, [checkpoint, size], [checkpoint, size, parts.hint], **DIRECT)
 
 
-def _restorer(
-    context: ServerContext, form: Form, checkpoint: gr.Dropdown, hint: gr.HTML
-) -> Callable[[str | None], dict[Component, Any]]:
-    def restore(text: str | None) -> dict[Component, Any]:
+@dataclass(frozen=True)
+class _ModelParts:
+    """The controls that show what models there are, and how to bring them up to date."""
+
+    context: ServerContext
+    form: Form
+    checkpoint: gr.Dropdown
+    refresh: gr.Button
+    hint: gr.HTML
+
+    def find(self, name: str | None) -> ModelFile | None:
+        """The checkpoint `name`, or the first there is."""
+        return models.chosen(self.context.catalog.checkpoints(), name)
+
+    def size(self, file: ModelFile | None, ratio: str | None) -> dict[Component, Any]:
+        """The size control for `file`."""
+        table = model_sizes(file)
+        return {self.form.components["aspect_ratio"]: settings.size_update(table, ratio)}
+
+    def updates(self, name: str | None, ratio: str | None) -> dict[Component, Any]:
+        """Every control for the models of this moment, with `name` chosen if it is there."""
+        files = self.context.catalog.checkpoints()
+        file = models.chosen(files, name)
+        choices = models.checkpoint_choices(files)
+        return {
+            self.checkpoint: gr.update(choices=choices, value=models.name_of(file)),
+            self.hint: models.models_hint(self.context, self.form.texts),
+            **self.size(file, ratio),
+        }
+
+    def restore(self, text: str | None) -> dict[Component, Any]:
         """On load: today's models, and the settings this tab sent last (JSON text, or '')."""
-        files = context.catalog.checkpoints()
         wanted: dict[str, Any] = {}
-        if text:
-            try:
-                given = json.loads(text)
-                wanted = TaskSpec.from_mapping(given).model_dump(mode="json", include=set(given))
-            except (StudioError, ValueError, TypeError):
-                wanted = {}  # an older page's settings: start afresh
-        if not wanted.get("aspect_ratio"):
-            wanted.pop("aspect_ratio", None)
-        name = models.chosen(files, wanted.pop("checkpoint", form.value("checkpoint")))
-        updates = form.updates(wanted)
-        updates[checkpoint] = gr.update(choices=models.checkpoint_choices(files), value=name)
-        updates[hint] = models.models_hint(context, form.texts)
-        return updates
-
-    return restore
+        try:
+            given = json.loads(text or "{}")
+            wanted = TaskSpec.from_mapping(given).model_dump(mode="json", include=set(given))
+        except (StudioError, ValueError, TypeError):
+            wanted = {}  # an older page's settings: start afresh
+        initial = self.form.initial
+        name = wanted.pop("checkpoint", initial.checkpoint)
+        ratio = wanted.pop("aspect_ratio", initial.aspect_ratio)
+        return self.form.updates(wanted) | self.updates(name, ratio)
 
 
 def _wire_summary(app: gr.Blocks, form: Form) -> None:
@@ -196,6 +212,20 @@ def _wire_summary(app: gr.Blocks, form: Form) -> None:
         None,
         js=f"(...values) => window.easel.summary({names}, values)",
     )
+
+
+def _tab_list(texts: Texts) -> str:
+    """Tabs of our own: Gradio's take the controls of the others out of the page."""
+    tabs = "".join(
+        f'<button type="button" role="tab" id="tab-{name}" aria-controls="panel-{name}" '
+        f'aria-selected="{str(name == PANELS[0]).lower()}">{texts(f"tab.{name}")}</button>'
+        for name in PANELS
+    )
+    return f'<div role="tablist">{tabs}</div>'
+
+
+def _panel(name: str) -> gr.Column:
+    return gr.Column(elem_id=f"panel-{name}", elem_classes="panel", min_width=0)
 
 
 def _sheet_head(texts: Texts) -> str:

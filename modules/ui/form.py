@@ -4,7 +4,7 @@ A panel makes its controls with the `Form`, which gives each the label, help, ra
 its field. Gradio hands the values over as a mapping keyed by control, so order means nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -28,6 +28,7 @@ class Form:
         self.texts = texts
         self.initial = initial
         self.components: dict[str, Component] = {}
+        self._digits: set[str] = set()
 
     def add(self, name: str, component: C) -> C:
         """Let `component` hold field `name`. ValueError if the field has one already."""
@@ -42,15 +43,19 @@ class Form:
         """What an event listener takes to get the whole form, keyed by control."""
         return set(self.components.values())
 
+    def without(self, *names: str) -> list[Component]:
+        """The controls of all fields but `names`."""
+        return [control for name, control in self.components.items() if name not in names]
+
     def read(self, values: Mapping[Component, Any]) -> TaskSpec:
         """The request that the form asks for. Raises SpecError or LimitError."""
         named = {name: values[control] for name, control in self.components.items()}
         if named.pop(RANDOM_SEED, False):
             named["seed"] = None
-        elif "seed" in named:
-            named["seed"] = _whole_number(named["seed"])
         for name, value in named.items():
-            if value is None and isinstance(getattr(self.initial, name), str):
+            if name in self._digits:
+                named[name] = self._whole_number(name, value)
+            elif value is None and isinstance(getattr(self.initial, name), str):
                 named[name] = ""  # Gradio's word for an empty box or an empty choice
         return TaskSpec.from_mapping(named)
 
@@ -60,7 +65,7 @@ class Form:
         A seed in `settings` fixes it; `seed: None` goes back to random.
         """
         changes = {
-            self.components[name]: gr.update(value=_shown(name, value))
+            self.components[name]: gr.update(value=self._shown(name, value))
             for name, value in settings.items()
             if name in self.components
         }
@@ -70,7 +75,7 @@ class Form:
 
     def value(self, name: str) -> Any:
         """What the control of `name` starts with."""
-        return _shown(name, getattr(self.initial, name))
+        return self._shown(name, getattr(self.initial, name))
 
     def text(self, name: str, **options: Any) -> gr.Textbox:
         """A box for words."""
@@ -82,10 +87,13 @@ class Form:
         options = {"minimum": low, "maximum": high, "step": step, "buttons": [], **options}
         return self.add(name, Slider(value=self.value(name), **self._common(name, options)))
 
-    def number(self, name: str, **options: Any) -> gr.Number:
-        """A box for a whole number; empty means None."""
-        options = {"precision": 0, **options}
-        return self.add(name, gr.Number(value=self.value(name), **self._common(name, options)))
+    def digits(self, name: str, **options: Any) -> gr.Textbox:
+        """A box for a whole number of any length; empty means None.
+
+        A browser's numbers are exact to 2^53 only, seeds go to 2^63: they travel as text.
+        """
+        self._digits.add(name)
+        return self.text(name, max_lines=1, elem_classes="digits", **options)
 
     def radio(self, name: str, choices: Sequence[tuple[str, str]], **options: Any) -> gr.Radio:
         """A few (label, value) choices, all in sight."""
@@ -102,6 +110,22 @@ class Form:
         words = {"label": self.texts.label(name), "info": self.texts.help(name)}
         return {"interactive": True, **words, **options}
 
+    def _shown(self, name: str, value: Any) -> Any:
+        """`value` of field `name` as its control holds it."""
+        if name in self._digits:
+            return "" if value is None else str(value)
+        return str(value) if isinstance(value, str) else value  # an enum's member as plain text
+
+    def _whole_number(self, name: str, text: str | None) -> int | None:
+        """A box of digits: empty is None; anything but digits is the user's slip."""
+        text = (text or "").strip()
+        if not text:
+            return None
+        if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= 40):
+            label = self.texts.label(name)
+            raise SpecError(f"{label} must be a whole number, or left empty.", name)
+        return int(text)
+
 
 def field_range(name: str) -> tuple[float, float]:
     """The least and the greatest value of a numeric field."""
@@ -115,25 +139,3 @@ def field_defaults() -> dict[str, Any]:
     """Every field's default value."""
     fields = TaskSpec.model_fields.items()
     return {name: info.default for name, info in fields if info.default is not PydanticUndefined}
-
-
-_SHOWN: Mapping[str, Callable[[Any], Any]] = {
-    # A browser's numbers are exact to 2^53 only, seeds go to 2^63: they travel as text.
-    "seed": lambda seed: "" if seed is None else str(seed),
-}
-
-
-def _shown(name: str, value: Any) -> Any:
-    """`value` of field `name` as its control holds it."""
-    value = _SHOWN.get(name, lambda same: same)(value)
-    return str(value) if isinstance(value, str) else value  # an enum's member as plain text
-
-
-def _whole_number(text: str | None) -> int | None:
-    """The seed box: empty is None; anything but digits is the user's slip."""
-    text = (text or "").strip()
-    if not text:
-        return None
-    if not (text.isascii() and text.lstrip("-").isdigit() and len(text) <= 40):
-        raise SpecError("Seed must be a whole number; empty the box to draw one.", "seed")
-    return int(text)

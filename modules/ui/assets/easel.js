@@ -93,7 +93,7 @@ const controls = {
   /** Fill the prompt of a page that has none yet, such as a phone that opened the address. */
   offerPrompt(prompt) {
     const box = promptBox();
-    if (box && !box.value && prompt && document.activeElement !== box) setValue(box, prompt);
+    if (box && !box.value && prompt) setValue(box, prompt);
   },
 
   /** The settings of the picture on the stage, as JSON that makes it again. */
@@ -139,7 +139,8 @@ const controls = {
 
   /** "What this will make". */
   summarize() {
-    const { image_count: count, steps, checkpoint, width, height } = this.shown;
+    const { image_count: count, steps, checkpoint } = this.shown;
+    const [width, height] = [Number(this.shown.width), Number(this.shown.height)];
     if (!$("make") || !count) return;
     const chosen = document.querySelector("#size input:checked")?.parentElement.textContent ?? "";
     const [wide, high] = width && height ? [width, height] : chosen.trim().split("×").map(Number);
@@ -176,6 +177,29 @@ const sheet = {
     if (WIDE.matches) memory.set("side", open ? "open" : "closed", localStorage);
     else if (open) $("sheet-close").focus();
     else $("advanced-toggle").focus();
+  },
+};
+
+const tabs = {
+  all: () => [...document.querySelectorAll("#tabs [role=tab]")],
+  choose(tab, { focus = false } = {}) {
+    for (const other of this.all()) {
+      const chosen = other === tab;
+      other.setAttribute("aria-selected", String(chosen));
+      other.tabIndex = chosen ? 0 : -1;
+      const panel = $(other.getAttribute("aria-controls"));
+      panel.setAttribute("role", "tabpanel");
+      panel.setAttribute("aria-labelledby", other.id);
+    }
+    document.documentElement.dataset.tab = tab.id.replace("tab-", "");
+    if (focus) tab.focus();
+  },
+  key(event) {
+    const all = this.all();
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step || !all.includes(event.target)) return;
+    const place = (all.indexOf(event.target) + step + all.length) % all.length;
+    this.choose(all[place], { focus: true });
   },
 };
 
@@ -232,6 +256,8 @@ const promptBox = () => document.querySelector("#prompt textarea, #prompt input"
 function focusField(field) {
   const ids = { cfg_scale: "guidance", image_count: "image-number", steps: "performance" };
   const id = ids[field] ?? (field || "prompt").replaceAll("_", "-");
+  const panel = $(id)?.closest(".panel");
+  if (panel) tabs.choose($(panel.id.replace("panel-", "tab-")));
   $(id)?.querySelector("textarea, input")?.focus();
 }
 
@@ -299,6 +325,7 @@ function listen() {
     (event) => {
       const target = event.target.closest("[id]:is(button, #backdrop)");
       if (target?.id === "generate") controls.beforeGenerate(event);
+      else if (target?.role === "tab") tabs.choose(target);
       else if (target && !target.disabled) CLICKS[target.id]?.();
       if (event.target.matches("#stage img.result")) viewer.open(stage.picture);
     },
@@ -311,6 +338,7 @@ function listen() {
     if (event.target === promptBox()) memory.set("prompt", event.target.value);
   });
   document.addEventListener("keydown", (event) => {
+    tabs.key(event);
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) {
       event.preventDefault();
       if (!viewer.dialog?.open) controls.generate();
@@ -338,8 +366,13 @@ function start() {
   show($("backdrop"), false);
   sheet.fit();
   theme.apply();
+  for (const box of document.querySelectorAll("#side .digits input")) {
+    box.inputMode = "numeric";
+    box.autocomplete = "off";
+  }
+  tabs.choose(tabs.all()[0]);
   drawSizes();
-  new MutationObserver(drawSizes).observe($("size"), { childList: true, subtree: true });
+  new MutationObserver(drawSizes).observe($("size").parentElement, { childList: true, subtree: true });
   new MutationObserver(() => theme.apply()).observe(document.body, { attributeFilter: ["class"] });
   page.follower = new Follower({
     onView: (view) => page.take(view),
@@ -373,8 +406,14 @@ window.easel = {
   },
 };
 
+// Gradio brings its controls one kind after the other.
+const NEEDED = [
+  ...["top", "stage", "progress", "strip", "generate", "stop", "toggles", "side", "more-sizes"],
+  ...["make", "announcer", "sheet-close", "tabs"],
+];
 theme.apply();
 (function whenReady() {
-  if ($("generate") && $("stage") && $("side") && $("size") && promptBox()) start();
+  const there = NEEDED.every($) && promptBox() && document.querySelector("#size label") && tabs.all().length;
+  if (there) start();
   else requestAnimationFrame(whenReady);
 })();

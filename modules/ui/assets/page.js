@@ -29,6 +29,7 @@ const page = {
     const hash = `#task=${id}`;
     if (location.hash !== hash) history.replaceState(null, "", hash);
     this.follower.follow(id);
+    $("strip").scrollLeft = 0;
     this.drawButtons();
   },
 

@@ -2,7 +2,6 @@
 
 import gradio as gr
 
-from modules.spec import limits
 from modules.spec.flags import Sampler, Scheduler
 from modules.ui.form import Form
 
@@ -14,10 +13,5 @@ def build(form: Form) -> None:
     form.choice("scheduler", [(item.value, item.value) for item in Scheduler], elem_id="scheduler")
     with gr.Row(elem_id="override-row"):
         for side in ("width", "height"):
-            form.number(
-                side,
-                elem_id=side,
-                min_width=0,
-                step=limits.SIDE_STEP,
-                placeholder=form.texts("override.placeholder"),
-            )
+            words = form.texts("override.placeholder")
+            form.digits(side, elem_id=side, min_width=0, placeholder=words)

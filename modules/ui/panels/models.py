@@ -19,7 +19,7 @@ def build(context: ServerContext, form: Form) -> tuple[gr.Dropdown, gr.Button, g
     checkpoint = form.choice(
         "checkpoint",
         checkpoint_choices(files),
-        value=chosen(files, form.value("checkpoint")),
+        value=name_of(chosen(files, form.value("checkpoint"))),
         elem_id="checkpoint",
     )
     refresh = gr.Button(form.texts("refresh"), elem_id="refresh", size="sm")
@@ -32,10 +32,15 @@ def checkpoint_choices(files: Sequence[ModelFile]) -> list[tuple[str, str]]:
     return [(f"{file.name} · {in_bytes(file.size)}", file.name) for file in files]
 
 
-def chosen(files: Sequence[ModelFile], name: str) -> str | None:
-    """`name` if that file is there, else the first file, else None."""
-    names = [file.name for file in files]
-    return name if name in names else next(iter(names), None)
+def chosen(files: Sequence[ModelFile], name: str | None) -> ModelFile | None:
+    """The file `name` if it is there, else the first one, else None."""
+    named = (file for file in files if file.name == name)
+    return next(named, next(iter(files), None))
+
+
+def name_of(file: ModelFile | None) -> str | None:
+    """What the checkpoint control holds for `file`."""
+    return file.name if file else None
 
 
 def checkpoint_folder(context: ServerContext) -> str:

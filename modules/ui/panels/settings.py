@@ -1,6 +1,7 @@
 """Settings: what most people change. Preset, steps, size, pictures, format, negative, seed."""
 
 from html import escape
+from typing import Any
 
 import gradio as gr
 
@@ -23,7 +24,7 @@ def build(context: ServerContext, form: Form, table: SizeTable) -> gr.Dropdown:
     form.radio(
         "aspect_ratio",
         size_choices(table),
-        value=form.value("aspect_ratio") or table.default.ratio,
+        value=table.choose(form.value("aspect_ratio")).ratio,
         elem_id="size",
     )
     markup(_more_sizes(texts, table), "more-sizes-block")
@@ -41,7 +42,7 @@ def build(context: ServerContext, form: Form, table: SizeTable) -> gr.Dropdown:
         placeholder=texts("negative.placeholder"),
     )
     with gr.Row(elem_id="seed-row"):
-        form.text("seed", elem_id="seed", max_lines=1, scale=2, min_width=0)
+        form.digits("seed", elem_id="seed", scale=2, min_width=0)
         form.add(
             RANDOM_SEED,
             gr.Checkbox(
@@ -63,6 +64,13 @@ def size_choices(table: SizeTable) -> list[tuple[str, str]]:
     usual = [_nearest(table, ratio) for ratio in USUAL_RATIOS]
     order = dict.fromkeys([*usual, *sorted(table.sizes, key=lambda s: s.width / s.height)])
     return [(f"{size.width}×{size.height}", size.ratio) for size in order]
+
+
+def size_update(table: SizeTable, ratio: str | None) -> dict[str, Any]:
+    """Offer `table` in the size control and keep `ratio` as nearly as the table allows."""
+    size = table.choose(ratio or "")
+    known = size if size in table.sizes else _nearest(table, size.ratio)
+    return gr.update(choices=size_choices(table), value=known.ratio)
 
 
 def _nearest(table: SizeTable, ratio: str) -> Size:

@@ -1,0 +1,140 @@
+"""A real Chromium before a real server, whose worker paints landscapes without an engine.
+
+Every page is watched: a request to anywhere but the server, an error in the console or in a
+script fails the test that caused it.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.page_server import RunningPage
+
+SCREENSHOTS = Path(__file__).parent / "screenshots"
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE_MS = 20_000
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here drives a browser."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A headless browser, shared by all tests; each opens windows of its own in it."""
+    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    path = os.environ.get("EASEL_TEST_CHROMIUM") or found
+    if path is None:
+        pytest.skip("no Chromium: install it (apt-get install chromium) to test the page")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPage]:
+    """A served page with one checkpoint, shared by all tests that do not stop it."""
+    page = RunningPage(tmp_path_factory.mktemp("page"))
+    yield page
+    page.close()
+
+
+class Window:
+    """One tab of a visitor of their own (no shared storage), with words for what they do."""
+
+    def __init__(self, browser: Any, url: str, **options: Any) -> None:
+        self.url = url
+        self.complaints: list[str] = []
+        self.forgive = ""  # a pattern of console errors that the test itself brings about
+        self.context = browser.new_context(
+            **{"viewport": {"width": 1400, "height": 900}, "color_scheme": "dark", **options}
+        )
+        self.page = self.new_tab()
+
+    def new_tab(self, address: str = "") -> Any:
+        """Another tab of the same visitor, with the page loaded."""
+        tab = self.context.new_page()
+        tab.set_default_timeout(PATIENCE_MS)
+        tab.on("request", self._on_request)
+        tab.on("console", self._on_console)
+        tab.on("pageerror", lambda error: self.complaints.append(f"script: {error}"))
+        tab.goto(address or self.url)
+        ready(tab)
+        return tab
+
+    def _on_request(self, request: Any) -> None:
+        if not request.url.startswith((self.url, "data:", "blob:")):
+            self.complaints.append(f"external request: {request.url}")
+
+    def _on_console(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"console: {message.text} {message.location.get('url', '')}")
+
+    def close(self) -> None:
+        """End the visit; the test fails here if anything went wrong on the way."""
+        self.context.close()
+        bad = [c for c in self.complaints if not (self.forgive and re.search(self.forgive, c))]
+        assert not bad, "\n".join(bad)
+
+
+@pytest.fixture
+def visit(chromium: Any, server: RunningPage) -> Iterator[Callable[..., Window]]:
+    """Opens windows on the shared server, or on `at`; closes and checks them afterwards."""
+    windows: list[Window] = []
+
+    def open_window(at: RunningPage | None = None, **options: Any) -> Window:
+        windows.append(Window(chromium, (at or server).url, **options))
+        return windows[-1]
+
+    yield open_window
+    for window in windows:
+        window.close()
+
+
+def ready(tab: Any) -> None:
+    """Wait until the page's script has taken over."""
+    tab.wait_for_selector("#generate span")
+    tab.wait_for_function("() => document.querySelector('#make')?.children.length === 2")
+
+
+def generate(
+    tab: Any, prompt: str, *, pictures: int | None = None, seed: int | None = None
+) -> None:
+    """Type and press Generate."""
+    if pictures is not None:
+        tab.locator("#image-number input[type=number]").fill(str(pictures))
+    if seed is not None:
+        if tab.locator("#seed-random input").is_checked():
+            tab.locator("#seed-random input").uncheck()
+        tab.locator("#seed").locator("input, textarea").fill(str(seed))
+    tab.locator("#prompt textarea").fill(prompt)
+    tab.locator("#generate").click()
+
+
+def wait_state(tab: Any, *states: str) -> None:
+    """Wait until the stage is in one of `states`."""
+    tab.wait_for_selector(",".join(f"#stage[data-state={state}]" for state in states))
+
+
+def task_of(tab: Any) -> str:
+    """Id of the task that the tab follows."""
+    return tab.evaluate("location.hash").removeprefix("#task=")

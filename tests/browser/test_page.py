@@ -1,0 +1,289 @@
+"""What a visitor does with the page, in a real browser."""
+
+import json
+import re
+
+import pytest
+
+from tests.browser.conftest import generate, ready, task_of, wait_state
+
+
+@pytest.mark.parametrize("how", ["click", "Control+Enter", "Meta+Enter"])
+def test_a_prompt_becomes_pictures(visit, server, how):
+    tab = visit().page
+    tab.locator("#prompt textarea").fill("evening hills quick")
+    if how == "click":
+        tab.locator("#generate").click()
+    else:
+        tab.keyboard.press(how)
+    wait_state(tab, "done")
+    tab.wait_for_selector("#stage img.result")
+    assert tab.locator("#stage img").count() == 1
+    view = server.pool.view(task_of(tab))
+    assert view.spec.prompt == "evening hills quick"
+    shown = tab.locator("#stage img").get_attribute("src")
+    assert shown == view.images[-1].url
+    natural = tab.evaluate("[...document.querySelectorAll('#stage img')].map(i => i.naturalWidth)")
+    assert natural == [view.images[-1].width]
+    assert tab.locator("#strip .place img").count() >= len(view.images) == 2
+
+
+def test_progress_and_preview_appear_before_the_result(visit):
+    tab = visit().page
+    generate(tab, "slow hills", pictures=2)
+    tab.wait_for_selector("#stage img.preview")
+    assert tab.locator("#stage img").get_attribute("src").startswith("data:image/jpeg")
+    words = tab.locator("#progress-words").inner_text()
+    assert re.fullmatch(r"picture 1 of 2 · step \d+/30 · \d+ s left", words)
+    assert 0 < int(tab.locator("#progress").get_attribute("aria-valuenow")) < 100
+    first = tab.locator("#stage img").get_attribute("src")
+    tab.wait_for_function("first => document.querySelector('#stage img').src !== first", arg=first)
+    assert tab.locator("#strip .place").nth(1).is_disabled()  # the second picture's place
+    assert tab.locator("#generate").inner_text() == "Add to queue"
+    wait_state(tab, "done")
+    assert tab.locator("#generate").inner_text() == "Generate"
+
+
+def test_a_reload_goes_on_showing_the_running_task(visit, server):
+    tab = visit().page
+    generate(tab, "hills that stay", pictures=2)
+    tab.wait_for_selector("#stage img.preview")
+    task = task_of(tab)
+    tab.reload()
+    ready(tab)
+    wait_state(tab, "running")
+    assert task_of(tab) == task
+    assert tab.locator("#prompt textarea").input_value() == "hills that stay"
+    tab.wait_for_selector("#stage img.preview")
+    wait_state(tab, "done")
+    assert len(server.pool.view(task).images) == 2
+
+
+def test_a_reload_keeps_the_settings_that_were_sent(visit):
+    tab = visit().page
+    tab.locator("#negative-prompt textarea").fill("fog")
+    tab.locator("#size label", has_text="832×1216").click()
+    generate(tab, "quick hills", pictures=3, seed=2**60 + 1)
+    wait_state(tab, "done")
+    tab.reload()
+    ready(tab)
+    tab.wait_for_function("() => document.querySelector('#make').innerText.includes('832')")
+    assert tab.locator("#negative-prompt textarea").input_value() == "fog"
+    assert tab.locator("#image-number input[type=number]").input_value() == "3"
+    assert tab.locator("#seed").locator("input, textarea").input_value() == str(2**60 + 1)
+    assert not tab.locator("#seed-random input").is_checked()
+    assert "3 pictures · 832 × 1216 · 30 steps" in tab.locator("#make").inner_text()
+
+
+def test_another_device_attaches_by_the_address(visit):
+    tab = visit().page
+    generate(tab, "hills for two", pictures=1)
+    wait_state(tab, "running")
+    other = visit(viewport={"width": 390, "height": 844}, has_touch=True)
+    phone = other.new_tab(tab.evaluate("location.href"))
+    wait_state(phone, "running", "done")
+    assert phone.locator("#prompt textarea").input_value() == "hills for two"
+    wait_state(phone, "done")
+    phone.wait_for_selector("#stage img.result")
+
+
+def test_two_tabs_never_mix_their_tasks(visit):
+    window = visit()
+    first, second = window.page, window.new_tab()
+    generate(first, "first hills", pictures=2)
+    generate(second, "second quick hills", pictures=1)
+    wait_state(second, "queued", "running", "done")
+    assert task_of(first) != task_of(second)
+    wait_state(first, "done")
+    wait_state(second, "done")
+    for tab in (first, second):
+        tab.wait_for_selector("#stage img.result")
+        source = tab.locator("#stage img").get_attribute("src")
+        assert source.startswith(f"/api/images/{task_of(tab)}/")
+    assert first.locator("#stage img").get_attribute("alt") == "first hills"
+    assert second.locator("#stage img").get_attribute("alt") == "second quick hills"
+
+
+def test_stop_answers_at_once_and_keeps_what_is_finished(visit, server):
+    tab = visit().page
+    generate(tab, "hills", pictures=4)
+    tab.wait_for_selector("#stage img.preview")
+    tab.wait_for_selector(f"#strip img[src='/api/images/{task_of(tab)}/0']")
+    answer = tab.evaluate(
+        """() => {
+          const start = performance.now();
+          document.querySelector("#stop").click();
+          return [document.querySelector("#progress-words").textContent, performance.now() - start];
+        }"""
+    )
+    assert answer[0] == "stopping…"
+    assert answer[1] < 100
+    wait_state(tab, "stopped")
+    images = server.pool.view(task_of(tab)).images
+    assert 1 <= len(images) < 4
+    assert f"{len(images)} of 4 pictures are kept" in tab.locator("#progress-words").inner_text()
+    tab.wait_for_selector("#stage img.result")
+    assert tab.locator("#stop").is_disabled()
+
+
+def test_skip_ends_one_picture_only(visit, server):
+    tab = visit().page
+    generate(tab, "hills", pictures=2)
+    tab.wait_for_selector("#stage img.preview")
+    tab.locator("#skip").click()
+    wait_state(tab, "done")
+    assert [image.index for image in server.pool.view(task_of(tab)).images] == [1]
+
+
+def test_a_failure_is_told_in_one_sentence(visit):
+    tab = visit().page
+    generate(tab, "this fails")
+    wait_state(tab, "failed")
+    said = tab.locator("#error").inner_text()
+    assert "castle.safetensors" in said
+    assert "Traceback" not in said
+    generate(tab, "quick hills")  # and the next task runs
+    wait_state(tab, "done")
+    assert tab.locator("#error").is_hidden()
+
+
+def test_markup_in_a_prompt_stays_text(visit):
+    tab = visit().page
+    prompt = "<img src=x onerror=alert(1)> & <b>hills</b> quick"
+    generate(tab, prompt, pictures=1)
+    wait_state(tab, "done")
+    tab.wait_for_selector("#stage img.result")
+    assert tab.locator("#stage img").get_attribute("alt") == prompt
+    assert tab.locator("img[src=x]").count() == 0
+    generate(tab, prompt + " waits")
+    generate(tab, prompt)
+    tab.wait_for_selector("#queue .chip")
+    assert tab.locator("#queue b").count() == 0
+    tab.locator("#queue .chip button").click()
+    tab.locator("#stop").click()
+    wait_state(tab, "stopped")
+
+
+def test_a_wrong_number_gets_the_sentence_of_the_schema(visit):
+    tab = visit().page
+    tab.get_by_role("tab", name="Advanced").click()
+    tab.locator("#width input").fill("1001")
+    tab.locator("#height input").fill("1000")
+    generate(tab, "hills")
+    tab.wait_for_selector("#error:not([hidden])")
+    assert tab.locator("#error-text").inner_text() == "Width must be a multiple of 8."
+    assert tab.locator("#stage").get_attribute("data-state") == "idle"
+    tab.locator("#error-close").click()
+    assert tab.locator("#error").is_hidden()
+
+
+def test_a_second_press_queues_and_is_followed_next(visit, server):
+    tab = visit().page
+    generate(tab, "waits here")
+    wait_state(tab, "running", "loading")
+    first = task_of(tab)
+    generate(tab, "quick hills after", pictures=1)
+    tab.wait_for_selector("#queue .chip .number:text-is('1')")
+    assert "quick hills after" in tab.locator("#queue").inner_text()
+    assert task_of(tab) == first
+    tab.locator("#stop").click()
+    wait_state(tab, "done")
+    assert task_of(tab) != first
+    assert server.pool.view(first).state == "stopped"
+    tab.wait_for_selector("#stage img.result")
+    assert tab.locator("#stage img").get_attribute("alt") == "quick hills after"
+    assert tab.locator("#queue .chip").count() == 0
+
+
+def test_a_waiting_task_can_be_taken_out(visit, server):
+    tab = visit().page
+    generate(tab, "waits here")
+    wait_state(tab, "running", "loading")
+    generate(tab, "never painted")
+    tab.wait_for_selector("#queue .chip")
+    waiting = json.loads(tab.evaluate("sessionStorage['easel.waiting']"))[0]
+    tab.locator("#queue .chip button").click()
+    tab.wait_for_selector("#queue .chip", state="detached")
+    tab.wait_for_timeout(200)
+    assert server.pool.view(waiting).state == "stopped"
+    tab.locator("#stop").click()
+    wait_state(tab, "stopped")
+
+
+def test_the_worker_dies_and_the_page_says_so(visit):
+    tab = visit().page
+    generate(tab, "hills where it crashes", pictures=1)
+    tab.wait_for_function(
+        "() => /worker/i.test(document.querySelector('#main').innerText)", timeout=15_000
+    )
+    wait_state(tab, "done")
+    tab.wait_for_selector("#stage img.result")
+
+
+def test_settings_and_seed_of_a_picture_can_be_taken(visit, server):
+    window = visit(permissions=["clipboard-read", "clipboard-write"])
+    tab = window.page
+    generate(tab, "quick hills", pictures=2, seed=2**62 + 3)
+    wait_state(tab, "done")
+    tab.wait_for_selector("#stage img.result")
+    tab.locator("#stage").hover()
+    tab.locator("#copy-settings").click()
+    tab.wait_for_selector("#said:not([hidden])")
+    copied = json.loads(tab.evaluate("navigator.clipboard.readText()"))
+    assert copied["prompt"] == "quick hills"
+    assert copied["seed"] == 2**62 + 4
+    assert copied["image_count"] == 1
+    tab.locator("#seed-random input").check()
+    tab.locator("#use-seed").click()
+    assert tab.locator("#seed").locator("input, textarea").input_value() == str(2**62 + 4)
+    assert not tab.locator("#seed-random input").is_checked()
+    with tab.expect_download() as download:
+        tab.locator("#download").click()
+    assert download.value.suggested_filename.endswith(".png")
+
+
+def test_a_picture_opens_large_and_the_arrows_walk(visit):
+    tab = visit().page
+    generate(tab, "quick hills", pictures=2)
+    wait_state(tab, "done")
+    tab.wait_for_selector("#stage img.result")
+    tab.locator("#strip .place").first.click()
+    tab.wait_for_selector("#stage img[src$='/0']")
+    tab.locator("#stage img").click()
+    assert tab.locator("#viewer img").get_attribute("src").endswith("/0")
+    tab.keyboard.press("ArrowRight")
+    assert tab.locator("#viewer img").get_attribute("src").endswith("/1")
+    tab.keyboard.press("Escape")
+    assert tab.locator("#viewer").is_hidden()
+    tab.wait_for_selector("#stage img[src$='/1']")
+
+
+def test_a_preset_sets_the_controls(visit):
+    tab = visit().page
+    tab.locator("#preset input").click()
+    tab.get_by_role("option", name="Fast").click()
+    tab.wait_for_function("() => !document.querySelector('#make').innerText.includes('30 steps')")
+    assert tab.locator("#prompt textarea").input_value() == ""
+
+
+def test_the_theme_follows_the_system_and_can_be_switched(visit):
+    tab = visit(color_scheme="light").page
+    assert tab.evaluate("document.documentElement.dataset.theme") == "light"
+    tab.locator("#theme-toggle").click()
+    assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert tab.evaluate("document.body.classList.contains('dark')")
+    tab.reload()
+    ready(tab)
+    assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_advanced_hides_the_side_column(visit):
+    tab = visit().page
+    wide = tab.locator("#stage").bounding_box()["width"]
+    tab.locator("#advanced-toggle").uncheck()
+    tab.wait_for_function(
+        "wide => document.querySelector('#stage').offsetWidth > wide + 300", arg=wide
+    )
+    assert tab.locator("#side").is_hidden()
+    tab.locator("#advanced-toggle").check()
+    assert tab.locator("#preset").is_visible()

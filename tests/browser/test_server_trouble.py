@@ -1,0 +1,59 @@
+"""The page when the server is away, has no model, or forgot a task."""
+
+from tests.browser.conftest import generate, ready, task_of, wait_state
+from tests.support.page_server import RunningPage
+
+
+def test_the_page_says_that_the_server_is_away_and_comes_back(visit, tmp_path):
+    server = RunningPage(tmp_path)
+    try:
+        window = visit(at=server)
+        window.forgive = "Failed to load resource|ERR_CONNECTION|ERR_INCOMPLETE|network"
+        tab = window.page
+        generate(tab, "hills", pictures=3)
+        tab.wait_for_selector("#stage img.preview")
+        task = task_of(tab)
+        server.close()
+        tab.wait_for_selector("#server:not(:empty)", timeout=30_000)
+        assert "does not answer" in tab.locator("#server").inner_text()
+        generate(tab, "nothing is sent")
+        assert "nothing was sent" in tab.locator("#error-text").inner_text()
+        server.start()
+        tab.wait_for_selector("#server:empty", state="attached", timeout=30_000)
+        wait_state(tab, "done")
+        assert task_of(tab) == task
+        assert len(server.pool.view(task).images) == 3
+    finally:
+        server.close()
+
+
+def test_without_a_model_the_page_says_what_to_put_where(visit, tmp_path):
+    server = RunningPage(tmp_path, checkpoints=())
+    try:
+        tab = visit(at=server).page
+        tab.wait_for_selector("#no-model:not([hidden])")
+        assert "models/checkpoints" in tab.locator("#no-model").inner_text()
+        assert str(tmp_path) not in tab.content()
+        tab.locator("#look-again").click()
+        tab.wait_for_selector("#look-result:not(:empty)")
+        server.add_checkpoint("late.safetensors")
+        tab.locator("#look-again").click()
+        tab.wait_for_selector("#idle:not([hidden])")
+        tab.get_by_role("tab", name="Models").click()
+        tab.wait_for_function(
+            "() => document.querySelector('#checkpoint input').value.includes('late.safetensors')"
+        )
+    finally:
+        server.close()
+
+
+def test_a_task_that_nobody_knows_leaves_a_usable_page(visit):
+    window = visit()
+    window.forgive = "404"
+    tab = window.new_tab(window.url + "/#task=abcdefgh")
+    ready(tab)
+    tab.wait_for_selector("#error:not([hidden])")
+    assert "not known" in tab.locator("#error-text").inner_text()
+    assert tab.evaluate("location.hash") == ""
+    generate(tab, "quick hills", pictures=1)
+    wait_state(tab, "done")
