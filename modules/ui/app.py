@@ -225,7 +225,7 @@ def _tab_list(texts: Texts) -> str:
 
 
 def _panel(name: str) -> gr.Column:
-    return gr.Column(elem_id=f"panel-{name}", elem_classes="panel", min_width=0)
+    return gr.Column(elem_id=f"panel-{name}", min_width=0)
 
 
 def _sheet_head(texts: Texts) -> str:

@@ -93,7 +93,7 @@ class Form:
         A browser's numbers are exact to 2^53 only, seeds go to 2^63: they travel as text.
         """
         self._digits.add(name)
-        return self.text(name, max_lines=1, elem_classes="digits", **options)
+        return self.text(name, max_lines=1, **options)
 
     def radio(self, name: str, choices: Sequence[tuple[str, str]], **options: Any) -> gr.Radio:
         """A few (label, value) choices, all in sight."""

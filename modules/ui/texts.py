@@ -54,6 +54,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "queued.position": "Number {position} in the queue",
         "loading": "Loading the model…",
         "starting": "Starting…",
+        "progress": "Progress",
         "progress.image": "picture {image} of {count}",
         "progress.step": "step {step}/{steps}",
         "progress.left": "{time} left",

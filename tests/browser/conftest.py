@@ -120,12 +120,16 @@ def generate(
     tab: Any, prompt: str, *, pictures: int | None = None, seed: int | None = None
 ) -> None:
     """Type and press Generate."""
+    in_sheet = (pictures, seed) != (None, None) and not tab.locator("#side").is_visible()
+    if in_sheet:
+        tab.locator("#advanced-label").click()
     if pictures is not None:
         tab.locator("#image-number input[type=number]").fill(str(pictures))
     if seed is not None:
-        if tab.locator("#seed-random input").is_checked():
-            tab.locator("#seed-random input").uncheck()
-        tab.locator("#seed").locator("input, textarea").fill(str(seed))
+        tab.locator("#seed-random input").uncheck()
+        tab.locator("#seed input").fill(str(seed))
+    if in_sheet:
+        tab.locator("#sheet-close").click()
     tab.locator("#prompt textarea").fill(prompt)
     tab.locator("#generate").click()
 

@@ -256,7 +256,7 @@ const promptBox = () => document.querySelector("#prompt textarea, #prompt input"
 function focusField(field) {
   const ids = { cfg_scale: "guidance", image_count: "image-number", steps: "performance" };
   const id = ids[field] ?? (field || "prompt").replaceAll("_", "-");
-  const panel = $(id)?.closest(".panel");
+  const panel = $(id)?.closest("[id^=panel-]");
   if (panel) tabs.choose($(panel.id.replace("panel-", "tab-")));
   $(id)?.querySelector("textarea, input")?.focus();
 }
@@ -291,6 +291,17 @@ function drawSizes() {
     label.style.setProperty("--h", `${Math.round(height * scale)}px`);
     const input = label.querySelector("input");
     if (input.name !== "easel-size") input.name = "easel-size"; // one group for the arrow keys
+  }
+}
+
+/** Gradio counts a field's help to its name; to a reader it is a description. */
+function nameFields() {
+  for (const block of document.querySelectorAll("#side .block")) {
+    const box = block.querySelector("label > .input-container :is(input, textarea)");
+    const name = block.querySelector("[data-testid=block-info]")?.textContent.trim();
+    if (!box || !name) continue;
+    box.setAttribute("aria-label", name);
+    box.setAttribute("aria-description", block.querySelector(".info-text")?.textContent ?? "");
   }
 }
 
@@ -366,7 +377,8 @@ function start() {
   show($("backdrop"), false);
   sheet.fit();
   theme.apply();
-  for (const box of document.querySelectorAll("#side .digits input")) {
+  nameFields();
+  for (const box of document.querySelectorAll(":is(#seed, #width, #height) input")) {
     box.inputMode = "numeric";
     box.autocomplete = "off";
   }

@@ -90,7 +90,7 @@ def _stage(context: ServerContext, texts: Texts) -> str:
 
 def _progress(texts: Texts) -> str:
     return f"""
-<div id="progress" role="progressbar" aria-label="{escape(texts("stage"))}" aria-valuemin="0"
+<div id="progress" role="progressbar" aria-label="{escape(texts("progress"))}" aria-valuemin="0"
   aria-valuemax="100" aria-valuenow="0">
   <div class="track"><div class="bar" id="bar"></div></div>
   <div class="words" id="progress-words"></div>

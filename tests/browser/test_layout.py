@@ -1,0 +1,198 @@
+"""Sizes, reach and contrast: nothing jumps, nothing is cut off, nothing is too small or faint."""
+
+import pytest
+
+from tests.browser.conftest import generate, wait_state
+
+DESKTOP = {"viewport": {"width": 1400, "height": 900}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+STILL = ("#stage", "#progress", "#strip", "#prompt", "#generate", "#stop", "#toggles")
+
+CONTRAST = """
+(selectors) => {
+  const channel = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+  const ground = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const [r, g, b, a = 1] = numbers(getComputedStyle(e).backgroundColor);
+      if (a === 1) return [r, g, b];
+    }
+    return [255, 255, 255];
+  };
+  const faint = [];
+  for (const selector of selectors) {
+    const found = [...document.querySelectorAll(selector)].filter((e) => e.offsetParent);
+    if (!found.length) faint.push(`${selector} is not there`);
+    for (const element of found) {
+      const ink = light(numbers(getComputedStyle(element).color));
+      const paper = light(ground(element));
+      const ratio = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+      if (ratio < 4.5) faint.push(`${selector}: ${ratio.toFixed(2)}`);
+    }
+  }
+  return faint;
+}
+"""
+
+SMALL_TARGETS = """
+() => [...document.querySelectorAll(
+  "button, a, input, textarea, label:has(input), [role=tab], #frame img.result")]
+  .filter((e) => !e.disabled && e.checkVisibility({ visibilityProperty: true })
+    && e.offsetWidth > 1 && !e.closest("[inert]") && !e.matches("label input, .skip-link"))
+  .map((e) => [e, e.getBoundingClientRect()])
+  .filter(([e, box]) => box.width < 44 || box.height < 44)
+  .map(([e, box]) => `${e.tagName} ${e.id} ${e.className} ${box.width}×${box.height}`)
+"""
+
+
+def boxes(tab):
+    return {selector: tab.locator(selector).bounding_box() for selector in STILL}
+
+
+def overflow(tab):
+    """Pixels by which the page, the sheet's panels or the stage are wider than their room."""
+    return tab.evaluate(
+        """() => Math.max(...["html", "body", "#main", "#side", "#stage", "[id^=panel-]"]
+          .flatMap((s) => [...document.querySelectorAll(s)])
+          .map((e) => e.scrollWidth - e.clientWidth))"""
+    )
+
+
+@pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_nothing_moves_between_idle_running_queued_done_and_failed(visit, device):
+    tab = visit(**device).page
+    idle = boxes(tab)
+    generate(tab, "hills")
+    tab.wait_for_selector("#stage img.preview")
+    assert boxes(tab) == idle
+    generate(tab, "this fails")
+    tab.wait_for_selector("#queue .chip")
+    assert boxes(tab) == idle
+    tab.locator("#stop").click()
+    wait_state(tab, "failed")
+    assert boxes(tab) == idle
+    generate(tab, "quick hills")
+    wait_state(tab, "done")
+    tab.wait_for_selector("#stage img.result")
+    assert boxes(tab) == idle
+
+
+def test_picture_prompt_and_generate_are_on_screen_together(visit):
+    tab = visit(**DESKTOP).page
+    stage, prompt, button = (tab.locator(s).bounding_box() for s in STILL[:1] + STILL[3:5])
+    assert stage["height"] > 500
+    for box in (stage, prompt, button):
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= 900
+    assert tab.evaluate("document.scrollingElement.scrollHeight") <= 900
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1024, 1400, 2560])
+def test_nothing_scrolls_sideways(visit, width):
+    tab = visit(viewport={"width": width, "height": 844}).page
+    assert overflow(tab) <= 0
+    tab.locator("#advanced-toggle").set_checked(True, force=True)
+    for name in ("settings", "models", "advanced"):
+        tab.locator(f"#tab-{name}").click()
+        assert overflow(tab) <= 0
+
+
+def test_nothing_scrolls_sideways_with_a_long_prompt_and_error(visit):
+    tab = visit(**PHONE).page
+    generate(tab, "x" * 300 + " waits")
+    wait_state(tab, "running", "loading")
+    generate(tab, "y" * 300)
+    tab.wait_for_selector("#queue .chip")
+    assert overflow(tab) <= 0
+    tab.locator("#queue .chip button").click()
+    tab.locator("#stop").click()
+    wait_state(tab, "stopped")
+    generate(tab, "z" * 8193)
+    tab.wait_for_selector("#error:not([hidden])")
+    assert "8,193" in tab.locator("#error-text").inner_text()
+    assert overflow(tab) <= 0
+
+
+def test_targets_are_large_enough_for_a_thumb(visit):
+    tab = visit(**PHONE).page
+    generate(tab, "quick hills")
+    wait_state(tab, "done")
+    tab.wait_for_selector("#stage img.result")
+    assert tab.evaluate(SMALL_TARGETS) == []
+    tab.locator("#advanced-label").click()
+    for name in ("settings", "models", "advanced"):
+        tab.locator(f"#tab-{name}").click()
+        assert tab.evaluate(SMALL_TARGETS) == []
+
+
+def test_the_sheet_comes_from_below_and_goes_away(visit):
+    tab = visit(**PHONE).page
+    assert tab.locator("#side").is_hidden()
+    assert tab.locator("#generate").bounding_box()["width"] > 350
+    tab.locator("#advanced-label").click()
+    tab.wait_for_selector("#preset", state="visible")
+    tab.wait_for_timeout(400)
+    box = tab.locator("#side").bounding_box()
+    assert box["y"] > 100
+    assert box["y"] + box["height"] == 844
+    tab.keyboard.press("Escape")
+    tab.wait_for_selector("#side", state="hidden")
+    tab.locator("#advanced-label").click()
+    tab.locator("#backdrop").click(position={"x": 100, "y": 40})
+    tab.wait_for_selector("#side", state="hidden")
+    generate(tab, "quick hills")
+    wait_state(tab, "done")
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_words_stand_out(visit, theme):
+    tab = visit(color_scheme=theme).page
+    frame = [".brand", "#idle h2", "#idle p", "#idle button", "#generate span", "#advanced-label"]
+    side = ["#tabs button", "[data-testid=block-info]", "#size label span", "#make span"]
+    fields = ["#preset input", "#performance input[type=number]", "#more-sizes"]
+    assert tab.evaluate(CONTRAST, [*frame, *side, *fields]) == []
+    tab.locator("#tab-models").click()
+    assert tab.evaluate(CONTRAST, [".hint p", ".hint a", ".hint small", "#refresh"]) == []
+    generate(tab, "this fails")
+    wait_state(tab, "failed")
+    assert tab.evaluate(CONTRAST, ["#error-text", "#waiting h2", "#waiting p"]) == []
+    generate(tab, "hills")
+    tab.wait_for_selector("#stage img.preview")
+    assert tab.evaluate(CONTRAST, ["#progress-words", "#skip span", "#stop span", "#clock"]) == []
+
+
+def test_controls_have_names_and_keys(visit):
+    tab = visit().page
+    for role, name in [
+        ("textbox", "Prompt"),
+        ("button", "Generate"),
+        ("tab", "Settings"),
+        ("checkbox", "Advanced"),
+        ("textbox", "Negative prompt"),
+        ("progressbar", "Progress"),
+        ("combobox", "Preset"),
+    ]:
+        assert tab.get_by_role(role, name=name, exact=True).count() == 1, name
+    nameless = tab.evaluate(
+        """() => [...document.querySelectorAll("button")].filter((b) =>
+          !(b.getAttribute("aria-label") || b.textContent.trim())).map((b) => b.outerHTML)"""
+    )
+    assert nameless == []
+    tab.locator("#tab-settings").focus()
+    tab.keyboard.press("ArrowRight")
+    assert tab.locator("#tab-models").get_attribute("aria-selected") == "true"
+    assert tab.locator("#checkpoint").is_visible()
+
+
+def test_no_fading_where_motion_is_unwanted(visit):
+    tab = visit(reduced_motion="reduce").page
+    tab.evaluate(
+        """() => new MutationObserver((all) => all.forEach((m) => m.addedNodes.forEach((n) =>
+          n.nodeName === "CANVAS" && (window.faded = true))))
+          .observe(document.querySelector("#frame"), {childList: true})"""
+    )
+    generate(tab, "quick hills", pictures=2)
+    wait_state(tab, "done")
+    tab.wait_for_selector("#stage img.result")
+    assert not tab.evaluate("window.faded")
