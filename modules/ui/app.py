@@ -18,7 +18,7 @@ from gradio.components import Component
 from modules.api.context import ServerContext
 from modules.library.catalog import ModelFile
 from modules.library.model_sizes import model_sizes
-from modules.spec.errors import SpecError, StudioError
+from modules.spec.errors import LimitError, SpecError, StudioError
 from modules.spec.task_spec import TaskSpec
 from modules.ui import assets
 from modules.ui.components import markup
@@ -96,7 +96,9 @@ def initial_spec(context: ServerContext) -> TaskSpec:
     return preset.apply() if preset else TaskSpec()
 
 
-def submit(context: ServerContext, form: Form, values: Mapping[Component, Any]) -> dict[str, Any]:
+def submit(
+    context: ServerContext, form: Form, values: Mapping[Component, Any], owner: str = "local"
+) -> dict[str, Any]:
     """The ticket for one press of Generate: {"id", "settings"} or {"error"}; never raises.
 
     `nonce` tells a new ticket from one that the page has seen. `settings` is JSON text, because
@@ -105,9 +107,9 @@ def submit(context: ServerContext, form: Form, values: Mapping[Component, Any]) 
     ticket: dict[str, Any] = {"nonce": uuid.uuid4().hex}
     try:
         spec = form.read(values)
-        task_id = context.pool.submit(spec, "local")
+        task_id = context.pool.submit(spec, owner)
     except StudioError as error:
-        field = error.field if isinstance(error, SpecError) else ""
+        field = error.field if isinstance(error, SpecError | LimitError) else ""
         return ticket | {"error": {"code": error.code, "message": str(error), "field": field}}
     except Exception:  # noqa: BLE001 - the page must get an answer; the log gets the story
         logger.exception("a request could not be taken in")
@@ -119,8 +121,8 @@ def submit(context: ServerContext, form: Form, values: Mapping[Component, Any]) 
 def _wire_generate(
     context: ServerContext, form: Form, generate: gr.Button, ticket: gr.JSON
 ) -> None:
-    def press(values: dict[Component, Any]) -> dict[str, Any]:
-        return submit(context, form, values)
+    def press(values: dict[Component, Any], request: gr.Request) -> dict[str, Any]:
+        return submit(context, form, values, owner=request.username or "local")
 
     # Then, not success: the script must also hear that there was no answer.
     generate.click(press, form.inputs(), ticket, **DIRECT).then(

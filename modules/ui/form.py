@@ -101,8 +101,10 @@ class Form:
         return self.add(name, Radio(choices=choices, **self._common(name, options)))
 
     def choice(self, name: str, choices: Sequence[tuple[str, str]], **options: Any) -> gr.Dropdown:
-        """A drop-down list of (label, value) choices."""
-        options = {"value": self.value(name), **options}
+        """A drop-down list of (label, value) choices; none is chosen if the value is not there."""
+        value = self.value(name)
+        known = any(value == choice for _, choice in choices)
+        options = {"value": value if known else None, **options}
         return self.add(name, Choice(choices=choices, **self._common(name, options)))
 
     def _common(self, name: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "refresh": "Refresh",
         "queued": "Waiting in the queue",
         "queued.next": "Next in the queue",
+        "queued.text": "It starts by itself when the pictures before it are finished.",
         "queued.position": "Number {position} in the queue",
         "loading": "Loading the model…",
         "starting": "Starting…",

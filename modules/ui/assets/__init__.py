@@ -5,7 +5,17 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 STYLES = ("easel.css", "form.css", "phone.css")
-SCRIPTS = ("util.js", "task.js", "stage.js", "strip.js", "viewer.js", "page.js", "easel.js")
+SCRIPTS = (
+    "util.js",
+    "task.js",
+    "stage.js",
+    "strip.js",
+    "viewer.js",
+    "page.js",
+    "controls.js",
+    "frame.js",
+    "easel.js",
+)
 
 
 @cache

@@ -79,7 +79,7 @@ const page = {
   drawQueued(view) {
     stage.setState("queued");
     const words = queueWords(view);
-    if (!this.pinned && !this.held) stage.message("waiting", words, view.message);
+    if (!this.pinned && !this.held) stage.message("waiting", words, view.message || say("queued.text"));
     stage.progress(view.message || words, 0, true);
   },
 
@@ -121,8 +121,7 @@ const page = {
     if (failed) stage.error(view.error?.message || say("error.unknown"));
     if (newest && !this.pinned) this.put(newest);
     else if (!newest && !this.pinned) {
-      const title = failed ? say("failed.title") : say("stopped.none");
-      stage.message("waiting", title, failed ? view.error?.message : "");
+      stage.message("waiting", say(failed ? "failed.title" : "stopped.none"));
     }
     this.live = null;
     speed.learn(view);

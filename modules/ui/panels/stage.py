@@ -16,7 +16,7 @@ from modules.ui.texts import Texts
 
 def build(context: ServerContext, texts: Texts) -> None:
     """Top bar, #stage with #error in it, #progress and #strip."""
-    markup(_top_bar(texts), "top-block")
+    markup(_top_bar(context, texts), "top-block")
     markup(_stage(context, texts), "stage-block")
     markup(_progress(texts), "progress-block")
     markup(_strip(texts), "strip-block")
@@ -31,9 +31,9 @@ def button(element_id: str, icon_name: str, label: str, *, kind: str = "icon-but
     )
 
 
-def _top_bar(texts: Texts) -> str:
+def _top_bar(context: ServerContext, texts: Texts) -> str:
     return f"""
-<header id="top">
+<header id="top" data-theme="{escape(context.settings.theme or "")}">
   <a class="skip-link" href="#prompt">{escape(texts("skip.to.prompt"))}</a>
   <span class="brand">{icon("easel")}<span>{escape(texts("title"))}</span></span>
   <span id="notices" role="note"></span>

@@ -1,0 +1,181 @@
+// What the buttons do, and the words about what the form will make.
+
+const ANSWER_MS = 15000;
+
+const controls = {
+  nonce: "",
+  pending: 0, // timer of a press of Generate that has no answer yet
+  shown: {}, // the form's values that the summary needs
+
+  generate() {
+    $("generate")?.click();
+  },
+
+  /** Before Gradio sees a press of Generate. */
+  beforeGenerate(event) {
+    stage.error("");
+    if (page.offline) {
+      event.stopImmediatePropagation();
+      event.preventDefault();
+      stage.error(say("offline.generate"));
+      return;
+    }
+    clearTimeout(this.pending);
+    this.pending = setTimeout(() => this.noAnswer(), ANSWER_MS);
+    $("generate").setAttribute("aria-busy", "true");
+  },
+
+  async noAnswer() {
+    this.answered();
+    await poll.status();
+    stage.error(say(page.offline ? "offline.generate" : "error.unknown"));
+  },
+
+  answered() {
+    clearTimeout(this.pending);
+    this.pending = 0;
+    $("generate").removeAttribute("aria-busy");
+  },
+
+  /** The answer to a press of Generate; see modules/ui/app.py. */
+  ticket(ticket) {
+    if (!ticket || ticket.nonce === this.nonce) return this.noAnswer();
+    this.nonce = ticket.nonce;
+    this.answered();
+    if (ticket.error) {
+      stage.error(ticket.error.message);
+      focusField(ticket.error.field);
+      return undefined;
+    }
+    memory.set("settings", ticket.settings);
+    if (page.busy) {
+      waiting.add(ticket.id, parse(ticket.settings).prompt);
+      page.drawQueue();
+      poll.queue();
+    } else page.follow(ticket.id);
+    poll.status();
+    return undefined;
+  },
+
+  async act(name) {
+    const id = page.follower.id;
+    if (!id || !page.busy) return;
+    if (name === "stop") page.stopping = true;
+    else page.skipping = page.view ? progressNumber(page.view) : 0;
+    setText($("progress-words"), say(name === "stop" ? "stopping" : "skipping"));
+    page.drawButtons();
+    try {
+      await post(`/api/tasks/${encodeURIComponent(id)}/${name}`);
+    } catch (error) {
+      page.stopping = false;
+      page.skipping = -1;
+      page.drawButtons();
+      stage.error(error instanceof HttpError ? error.message : say("offline"));
+    }
+  },
+
+  async unqueue(id) {
+    waiting.drop(id);
+    page.drawQueue();
+    try {
+      await post(`/api/tasks/${encodeURIComponent(id)}/stop`);
+    } catch (error) {
+      stage.error(error instanceof HttpError ? error.message : say("offline"));
+    }
+    poll.status();
+  },
+
+  /** Fill the prompt of a page that has none yet, such as a phone that opened the address. */
+  offerPrompt(prompt) {
+    const box = promptBox();
+    if (box && !box.value && prompt) setValue(box, prompt);
+  },
+
+  /** The settings of the picture on the stage, as JSON that makes it again. */
+  async copySettings() {
+    const picture = stage.picture;
+    try {
+      const view = await call(`/api/tasks/${encodeURIComponent(picture.taskId)}`);
+      await copyText(unparse({ ...view.spec, seed: picture.seed, image_count: 1 }));
+      stage.tell(say("action.copied"));
+    } catch (error) {
+      stage.error(error instanceof HttpError ? error.message : say("offline"));
+    }
+  },
+
+  useSeed() {
+    const { seed } = stage.picture;
+    const random = document.querySelector("#seed-random input");
+    if (random?.checked) random.click();
+    const box = document.querySelector("#seed textarea, #seed input");
+    if (box) setValue(box, String(seed));
+    stage.tell(say("action.seeded", { seed }));
+  },
+
+  download() {
+    const link = make("a");
+    link.href = `${stage.picture.url}?download=1`;
+    link.download = "";
+    link.click();
+  },
+
+  async lookAgain() {
+    document.querySelector("#refresh")?.click();
+    await poll.status();
+    const found = page.status?.checkpoints ?? [];
+    if (found.length) stage.tell(say("nomodel.found", { name: found[0].name }));
+    else setText($("look-result"), say("nomodel.none", { folder: "models/checkpoints" }));
+  },
+
+  summary(names, values) {
+    names.forEach((name, index) => (this.shown[name] = values[index]));
+    this.summarize();
+  },
+
+  /** "What this will make". */
+  summarize() {
+    const { image_count: count, steps, checkpoint } = this.shown;
+    const [width, height] = [Number(this.shown.width), Number(this.shown.height)];
+    if (!$("make") || !count) return;
+    const chosen = document.querySelector("#size input:checked")?.parentElement.textContent ?? "";
+    const [wide, high] = width && height ? [width, height] : chosen.trim().split("×").map(Number);
+    const parts = [say(count === 1 ? "make.one" : "make.many", { count })];
+    if (wide && high) parts.push(say("make.size", { width: wide, height: high }));
+    parts.push(say("make.steps", { steps }));
+    const seconds = speed.seconds(checkpoint, steps, wide * high * count);
+    if (seconds) parts.push(say("make.time", { time: duration(seconds) }));
+    const lines = [make("span", { className: "title", text: say("make.title") })];
+    lines.push(make("span", { text: parts.join(" · ") }));
+    $("make").replaceChildren(...lines);
+  },
+};
+
+const promptBox = () => document.querySelector("#prompt textarea, #prompt input");
+
+function focusField(field) {
+  const ids = { cfg_scale: "guidance", image_count: "image-number", steps: "performance" };
+  const id = ids[field] ?? (field || "prompt").replaceAll("_", "-");
+  const panel = $(id)?.closest("[id^=panel-]");
+  if (panel) tabs.choose($(panel.id.replace("panel-", "tab-")));
+  $(id)?.querySelector("textarea, input")?.focus();
+}
+
+/** Type `value` into a control of Gradio's. */
+function setValue(box, value) {
+  const kind = box instanceof HTMLTextAreaElement ? HTMLTextAreaElement : HTMLInputElement;
+  Object.getOwnPropertyDescriptor(kind.prototype, "value").set.call(box, value);
+  box.dispatchEvent(new Event("input", { bubbles: true }));
+}
+
+async function copyText(text) {
+  if (navigator.clipboard && isSecureContext) {
+    await navigator.clipboard.writeText(text);
+    return;
+  }
+  const box = make("textarea", { className: "quiet" }); // plain http in a local network
+  box.value = text;
+  document.body.append(box);
+  box.select();
+  document.execCommand("copy");
+  box.remove();
+}

@@ -1,0 +1,179 @@
+"""The page without a browser: tickets, presets, models, and what leaves the server."""
+
+import json
+import re
+
+import pytest
+
+from modules.api.context import ServerContext
+from modules.library.catalog import Catalog
+from modules.settings.config import Settings
+from modules.settings.presets import Download, Preset
+from modules.spec.errors import LimitError
+from modules.spec.sizes import SDXL, SizeTable
+from modules.ui import assets
+from modules.ui.app import build_app, initial_spec, launch_options, submit
+from modules.ui.form import Form
+from modules.ui.panels.models import checkpoint_choices, download_list, in_bytes
+from modules.ui.panels.settings import size_choices
+from modules.ui.texts import TEXTS, Texts
+
+
+class Pool:
+    """Takes requests in; the page asks for no more."""
+
+    def __init__(self):
+        self.specs = []
+        self.error = None
+
+    def submit(self, spec, owner="local"):
+        if self.error:
+            raise self.error
+        self.specs.append((spec, owner))
+        return f"task{len(self.specs)}"
+
+
+@pytest.fixture
+def context(tmp_path):
+    settings = Settings(
+        root=tmp_path,
+        data_path=tmp_path / ".easel",
+        output_path=tmp_path / "outputs",
+        models_path=tmp_path / "models",
+    )
+    download = Download(
+        file="big.safetensors", folder="checkpoints", url="https://example.org/big", size=7 * 10**9
+    )
+    presets = {
+        "default": Preset(name="default", title="D <b>", settings={"steps": 9}),
+        "other": Preset(name="other", title="O", settings={"steps": 3}, downloads=(download,)),
+    }
+    return ServerContext(
+        settings=settings,
+        store=None,
+        pool=Pool(),
+        catalog=Catalog(settings, presets),
+        presets=presets,
+    )
+
+
+def a_form(context):
+    import gradio as gr
+
+    with gr.Blocks(analytics_enabled=False):
+        form = Form(Texts(), initial_spec(context))
+        form.text("prompt")
+        form.digits("width")
+        form.digits("height")
+    return form
+
+
+def pressed(form, **values):
+    return {form.components[name]: value for name, value in values.items()}
+
+
+def test_a_press_gives_the_task_and_its_settings(context):
+    form = a_form(context)
+    ticket = submit(context, form, pressed(form, prompt="hills", width="", height=""))
+    assert ticket["id"] == "task1"
+    assert json.loads(ticket["settings"])["prompt"] == "hills"
+    assert context.pool.specs[0][1] == "local"
+
+
+def test_two_presses_give_two_tickets(context):
+    form = a_form(context)
+    values = pressed(form, prompt="hills", width="", height="")
+    first, second = (submit(context, form, values) for _ in range(2))
+    assert first["nonce"] != second["nonce"]
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "said"),
+    [
+        ({"prompt": "x" * 9000, "width": "", "height": ""}, "prompt", "shorten it"),
+        ({"prompt": "", "width": "1001", "height": "1000"}, "width", "multiple of 8"),
+        ({"prompt": "", "width": "wide", "height": ""}, "width", "whole number"),
+        ({"prompt": "", "width": "1024", "height": ""}, "", "both width and height"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_with_its_field(context, values, field, said):
+    form = a_form(context)
+    error = submit(context, form, pressed(form, **values))["error"]
+    assert error["field"] == field
+    assert said in error["message"]
+    assert context.pool.specs == []
+
+
+def test_a_full_queue_is_told(context):
+    context.pool.error = LimitError("The queue is full.")
+    form = a_form(context)
+    error = submit(context, form, pressed(form, prompt="", width="", height=""))["error"]
+    assert error["message"] == "The queue is full."
+
+
+def test_a_fault_of_ours_tells_no_secret(context, caplog):
+    context.pool.error = RuntimeError("/root/secret/path")
+    form = a_form(context)
+    error = submit(context, form, pressed(form, prompt="", width="", height=""))["error"]
+    assert error["code"] == "E_INTERNAL"
+    assert "secret" not in error["message"]
+    assert "secret" in caplog.text
+
+
+def test_the_preset_of_the_start_fills_the_form(context):
+    assert initial_spec(context).steps == 9
+    context.presets = {}
+    assert initial_spec(context).steps == 30
+
+
+def test_the_page_tells_no_path_and_escapes_what_others_wrote(context, tmp_path):
+    folder = tmp_path / "models" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "<b>x.safetensors").write_bytes(b"")
+    config = json.dumps(build_app(context).get_config_file(), default=str)
+    assert str(tmp_path) not in config
+    evil = Download(file="a.safetensors", folder="checkpoints", url='https://e.org/"><script>')
+    assert "<script>" not in download_list([evil], Texts())
+
+
+def test_listeners_keep_no_connection_open(context):
+    config = build_app(context).get_config_file()
+    assert config["connect_heartbeat"] is False
+    assert not any(dependency["queue"] for dependency in config["dependencies"])
+
+
+def test_nothing_in_the_page_comes_from_outside():
+    head = launch_options()["head"]
+    addresses = set(re.findall(r"https?://[^\s\"'<>)]+", head))
+    assert addresses == set()
+    assert "@import" not in head
+
+
+def test_every_text_that_the_script_says_is_in_the_table():
+    said = set(re.findall(r"""say\(\s*"([\w.]+)\"""", assets.script()))
+    assert said
+    assert said <= TEXTS["en"].keys()
+
+
+def test_every_icon_that_is_named_is_there():
+    named = set(re.findall(r"""icon: "(\w+)\"""", assets.script()))
+    assert named <= assets.icons().keys()
+
+
+def test_sizes_offer_every_size_once_usual_ones_first():
+    choices = size_choices(SDXL)
+    assert len(choices) == len(SDXL.sizes) == len({ratio for _, ratio in choices})
+    assert [label for label, _ in choices[:3]] == ["1024×1024", "1152×896", "896×1152"]
+    small = size_choices(SizeTable.from_area(256 * 256))
+    assert small[0] == ("256×256", "1:1")
+
+
+def test_checkpoints_are_offered_with_their_size(context, tmp_path):
+    folder = tmp_path / "models" / "checkpoints"
+    folder.mkdir(parents=True)
+    with (folder / "a.safetensors").open("wb") as file:
+        file.truncate(6_938_000_000)
+    assert checkpoint_choices(context.catalog.checkpoints()) == [
+        ("a.safetensors · 6.9 GB", "a.safetensors")
+    ]
+    assert (in_bytes(74_000_000), in_bytes(10)) == ("74.0 MB", "1 kB")
