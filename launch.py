@@ -19,6 +19,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -150,7 +151,8 @@ def check_disk(venv: Path, accelerator: str) -> None:
     needed = FREE_BYTES_NEEDED["cpu" if accelerator in ("cpu", "mps") else "accelerated"]
     if "EASEL_FREE_BYTES_NEEDED" in os.environ:
         needed = int(os.environ["EASEL_FREE_BYTES_NEEDED"])
-    free = shutil.disk_usage(str(venv.parent)).free
+    there = next(folder for folder in venv.absolute().parents if folder.exists())
+    free = shutil.disk_usage(str(there)).free
     if free < needed:
         raise LaunchError(
             f"The disk with this folder has {free / 2**30:.1f} GB free, the install needs about "
@@ -302,8 +304,19 @@ def run_pip(venv: Path, arguments: list[str], log: Path, title: str) -> None:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        encoding="utf-8", errors="replace", env=environment,
+        encoding="utf-8", errors="replace", env=environment, start_new_session=True,
     )  # fmt: skip
+    try:
+        code = follow_pip(process, log, title)
+    except BaseException:
+        end_with_children(process)
+        raise
+    if code != 0:
+        raise LaunchError(explain_failure(log.read_text(encoding="utf-8"), title))
+
+
+def follow_pip(process: subprocess.Popen[str], log: Path, title: str) -> int:
+    """Copy pip's words into the log, the package at hand onto the terminal; its exit code."""
     with log.open("a", encoding="utf-8") as out, LivingLine(f"Installing {title}") as line:
         for text in process.stdout:
             out.write(text)
@@ -313,9 +326,17 @@ def run_pip(venv: Path, arguments: list[str], log: Path, title: str) -> None:
                 line.detail = package.group(1).split("-")[0][:40]
             elif text.startswith("Installing collected"):
                 line.detail = "unpacking"
-        code = process.wait()
-    if code != 0:
-        raise LaunchError(explain_failure(log.read_text(encoding="utf-8"), title))
+        return process.wait()
+
+
+def end_with_children(process: subprocess.Popen[str]) -> None:
+    """Kill a process that leads a session of its own, and what it started there."""
+    with contextlib.suppress(OSError):
+        if os.name == "nt":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def explain_failure(text: str, title: str) -> str:
@@ -414,8 +435,19 @@ def say(text: str) -> None:
     print(text.encode(encoding, "replace").decode(encoding), flush=True)
 
 
+def end_on_signals() -> None:
+    """Have a request to end interrupt an install as Ctrl+C does. The program it becomes has its
+    own way; what the caller chose to ignore (nohup) stays ignored.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
 def main(arguments: list[str]) -> int:
     """Run one verb. Raises LaunchError."""
+    end_on_signals()
     check_python()
     first = arguments[0] if arguments else ""
     if first in ("-h", "--help", "help"):

@@ -3,11 +3,14 @@
 import importlib.util
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -193,3 +196,34 @@ def test_signal_ends_the_program_and_leaves_no_orphan(checkout):
     assert pid == process.pid  # it became the program: there is nothing to orphan
     process.terminate()
     assert process.wait(3) == -15
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_signal_ends_an_install_with_its_pip(checkout, number):
+    (checkout / "requirements.txt").write_text("easel-no-such-package==1.0\n")
+    with socket.create_server(("127.0.0.1", 0)) as registry:  # it accepts, and never answers
+        index = f"http://127.0.0.1:{registry.getsockname()[1]}/simple"
+        process = subprocess.Popen(
+            [sys.executable, str(checkout / "launch.py"), "setup"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "EASEL_TORCH_INDEX": "default", "PIP_INDEX_URL": index},
+        )
+        registry.settimeout(60)
+        asked, _ = registry.accept()
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert any("pip" in child.cmdline() for child in children)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=3)
+        asked.close()
+    assert process.returncode == 130 and "Interrupted" in said
+    _, alive = psutil.wait_procs(children, timeout=3)
+    assert not alive
+
+
+def test_a_place_for_the_environment_that_is_not_there_yet_is_made(checkout, tmp_path):
+    done = launch(checkout, EASEL_VENV=str(tmp_path / "not" / "yet" / "venv"))
+    assert done.returncode == 0, done.stderr
+    assert "PAGE" in done.stdout
