@@ -11,6 +11,7 @@ Square brackets have no meaning of their own here. Every function takes time lin
 and accepts any text: what cannot be read as written stays as the characters that it is.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from modules.spec import limits
 ROUND_WEIGHT = 1.1
 BREAK = "BREAK"
 _EMBEDDING = "embedding:"
+_MARKS = re.compile(r"[\\()]")  # one character each: nothing to backtrack over
 _ESCAPABLE = frozenset("()[]{}<>|_,#\\")
 _NUMBER_CHARACTERS = 24
 _NOTICES = 3  # of a kind; more of the same help nobody
@@ -102,11 +104,14 @@ def _match_brackets(text: str) -> tuple[dict[int, _Group], list[str]]:
     notices: list[str] = []
     opened: list[int] = []
     strays = 0
-    position = 0
-    while position < len(text):
+    after_escape = -1
+    for mark in _MARKS.finditer(text):
+        position = mark.start()
         char = text[position]
-        if char == "\\" and is_escape(text, position):
-            position += 1
+        if position == after_escape:
+            continue
+        if char == "\\":
+            after_escape = position + 1 if is_escape(text, position) else -1
         elif char == "(":
             opened.append(position)
         elif char == ")":
@@ -116,7 +121,6 @@ def _match_brackets(text: str) -> tuple[dict[int, _Group], list[str]]:
                 groups[start] = _Group(end, position, _bounded(weight, notices))
             else:
                 strays += 1
-        position += 1
     if strays:
         notices.append(f"{_count(strays, ')')} closes nothing; it is read as it stands.")
     if opened:
@@ -178,6 +182,13 @@ def _spans(text: str, groups: dict[int, _Group]) -> list[Span]:
     stack: list[tuple[int, int, float]] = []  # (text_end, close, weight outside)
     weight, begin, position = 1.0, 0, 0
     while position < len(text):
+        mark = _MARKS.search(text, position)
+        following = mark.start() if mark else len(text)
+        if stack and stack[-1][0] < following:
+            following = stack[-1][0]  # the colon of a weight
+        position = following
+        if position == len(text):
+            break
         if stack and position == stack[-1][0]:
             pieces.append((text[begin:position], weight))
             _, close, weight = stack.pop()

@@ -16,7 +16,7 @@ from modules.prompt import lora_tags, parser
 from modules.prompt.conflicts import find_conflicts
 from modules.prompt.expansion import Expander
 from modules.prompt.lora_tags import LoraTag
-from modules.prompt.styles import StyleBook, apply_styles
+from modules.prompt.styles import Style, StyleBook, apply_styles
 from modules.prompt.template import (
     Filler,
     Template,
@@ -28,6 +28,8 @@ from modules.prompt.wildcards import WildcardBook
 from modules.spec import limits
 from modules.spec.errors import LimitError, ModelMissing
 from modules.spec.task_spec import TaskSpec
+
+_READ_CHARACTERS = 20_000  # of finished texts that a plan looks through for notices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +138,7 @@ class _Planner:
         self.embeddings: dict[str, None] = {}
         self.conflicts: dict[str, None] = {}
         self._seen: set[str] = set()
+        self._unread = _READ_CHARACTERS
 
     def plan(self, indices: Iterable[int]) -> PromptPlan:
         combinations = count_combinations(self.positive)
@@ -195,9 +198,7 @@ class _Planner:
         negatives = [text for text in (*negatives, *negative) if text] or [""]
         _check_length(texts, negatives)
         self._notice((*texts, *negatives))
-        asked = " , ".join(positive)
-        found = find_conflicts(asked, ", ".join(negative), [(s.title, s) for s in chosen])
-        self.conflicts |= dict.fromkeys(found)
+        self._compare(positive, negative, chosen)
         return PicturePrompt(
             positive=tuple(texts),
             negative=tuple(negatives),
@@ -215,7 +216,8 @@ class _Planner:
 
     def _without_tags(self, texts: Sequence[str]) -> tuple[list[str], list[LoraTag]]:
         taken = [lora_tags.take_lora_tags(text) for text in texts]
-        return [parser.tidy(text) for text, _ in taken], [tag for _, tags in taken for tag in tags]
+        texts = [parser.tidy(text) if tags else text for text, tags in taken]
+        return texts, [tag for _, tags in taken for tag in tags]
 
     def _loras(self, tags: Sequence[LoraTag]) -> Iterable[LoraUse]:
         for tag in lora_tags.distinct(tags):
@@ -231,11 +233,30 @@ class _Planner:
         words = parser.parse(main).words
         return ", ".join(self.books.expander.expand(words, seed, beside=beside))
 
+    def _compare(
+        self, positive: Sequence[str], negative: Sequence[str], styles: Sequence[Style]
+    ) -> None:
+        """What the texts of a picture ask for and rule out at the same time."""
+        asked, ruled_out = " , ".join(positive), ", ".join(negative)
+        if self._may_read(f"{asked}\n{ruled_out}"):
+            found = find_conflicts(asked, ruled_out, [(s.title, s) for s in styles])
+            self.conflicts |= dict.fromkeys(found)
+
+    def _may_read(self, text: str) -> bool:
+        """Whether `text` is new and there is time to look through it for what is worth saying.
+
+        Many long pictures differ in a few words; the first ones show what is odd about them.
+        """
+        if text in self._seen or self._unread <= 0:
+            return False
+        self._seen.add(text)
+        self._unread -= len(text)
+        return True
+
     def _notice(self, texts: Iterable[str]) -> None:
         """What the parser says about each text, once."""
         for text in texts:
-            if text not in self._seen:
-                self._seen.add(text)
+            if self._may_read(text):
                 parsed = parser.parse(text)
                 self.notices |= dict.fromkeys(parsed.notices)
                 self.embeddings |= dict.fromkeys(parsed.embeddings)

@@ -28,11 +28,13 @@ class WildcardBook:
         self._short: dict[str, str] = {}
         self._lines: dict[Path, tuple[tuple[int, int], tuple[str, ...]]] = {}
         self._notices: dict[str, str] = {}
+        self._answers: dict[str, tuple[str, ...] | None] = {}
         self.template = lru_cache(maxsize=4_096)(read_template)
 
     def refresh(self) -> None:
-        """Look at the folders again at the next question."""
+        """Look at the folders and files again at the next question."""
         self._paths = None
+        self._answers.clear()
 
     def names(self) -> tuple[str, ...]:
         """Names of all lists, sorted."""
@@ -45,6 +47,11 @@ class WildcardBook:
 
     def lines(self, name: str) -> tuple[str, ...] | None:
         """The entries of a list; None if there is no such list, or it cannot be read."""
+        if name not in self._answers:
+            self._answers[name] = self._look_up(name)
+        return self._answers[name]
+
+    def _look_up(self, name: str) -> tuple[str, ...] | None:
         full = self._full_name(name)
         if full is None:
             return None

@@ -56,6 +56,7 @@ def test_a_changed_file_is_read_again(book, tmp_path):
     assert book.lines("pet") == ("own cat",)
     write(tmp_path / "own/pet.txt", "another cat")
     os.utime(tmp_path / "own/pet.txt", (1, 1))
+    book.refresh()
     assert book.lines("pet") == ("another cat",)
 
 
