@@ -11,7 +11,7 @@ as chunks of (id, weight) pairs, so that emphasis has its place from the tokeniz
 import re
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,7 @@ class ClipTextConfig:
     intermediate: int
     projection: int = 0
     activation: str = "quick_gelu"
+    causal: ClassVar[bool] = True
 
     @property
     def heads(self) -> int:
@@ -98,11 +99,13 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class ClipAttention(nn.Module):
-    """Causal self-attention."""
+    """Self-attention; causal in the text encoders, not in the image encoders."""
 
-    def __init__(self, width: int, heads: int, operations: Any, **placed: Any) -> None:
+    def __init__(self, config: Any, operations: Any, **placed: Any) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads = config.heads
+        self.causal = config.causal
+        width = config.width
         self.q_proj = operations.Linear(width, width, **placed)
         self.k_proj = operations.Linear(width, width, **placed)
         self.v_proj = operations.Linear(width, width, **placed)
@@ -115,14 +118,14 @@ class ClipAttention(nn.Module):
             layer(x).view(batch, length, self.heads, -1).transpose(1, 2)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(out.transpose(1, 2).reshape(batch, length, width))
 
 
 class ClipMlp(nn.Module):
     """Two layers with an activation between them."""
 
-    def __init__(self, config: ClipTextConfig, operations: Any, **placed: Any) -> None:
+    def __init__(self, config: Any, operations: Any, **placed: Any) -> None:
         super().__init__()
         self.fc1 = operations.Linear(config.width, config.intermediate, **placed)
         self.fc2 = operations.Linear(config.intermediate, config.width, **placed)
@@ -133,12 +136,12 @@ class ClipMlp(nn.Module):
 
 
 class ClipLayer(nn.Module):
-    """Pre-norm transformer layer."""
+    """Pre-norm transformer layer of a text encoder, or of an image encoder (clip_vision)."""
 
-    def __init__(self, config: ClipTextConfig, operations: Any, **placed: Any) -> None:
+    def __init__(self, config: Any, operations: Any, **placed: Any) -> None:
         super().__init__()
         self.layer_norm1 = operations.LayerNorm(config.width, **placed)
-        self.self_attn = ClipAttention(config.width, config.heads, operations, **placed)
+        self.self_attn = ClipAttention(config, operations, **placed)
         self.layer_norm2 = operations.LayerNorm(config.width, **placed)
         self.mlp = ClipMlp(config, operations, **placed)
 

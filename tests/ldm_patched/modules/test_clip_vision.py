@@ -1,0 +1,158 @@
+"""CLIP image encoders against transformers, in both layouts, and the real file's names."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ldm_patched.modules import clip_vision
+from ldm_patched.modules.errors import CorruptModelFile, UnsupportedModel
+from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
+
+transformers = pytest.importorskip("transformers")
+POLICY = DevicePolicy(DeviceFlags(always_cpu=True, all_in_fp32=True))
+
+
+def oracle(width: int, heads: int, activation: str):
+    config = transformers.CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=heads,
+        image_size=28,
+        patch_size=14,
+        projection_dim=48,
+        hidden_act=activation,
+    )
+    torch.manual_seed(0)
+    model = transformers.CLIPVisionModelWithProjection(config).eval().requires_grad_(False)
+    for parameter in model.parameters():  # the library's own start is too small to tell much
+        parameter.normal_(0.0, parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3)
+    return model
+
+
+def openclip_layout(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same weights as OpenCLIP writes them, by its rules."""
+    parts = {
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "self_attn.out_proj": "attn.out_proj",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+    }
+    tops = {
+        "vision_model.embeddings.class_embedding": "visual.class_embedding",
+        "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+        "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+        "vision_model.pre_layrnorm.weight": "visual.ln_pre.weight",
+        "vision_model.pre_layrnorm.bias": "visual.ln_pre.bias",
+        "vision_model.post_layernorm.weight": "visual.ln_post.weight",
+        "vision_model.post_layernorm.bias": "visual.ln_post.bias",
+    }
+    out = {"visual.proj": weights["visual_projection.weight"].t().contiguous()}
+    out |= {theirs: weights[ours] for ours, theirs in tops.items()}
+    layers = {name.split(".")[3] for name in weights if ".layers." in name}
+    for n in layers:
+        old, new = f"vision_model.encoder.layers.{n}", f"visual.transformer.resblocks.{n}"
+        for ours, theirs in parts.items():
+            for kind in ("weight", "bias"):
+                out[f"{new}.{theirs}.{kind}"] = weights[f"{old}.{ours}.{kind}"]
+        for kind in ("weight", "bias"):
+            joint = [weights[f"{old}.self_attn.{p}_proj.{kind}"] for p in "qkv"]
+            out[f"{new}.attn.in_proj_{kind}"] = torch.cat(joint)
+    return out
+
+
+@pytest.mark.parametrize("layout", ["transformers", "openclip"])
+@pytest.mark.parametrize(("width", "heads", "activation"), [(128, 2, "quick_gelu"),
+                                                            (1280, 16, "gelu")])  # fmt: skip
+def test_outputs_are_those_of_transformers(tmp_path, layout, width, heads, activation):
+    theirs = oracle(width, heads, activation)
+    weights = {name: w.contiguous() for name, w in theirs.state_dict().items()}
+    weights.pop("vision_model.embeddings.position_ids", None)
+    whole = {"logit_scale": torch.ones(()), "text_projection.weight": torch.ones(2, 2)}
+    path = tmp_path / "tower.safetensors"
+    save_file((openclip_layout(weights) if layout == "openclip" else weights) | whole, path)
+    ours = clip_vision.load(path, POLICY)
+    pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    out = ours.encode(pixels)
+    expected = theirs(pixels, output_hidden_states=True)
+    assert expected.image_embeds.std() > 0.1
+    for mine, right in (
+        (out.last_hidden_state, expected.last_hidden_state),
+        (out.penultimate_hidden_states, expected.hidden_states[-2]),
+        (out.image_embeds, expected.image_embeds),
+    ):
+        torch.testing.assert_close(mine.clone(), right, atol=1e-4, rtol=1e-4)
+
+
+def vit_h_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the released clip_vision_vit_h file, by rule."""
+    root, width = "vision_model", 1280
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{root}.embeddings.class_embedding": (width,),
+        f"{root}.embeddings.patch_embedding.weight": (width, 3, 14, 14),
+        f"{root}.embeddings.position_embedding.weight": (257, width),
+        "visual_projection.weight": (1024, width),
+    }
+    norms = [f"{root}.pre_layrnorm", f"{root}.post_layernorm"]
+    linear = {}
+    for n in range(32):
+        layer = f"{root}.encoder.layers.{n}"
+        norms += [f"{layer}.layer_norm1", f"{layer}.layer_norm2"]
+        linear |= {f"{layer}.self_attn.{p}_proj": (width, width) for p in ("q", "k", "v", "out")}
+        linear |= {f"{layer}.mlp.fc1": (5120, width), f"{layer}.mlp.fc2": (width, 5120)}
+    shapes |= {f"{name}.{kind}": (width,) for name in norms for kind in ("weight", "bias")}
+    for name, shape in linear.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return shapes
+
+
+def test_the_real_file_s_names_fill_vit_h_exactly():
+    shapes = vit_h_shapes()
+    config = clip_vision.detect_config(shapes)
+    assert config is not None
+    assert (config.name, config.layers, config.heads, config.image_size) == ("ViT-H", 32, 16, 224)
+    with torch.device("meta"):
+        tower = clip_vision.ClipVisionTower(config)
+    assert {name: tuple(w.shape) for name, w in tower.state_dict().items()} == shapes
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "projection", "name", "heads"),
+    [(1024, 24, 768, "ViT-L", 16), (1664, 48, 1280, "ViT-bigG", 16), (768, 12, 512, "ViT-B", 12)],
+)
+def test_towers_are_told_by_their_width(width, layers, projection, name, heads):
+    config = clip_vision.detect_config(
+        {
+            "visual.conv1.weight": (width, 3, 14, 14),
+            "visual.positional_embedding": (257, width),
+            f"visual.transformer.resblocks.{layers - 1}.ln_1.weight": (width,),
+            "visual.transformer.resblocks.0.mlp.c_fc.weight": (4 * width, width),
+            "visual.proj": (width, projection),
+        }
+    )
+    assert config is not None
+    assert (config.name, config.heads, config.layers) == (name, heads, layers)
+    assert config.projection == projection
+
+
+def test_a_picture_of_another_size_is_refused():
+    config = clip_vision.ClipVisionConfig(
+        width=64, layers=1, patch=14, positions=5, intermediate=64, projection=8
+    )
+    with torch.device("meta"):
+        tower = clip_vision.ClipVisionTower(config)
+    with pytest.raises(ValueError, match=r"\(B, 3, 28, 28\)"):
+        tower(torch.zeros(1, 3, 29, 28, device="meta"))
+
+
+def test_other_files_are_refused_in_words(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file({"lora_unet_x.lora_up.weight": torch.ones(2, 2)}, path)
+    with pytest.raises(UnsupportedModel, match="looks like a LoRA"):
+        clip_vision.load(path, POLICY)
+    weights = {n: w.contiguous() for n, w in oracle(128, 2, "quick_gelu").state_dict().items()}
+    weights.pop("vision_model.encoder.layers.1.mlp.fc2.bias")
+    save_file(weights, path)
+    with pytest.raises(CorruptModelFile, match="1 weights of its image encoder"):
+        clip_vision.load(path, POLICY)
