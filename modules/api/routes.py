@@ -85,17 +85,15 @@ def _add_task_routes(router: APIRouter, context: ServerContext) -> None:
 
     @router.get("/api/tasks/{task_id}")
     def one(task_id: TaskId) -> TaskView:
-        return _view(context, task_id)
+        return pool.view(task_id)
 
     @router.post("/api/tasks/{task_id}/stop", status_code=202)
     def stop(task_id: TaskId) -> dict[str, str]:
-        _view(context, task_id)
         pool.stop_task(task_id)
         return {"id": task_id}
 
     @router.post("/api/tasks/{task_id}/skip", status_code=202)
     def skip(task_id: TaskId) -> dict[str, str]:
-        _view(context, task_id)
         pool.skip_image(task_id)
         return {"id": task_id}
 
@@ -181,13 +179,6 @@ def _add_status_routes(router: APIRouter, context: ServerContext) -> None:
 class _QueueFull(Exception):
     def __init__(self, error: LimitError) -> None:
         self.error = error
-
-
-def _view(context: ServerContext, task_id: str) -> TaskView:
-    view = context.pool.view(task_id)
-    if view is None:
-        raise NotFound("There is no such task; it may have been removed.")
-    return view
 
 
 def _spec_in_body() -> dict[str, Any]:

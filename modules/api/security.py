@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 
 from modules.api.errors import error_response, internal_error
@@ -118,8 +118,8 @@ class Gate:
 
         try:
             await self._app(scope, body.receive, sending)
-        except _BodyRefused:
-            pass
+        except (_BodyRefused, ClientDisconnect):
+            pass  # answered below, or nobody is left to be answered
         except Exception:  # noqa: BLE001 - last line of defence, logged in full
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if not started:

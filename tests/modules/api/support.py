@@ -100,9 +100,11 @@ class ScriptedPool:
         return list(reversed(self.views.values()))[:limit]
 
     def stop_task(self, task_id: str) -> None:
+        self.view(task_id)  # NotFound, as the real pool raises it
         self.calls.append(("stop", task_id))
 
     def skip_image(self, task_id: str) -> None:
+        self.view(task_id)
         self.calls.append(("skip", task_id))
 
     def status(self) -> dict[str, int]:

@@ -247,6 +247,16 @@ def test_a_body_that_stops_arriving_is_given_up(server, monkeypatch):
         assert line.recv(100).split()[1] == b"408"
 
 
+def test_a_visitor_who_hangs_up_is_no_fault_of_the_program(server, caplog):
+    with socket.create_connection(("127.0.0.1", server.server.port), timeout=10) as line:
+        line.sendall(b"POST /api/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{")
+        time.sleep(0.2)
+    time.sleep(0.3)
+    assert server.client.get("/healthz").status_code == 200
+    assert "failed" not in caplog.text
+    assert server.pool.submitted == []
+
+
 def test_two_hundred_slow_senders_do_not_hold_up_the_page(server):
     lines = []
     try:
