@@ -21,6 +21,8 @@ CHECKPOINT_SUFFIXES = frozenset({".safetensors", ".ckpt", ".pt"})
 BUILTIN_PREFIX = "builtin/"
 _NAME_CHARACTERS = 255
 _DEPTH = 8
+_HEADER_BYTES = 16 * 1024 * 1024
+_NETWORK = b'"model.diffusion_model.'
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,15 @@ class Catalog:
         return sorted(files, key=lambda file: (file.name.casefold(), file.name))
 
     def find_checkpoint(self, name: str = "") -> ModelFile:
-        """The checkpoint called `name`, or the first there is for ''. ModelMissing otherwise."""
+        """The checkpoint called `name`, or for '' the first that can paint. Raises ModelMissing.
+
+        Where no file looks as if it could, '' gives the first one, whose loading says why not.
+        """
         files = self.checkpoints()
         if not files:
             raise ModelMissing(self.describe_missing())
         if not name:
-            return files[0]
+            return next((file for file in files if _may_paint(file.path)), files[0])
         for file in files:
             if file.name == name:
                 return file
@@ -131,6 +136,21 @@ def _scan(folder: Path, suffixes: frozenset[str]) -> Iterator[tuple[str, Path, i
                     yield name, Path(entry.path), entry.stat().st_size
             except OSError:
                 continue  # a broken link, or a file that went away meanwhile
+
+
+def _may_paint(path: Path) -> bool:
+    """False for a safetensors file without a diffusion network, such as a LoRA in the wrong place.
+
+    Only the header is read; a file of another kind, which has none, gets the benefit of the doubt.
+    """
+    if path.suffix.lower() != ".safetensors":
+        return True
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return _NETWORK in file.read(min(length, _HEADER_BYTES))
+    except OSError:
+        return False
 
 
 def _may_be_named(entry: str, name: str) -> bool:

@@ -1,5 +1,6 @@
 """The catalog: what is there, under which name, and never a path from a request."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -65,6 +66,22 @@ def test_no_name_takes_the_first_and_the_users_own_before_the_built_in(root, cat
     assert catalog.find_checkpoint().name == "builtin/mini.safetensors"
     put(root, "checkpoints/z.safetensors")
     assert catalog.find_checkpoint("").name == "z.safetensors"
+
+
+def put_tensors(root: Path, name: str, *tensors: str) -> None:
+    """A sound safetensors file of empty tensors with these names."""
+    entries = {key: {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]} for key in tensors}
+    header = json.dumps(entries).encode()
+    put(root, name).write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def test_no_name_passes_over_files_that_cannot_paint(root, catalog):
+    put_tensors(root, "checkpoints/a-lora.safetensors", "lora_unet_x.lora_up.weight")
+    put(root, "checkpoints/b-garbage.safetensors")
+    assert catalog.find_checkpoint("").name == "a-lora.safetensors"  # its error says why
+    put_tensors(root, "checkpoints/c.safetensors", "model.diffusion_model.out.0.weight")
+    assert catalog.find_checkpoint("").name == "c.safetensors"
+    assert catalog.find_checkpoint("a-lora.safetensors").name == "a-lora.safetensors"
 
 
 @pytest.mark.parametrize(
