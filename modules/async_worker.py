@@ -77,6 +77,8 @@ def _paint(job: Job, studio: Studio) -> None:
 def _sample_and_decode(job: Job, studio: Studio) -> None:
     if job.latents is None:  # a second try need not sample again when only decoding failed
         prompts.encode(job, studio)
+        if job.unet is None:  # its LoRAs are not those of the picture before
+            control.run(job, studio)
         sample.run(job, studio)
     decode.run(job, studio)
 

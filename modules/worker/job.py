@@ -61,7 +61,9 @@ class Job:
     resolved: ResolvedSpec | None = None  # resolve
     sizes: SizeTable | None = None  # resolve
     plan: PromptPlan | None = None  # prompts
-    model: "LoadedModel | None" = None  # prompts
+    lora_files: dict[str, ModelFile] = field(default_factory=dict)  # prompts; by name
+    base: "LoadedModel | None" = None  # prompts; the checkpoint as it is
+    model: "LoadedModel | None" = None  # prompts; with the LoRAs of the current picture
     control_tasks: tuple[Any, ...] = ()  # objects with attach(unet); none exist without adapters
     unet: "ModelPatcher | None" = None  # control; a clone, so that nothing sticks to the model
     clock: StepClock = field(default_factory=StepClock)

@@ -8,7 +8,7 @@ import gc
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ldm_patched.modules import sd
 from ldm_patched.modules.latent_preview import LatentPreviewer
 from ldm_patched.modules.model_management import DevicePolicy, soft_empty_cache
 from ldm_patched.modules.model_patcher import ModelPatcher
+from ldm_patched.modules.weight_file import open_weights
 from modules.library.catalog import ModelFile
 from modules.spec.errors import ModelUnsupported, NotANumber
 from modules.worker.job import Job
@@ -27,13 +28,17 @@ from modules.worker.model_files import FileStamp, reading, size_in_words, stamp_
 
 logger = logging.getLogger(__name__)
 
-PromptKey = tuple[FileStamp, tuple[str, ...], int]
+LoraStamps = tuple[tuple[FileStamp, float, float], ...]
+PromptKey = tuple[FileStamp, LoraStamps, tuple[str, ...], int]
 Conditions = list[Any]  # [[cond (1, 77·n, C), {"pooled_output": (1, P)}]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """A checkpoint in memory. `stamp` says which version of the file it was."""
+    """A checkpoint in memory. `stamp` says which version of the file it was.
+
+    loras: stamps and weights of the adapters on `unet` and `clip`, in order.
+    """
 
     stamp: FileStamp
     name: str
@@ -41,6 +46,7 @@ class LoadedModel:
     clip: sd.CLIP
     vae: sd.VAE
     previewer: LatentPreviewer
+    loras: LoraStamps = ()
 
 
 class Pipeline:
@@ -52,6 +58,7 @@ class Pipeline:
         self.policy = policy
         self._models: OrderedDict[FileStamp, LoadedModel] = OrderedDict()
         self._prompts: OrderedDict[PromptKey, Conditions] = OrderedDict()
+        self._dressed: LoadedModel | None = None
         self._models_kept, self._prompts_kept = models_kept, prompts_kept
 
     def refresh(
@@ -89,9 +96,34 @@ class Pipeline:
         previewer = LatentPreviewer(unet.model.latent_format)
         return LoadedModel(stamp, file.name, unet, clip, vae, previewer)
 
+    def with_loras(
+        self, model: LoadedModel, loras: Sequence[tuple[ModelFile, float, float]]
+    ) -> LoadedModel:
+        """`model` with these adapters on clones of its parts, or itself if there are none.
+
+        loras: files with their weights on the UNet and on the text encoders. The last one that
+        was asked for is kept. Raises ModelMissing, or what the engine says of a file.
+        """
+        stamps = tuple((stamp_of(file), weight, clip) for file, weight, clip in loras)
+        if not stamps:
+            return model
+        dressed = self._dressed
+        if dressed is not None and (dressed.stamp, dressed.loras) == (model.stamp, stamps):
+            return dressed
+        unet, clip = model.unet, model.clip
+        for file, weight, clip_weight in loras:
+            with reading(file):
+                unet, clip = sd.load_lora_for_models(
+                    unet, clip, open_weights(file.path), weight, clip_weight
+                )
+        self._dressed = replace(model, unet=unet, clip=clip, loras=stamps)
+        return self._dressed
+
     def drop_models(self, keep: int = 0) -> None:
         """Forget all but the `keep` models used last, and give their memory back."""
         dropped = len(self._models) > keep
+        if dropped:
+            self._dressed = None  # it holds on to a model
         while len(self._models) > keep:
             stamp, _ = self._models.popitem(last=False)
             for key in [key for key in self._prompts if key[0] == stamp]:
@@ -119,7 +151,7 @@ class Pipeline:
         `pooled_count` texts. The same texts give the same tensors, so that a network may keep
         what it computed from them. texts: at least one.
         """
-        key = (model.stamp, tuple(texts), pooled_count)
+        key = (model.stamp, model.loras, tuple(texts), pooled_count)
         if key not in self._prompts:
             if len(texts) == 1:
                 self._keep(key, self._encode_text(model, texts[0]))

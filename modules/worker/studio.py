@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 from modules.library.catalog import Catalog, ModelFile
 from modules.library.hashes import HashCache
 from modules.prompt.books import Shelf
-from modules.prompt.plan import PromptBooks
 from modules.settings.config import Settings
-from modules.settings.presets import ModelFolder
 from modules.spec.sizes import SDXL, SizeTable
 from modules.worker.model_files import reading
 from modules.worker.saver import Saver
@@ -52,10 +50,6 @@ class Studio:
 
         patch_all()
         return Pipeline(self.policy)
-
-    def prompt_books(self) -> PromptBooks:
-        """Word lists, styles, phrases and LoRAs as they are now."""
-        return self.shelf.books([file.name for file in self.catalog.files(ModelFolder.LORAS)])
 
     def sizes_of(self, file: ModelFile) -> SizeTable:
         """The sizes that a checkpoint paints well: what its file says, or SDXL's.

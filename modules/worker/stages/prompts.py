@@ -1,13 +1,13 @@
 """Prompts: the words become a plan, the model is loaded, and texts become conditions.
 
-`run` sets job.plan and job.model once; `encode` sets the conditions of each picture, whose words
-may differ from those of the picture before.
+`run` sets job.plan and job.base once; `encode` sets the model and the conditions of each picture,
+whose words and LoRAs may differ from those of the picture before.
 """
 
 from typing import TYPE_CHECKING
 
 from modules.prompt.plan import make_plan
-from modules.spec.errors import ModelUnsupported
+from modules.settings.presets import ModelFolder
 from modules.tasks.events import Loading
 from modules.worker.job import Job
 
@@ -22,23 +22,31 @@ def run(job: Job, studio: "Studio") -> None:
     """
     if job.file is None:
         raise RuntimeError("the resolve stage has not run yet")
-    job.plan = make_plan(job.spec, studio.prompt_books())
+    loras = studio.catalog.files(ModelFolder.LORAS)
+    job.lora_files = {file.name: file for file in loras}
+    job.plan = make_plan(job.spec, studio.shelf.books(tuple(job.lora_files)))
     job.plan.raise_if_missing()
-    if any(picture.loras for picture in job.plan.pictures):
-        raise ModelUnsupported("LoRAs cannot be applied yet; take <lora:…> out of the prompt.")
-    job.model = studio.pipeline.refresh(
+    job.base = job.model = studio.pipeline.refresh(
         job.file, lambda words: job.task.emit(Loading(message=words)), job.check_stop
     )
     studio.hashes.compute_soon(job.file)
 
 
 def encode(job: Job, studio: "Studio") -> None:
-    """Conditions of picture job.index; a text that this model encoded before is not done again."""
-    if job.model is None:
+    """The LoRAs and conditions of picture job.index.
+
+    A text that this model encoded before is not done again. Where the LoRAs are not those of the
+    picture before, job.model changes and job.unet is None until the control stage has run.
+    """
+    if job.base is None:
         raise RuntimeError("the run part of this stage has not run yet")
     prompt, pipeline = job.prompt, studio.pipeline
-    job.positive = pipeline.encode(job.model, prompt.positive, prompt.pooled_count)
+    loras = [(job.lora_files[use.file], use.weight, use.clip_weight) for use in prompt.loras]
+    model = pipeline.with_loras(job.base, loras)
+    if model is not job.model:
+        job.model, job.unet = model, None
+    job.positive = pipeline.encode(model, prompt.positive, prompt.pooled_count)
     if job.settled.cfg_scale == 1.0:  # the sampler never asks for the other one
         job.negative = job.positive
     else:
-        job.negative = pipeline.encode(job.model, prompt.negative, len(prompt.negative))
+        job.negative = pipeline.encode(model, prompt.negative, len(prompt.negative))

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from modules.async_worker import run_task
 from modules.gallery.recipe import read_full_recipe
-from modules.library.catalog import ModelFile
 from modules.settings.presets import ModelFolder
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import TaskSpec
 from modules.worker.job import Job
 from modules.worker.stages import prompts, resolve
+from tests.support.lora_files import kohya_file, layers_of
 from tests.support.recording_task import RecordingTask
 
 
@@ -163,11 +164,54 @@ def test_texts_stand_one_after_another_and_pool_as_a_sum(own, studio):
     assert again[0][0] is cond  # what a network computed from it can be kept
 
 
-def test_lora_files_are_found_below_their_folder(own, studio):
+@pytest.fixture
+def loras(own, studio):
+    """`wild`, on the UNet and a text encoder; `broken`, which is no LoRA."""
     folder = own.models_path / "loras" / "sub"
     folder.mkdir(parents=True)
-    (folder / "ink.safetensors").write_bytes(b"x")
-    [file] = studio.catalog.files(ModelFolder.LORAS)
-    path = folder / "ink.safetensors"
-    assert file == ModelFile("sub/ink.safetensors", path, 1, ModelFolder.LORAS)
-    assert tuple(studio.prompt_books().loras) == ("sub/ink.safetensors",)
+    model = studio.pipeline.refresh(studio.catalog.find_checkpoint())
+    unet = kohya_file(layers_of(model.unet.model.diffusion_model), "lora_unet_", 3.0)
+    text = kohya_file(
+        layers_of(model.clip.cond_stage_model.clip_l.text_model), "lora_te1_text_model_", 3.0
+    )
+    save_file(unet | text, folder / "wild.safetensors")
+    (folder / "broken.safetensors").write_bytes(b"x" * 100)
+    return folder
+
+
+def test_lora_files_are_found_below_their_folder(loras, studio):
+    names = ["sub/broken.safetensors", "sub/wild.safetensors"]
+    files = studio.catalog.files(ModelFolder.LORAS)
+    assert [file.name for file in files] == names
+    assert files[1].path == loras / "wild.safetensors"
+
+
+def test_a_lora_belongs_to_the_pictures_that_name_it(loras, studio):
+    def shown(task, index=0):
+        assert task.state is TaskState.DONE, task.message
+        return pixels(studio, task, index)
+
+    model = studio.pipeline.refresh(studio.catalog.find_checkpoint())
+    before = {name: t.clone() for name, t in model.unet.model.state_dict().items()}
+    plain = [shown(paint(studio, seed=seed)) for seed in (7, 8, 9)]
+    batch = paint(studio, prompt="a house[[ , <lora:wild:0.8>, ]]", image_count=3)
+    assert np.array_equal(shown(batch, 0), plain[0])
+    assert not np.array_equal(shown(batch, 1), plain[1])
+    assert np.array_equal(shown(batch, 2), plain[2])
+    alone = paint(studio, prompt="a house <lora:sub/wild:0.8>", seed=8)
+    assert np.array_equal(shown(alone), shown(batch, 1))
+    unet_only = paint(studio, prompt="a house <lora:wild:0.8:0>", seed=8)
+    assert not np.array_equal(shown(unet_only), shown(alone))
+    nothing = paint(studio, prompt="a house <lora:wild:0>", seed=8)
+    assert np.array_equal(shown(nothing), plain[1])
+    uses = [recipe(studio, batch, index).prompt.loras for index in range(3)]
+    assert [[use.file for use in found] for found in uses] == [[], ["sub/wild.safetensors"], []]
+    after = model.unet.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_broken_lora_is_one_sentence_and_costs_nothing_after_it(loras, studio):
+    task = paint(studio, prompt="a house <lora:broken:1>")
+    assert task.state is TaskState.FAILED
+    assert "broken.safetensors" in task.message
+    assert paint(studio).state is TaskState.DONE
