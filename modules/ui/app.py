@@ -124,10 +124,9 @@ def _wire_generate(
     def press(values: dict[Component, Any], request: gr.Request) -> dict[str, Any]:
         return submit(context, form, values, owner=request.username or "local")
 
-    # Then, not success: the script must also hear that there was no answer.
-    generate.click(press, form.inputs(), ticket, **DIRECT).then(
-        None, ticket, None, js="(ticket) => window.easel.ticket(ticket)"
-    )
+    pressed = generate.click(press, form.inputs(), ticket, **DIRECT)
+    pressed.success(None, ticket, None, js="(ticket) => window.easel.ticket(ticket)")
+    pressed.failure(None, None, None, js="() => window.easel.ticket(null)")
 
 
 def _wire_choices(form: Form, parts: "_ModelParts", preset: gr.Dropdown) -> None:

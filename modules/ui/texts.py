@@ -82,6 +82,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "strip.live": "The picture that is forming",
         "strip.pending": "Picture {number} is still to come",
         "strip.item": "Picture: {prompt}",
+        "strip.seed": "seed {seed}",
         # queue, errors, server
         "queue": "Waiting tasks",
         "queue.count": "queue {count}",

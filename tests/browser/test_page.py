@@ -195,6 +195,23 @@ def test_a_second_press_queues_and_is_followed_next(visit, server):
     assert tab.locator("#queue .chip").count() == 0
 
 
+def test_quick_presses_are_all_taken_in(visit, server):
+    tab = visit().page
+    generate(tab, "waits here")
+    wait_state(tab, "running", "loading")
+    before = server.store.queue_length()
+    tab.locator("#prompt textarea").fill("quick hills")
+    tab.evaluate(
+        "() => { for (let i = 0; i < 3; i++) document.querySelector('#generate').click(); }"
+    )
+    tab.wait_for_function("() => document.querySelectorAll('#queue .chip').length === 3")
+    assert server.store.queue_length() == before + 3
+    for _ in range(3):
+        tab.locator("#queue .chip button").first.click()
+    tab.locator("#stop").click()
+    wait_state(tab, "stopped")
+
+
 def test_a_waiting_task_can_be_taken_out(visit, server):
     tab = visit().page
     generate(tab, "waits here")

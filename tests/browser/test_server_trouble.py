@@ -17,6 +17,7 @@ def test_the_page_says_that_the_server_is_away_and_comes_back(visit, tmp_path):
         tab.wait_for_selector("#server:not(:empty)", timeout=30_000)
         assert "does not answer" in tab.locator("#server").inner_text()
         generate(tab, "nothing is sent")
+        tab.wait_for_selector("#error:not([hidden])")
         assert "nothing was sent" in tab.locator("#error-text").inner_text()
         server.start()
         tab.wait_for_selector("#server:empty", state="attached", timeout=30_000)
@@ -25,6 +26,40 @@ def test_the_page_says_that_the_server_is_away_and_comes_back(visit, tmp_path):
         assert len(server.pool.view(task).images) == 3
     finally:
         server.close()
+
+
+def test_a_press_right_after_the_server_went_sends_nothing(visit, tmp_path):
+    server = RunningPage(tmp_path)
+    try:
+        window = visit(at=server)
+        window.forgive = "Failed to load resource|ERR_CONNECTION"
+        tab = window.page
+        server.close()
+        generate(tab, "hills that must not get lost")
+        tab.wait_for_selector("#error:not([hidden])")
+        assert "nothing was sent" in tab.locator("#error-text").inner_text()
+        assert tab.locator("#prompt textarea").input_value() == "hills that must not get lost"
+        assert tab.locator(".toast-body").count() == 0
+        server.start()
+        tab.wait_for_selector("#server:empty", state="attached", timeout=30_000)
+        tab.locator("#generate").click()
+        wait_state(tab, "done")
+    finally:
+        server.close()
+
+
+def test_an_answer_that_is_none_is_told_at_once(visit):
+    window = visit()
+    window.forgive = "500"
+    tab = window.page
+    tab.route("**/run/predict", lambda route: route.fulfill(status=500, body="{}"))
+    generate(tab, "hills")
+    tab.wait_for_selector("#error:not([hidden])", timeout=5_000)
+    assert "Try again" in tab.locator("#error-text").inner_text()
+    tab.unroute("**/run/predict")
+    generate(tab, "quick hills", pictures=1)
+    wait_state(tab, "done")
+    assert tab.locator("#error").is_hidden()
 
 
 def test_without_a_model_the_page_says_what_to_put_where(visit, tmp_path):

@@ -30,10 +30,12 @@ class RunningPage:
         port: int = 0,
         worker: str = SCENE_WORKER,
         checkpoints: tuple[str, ...] = ("landscape.safetensors",),
+        root: Path | None = None,
     ) -> None:
+        """`root`: where presets and built-in models are; the folder itself unless given."""
         shutil.copytree(REPOSITORY / "presets", folder / "presets", dirs_exist_ok=True)
         self.settings = Settings(
-            root=folder,
+            root=root or folder,
             data_path=folder / ".easel",
             output_path=folder / "outputs",
             models_path=folder / "models",

@@ -5,24 +5,40 @@ const ANSWER_MS = 15000;
 const controls = {
   nonce: "",
   pending: 0, // timer of a press of Generate that has no answer yet
+  presses: Promise.resolve(), // the last of them
+  resolve: () => {}, // ends the wait for the answer
+  cleared: false, // the next click on Generate is for Gradio
   shown: {}, // the form's values that the summary needs
 
+  /** A press of Generate. Presses are sent one after the other, so that none gets lost. */
   generate() {
-    $("generate")?.click();
+    this.presses = this.presses.then(() => this.send());
   },
 
-  /** Before Gradio sees a press of Generate. */
-  beforeGenerate(event) {
+  async send() {
     stage.error("");
+    $("generate").setAttribute("aria-busy", "true");
+    await poll.health(); // Gradio reloads the page over a request that nobody takes
     if (page.offline) {
-      event.stopImmediatePropagation();
-      event.preventDefault();
+      this.answered();
       stage.error(say("offline.generate"));
       return;
     }
-    clearTimeout(this.pending);
+    const answer = new Promise((resolve) => (this.resolve = resolve));
     this.pending = setTimeout(() => this.noAnswer(), ANSWER_MS);
-    $("generate").setAttribute("aria-busy", "true");
+    this.cleared = true;
+    $("generate").click();
+    await answer;
+  },
+
+  /** Every click on Generate waits for `send`, which clears its own. */
+  beforeGenerate(event) {
+    if (!this.cleared) {
+      event.stopImmediatePropagation();
+      event.preventDefault();
+      this.generate();
+    }
+    this.cleared = false;
   },
 
   async noAnswer() {
@@ -35,6 +51,7 @@ const controls = {
     clearTimeout(this.pending);
     this.pending = 0;
     $("generate").removeAttribute("aria-busy");
+    this.resolve();
   },
 
   /** The answer to a press of Generate; see modules/ui/app.py. */
@@ -124,7 +141,7 @@ const controls = {
     await poll.status();
     const found = page.status?.checkpoints ?? [];
     if (found.length) stage.tell(say("nomodel.found", { name: found[0].name }));
-    else setText($("look-result"), say("nomodel.none", { folder: "models/checkpoints" }));
+    else setText($("look-result"), say("nomodel.none", { folder: document.querySelector("#no-model code").textContent }));
   },
 
   summary(names, values) {

@@ -31,13 +31,15 @@ const CLICKS = {
   "copy-settings": () => controls.copySettings(),
   download: () => controls.download(),
   "more-sizes": toggleSizes,
+  "skip-link": () => promptBox().focus(),
 };
 
 function listen() {
   document.addEventListener(
     "click",
     (event) => {
-      const target = event.target.closest("[id]:is(button, #backdrop)");
+      const target = event.target.closest("[id]:is(button, #backdrop, #skip-link)");
+      if (target?.id === "skip-link") event.preventDefault(); // the address names the task
       if (target?.id === "generate") controls.beforeGenerate(event);
       else if (target?.role === "tab") tabs.choose(target);
       else if (target && !target.disabled) CLICKS[target.id]?.();

@@ -1,5 +1,6 @@
 // The frame around it all: side column or sheet, tabs, theme, sizes, what is polled.
 
+const USUAL_SIZES = 9; // as many as form.css shows at first
 const WIDE = matchMedia("(min-width: 1024px)");
 
 const sheet = {
@@ -85,6 +86,15 @@ const poll = {
       page.contact(error instanceof HttpError);
     }
   },
+  /** Is anybody there? Sets page.offline. */
+  async health() {
+    try {
+      await call("/healthz", { timeout: 4000 });
+      page.contact(true);
+    } catch (error) {
+      page.contact(error instanceof HttpError);
+    }
+  },
   async queue() {
     if (!waiting.ids.length) return;
     await waiting.refresh();
@@ -109,11 +119,18 @@ function drawSizes() {
     const input = label.querySelector("input");
     if (input.name !== "easel-size") input.name = "easel-size"; // one group for the arrow keys
   }
+  sayMoreSizes();
 }
 
 function toggleSizes() {
-  const all = $("size").classList.toggle("all");
+  $("size").classList.toggle("all");
+  sayMoreSizes();
+}
+
+function sayMoreSizes() {
+  const all = $("size").classList.contains("all");
   const count = document.querySelectorAll("#size label").length;
   $("more-sizes").setAttribute("aria-expanded", String(all));
   setText($("more-sizes"), say(all ? "size.fewer" : "size.more", { count }));
+  show($("more-sizes"), count > USUAL_SIZES);
 }

@@ -72,7 +72,7 @@ function update(element, item, shown) {
   element.item = item;
   const { image } = item;
   let label = say("strip.pending", { number: (item.index ?? 0) + 1 });
-  if (image) label = say("strip.item", { prompt: image.prompt || `seed ${image.seed}` });
+  if (image) label = say("strip.item", { prompt: image.prompt || say("strip.seed", image) });
   else if (item.live) label = say("strip.live");
   if (element.title !== label) {
     element.title = label;

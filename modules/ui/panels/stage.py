@@ -34,7 +34,7 @@ def button(element_id: str, icon_name: str, label: str, *, kind: str = "icon-but
 def _top_bar(context: ServerContext, texts: Texts) -> str:
     return f"""
 <header id="top" data-theme="{escape(context.settings.theme or "")}">
-  <a class="skip-link" href="#prompt">{escape(texts("skip.to.prompt"))}</a>
+  <a class="skip-link" id="skip-link" href="#prompt">{escape(texts("skip.to.prompt"))}</a>
   <span class="brand">{icon("easel")}<span>{escape(texts("title"))}</span></span>
   <span id="notices" role="note"></span>
   <span id="server" role="status"></span>
