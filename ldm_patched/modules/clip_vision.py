@@ -47,7 +47,7 @@ class ClipVisionConfig:
 
     @property
     def heads(self) -> int:
-        return 16 if self.width in SIXTEEN_HEADS else self.width // HEAD_SIZE
+        return 16 if self.width in SIXTEEN_HEADS else max(1, self.width // HEAD_SIZE)
 
     @property
     def activation(self) -> str:
@@ -234,7 +234,7 @@ def detect_config(shapes: Mapping[str, tuple[int, ...]]) -> ClipVisionConfig | N
         inner = shapes.get("vision_model.encoder.layers.0.mlp.fc1.weight")
         projection = shapes.get("visual_projection.weight", (0, 0))[0]
         layer = r"vision_model\.encoder\.layers\.(\d+)\."
-    if len(patch) != 4 or not (positions and inner) or patch[0] % HEAD_SIZE % 16:
+    if len(patch) != 4 or not (positions and inner):
         return None
     numbers = {int(match[1]) for name in shapes if (match := re.match(layer, name))}
     return ClipVisionConfig(

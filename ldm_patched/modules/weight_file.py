@@ -206,6 +206,10 @@ def _tensors_of(content: Any) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         return {}
     known = set(DTYPES.values())
+    if not any(isinstance(value, Tensor) for value in content.values()):
+        # Parts in a dictionary each, as IP-Adapters have them: named as in a flat file.
+        parts = {part: named for part, named in content.items() if isinstance(named, dict)}
+        content = {f"{part}.{key}": v for part, named in parts.items() for key, v in named.items()}
     return {
         key: value.detach()
         for key, value in content.items()
