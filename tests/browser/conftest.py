@@ -4,9 +4,7 @@ Every page is watched: a request to anywhere but the server, an error in the con
 script fails the test that caused it.
 """
 
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +14,6 @@ import pytest
 from tests.support.page_server import RunningPage
 
 SCREENSHOTS = Path(__file__).parent / "screenshots"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PATIENCE_MS = 20_000
 
 
@@ -34,20 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.browser)
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """A headless browser, shared by all tests; each opens windows of its own in it."""
-    found = next((path for name in NAMES if (path := shutil.which(name))), None)
-    path = os.environ.get("EASEL_TEST_CHROMIUM") or found
-    if path is None:
-        pytest.skip("no Chromium: install it (apt-get install chromium) to test the page")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")

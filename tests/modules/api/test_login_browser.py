@@ -1,28 +1,18 @@
 """The login in a real Chromium: the page works under its content policy once one is in."""
 
-import shutil
-
 import pytest
 
 from modules.spec.flags import TaskState
 from tests.modules.api.support import serve
 
 pytestmark = pytest.mark.browser
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
 @pytest.fixture
-def window():
-    path = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if path is None:
-        pytest.skip("no Chromium here")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser.new_page()
-        browser.close()
+def window(chromium):
+    page = chromium.new_page()
+    yield page
+    page.close()
 
 
 def test_from_the_login_to_a_running_task(tmp_path, window):

@@ -1,0 +1,37 @@
+"""What tests of several rooms share: a real Chromium."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless browser for one module's tests; each opens windows of its own in it.
+
+    Not for the session: Playwright keeps an event loop on this thread for as long as it runs, and
+    tests of other modules start loops of their own.
+    """
+    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    path = os.environ.get("EASEL_TEST_CHROMIUM") or found
+    if path is None:
+        pytest.skip("no Chromium: install it (apt-get install chromium) to test the page")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
