@@ -43,6 +43,15 @@ class ModelPart(BaseModel):
     sha256: str = ""
 
 
+class LoraPart(BaseModel):
+    """A LoRA that was in force: its name in the list, and the start of its SHA-256 if known."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    sha256: str = ""
+
+
 class Recipe(BaseModel):
     """What one picture was made from. `spec` is the request as the user gave it, seed fixed;
     `prompt` is what its words came to for this picture, once lists and styles were filled in."""
@@ -55,6 +64,7 @@ class Recipe(BaseModel):
     image: ImagePart
     model: ModelPart
     prompt: PicturePrompt | None = None
+    loras: tuple[LoraPart, ...] = ()
     version: str = VERSION
 
     @classmethod
@@ -66,8 +76,11 @@ class Recipe(BaseModel):
         *,
         prompt: PicturePrompt | None = None,
         model_sha256: str = "",
+        lora_sha256: Mapping[str, str] | None = None,
     ) -> "Recipe":
-        """The recipe of picture `index` (from 0) of a task."""
+        """The recipe of picture `index` (from 0) of a task. lora_sha256: by name, where known."""
+        hashes = lora_sha256 or {}
+        uses = () if prompt is None else prompt.loras
         return cls(
             schema=SCHEMA_VERSION,
             spec=spec,
@@ -75,6 +88,9 @@ class Recipe(BaseModel):
             image=ImagePart(index=index, seed=resolved.seeds[index]),
             model=ModelPart(name=resolved.checkpoint, sha256=model_sha256[:10]),
             prompt=prompt,
+            loras=tuple(
+                LoraPart(name=use.file, sha256=hashes.get(use.file, "")[:10]) for use in uses
+            ),
         )
 
     def to_json(self) -> str:
@@ -91,6 +107,7 @@ class Recipe(BaseModel):
             seed=self.image.seed,
             version=self.version,
             model_sha256=self.model.sha256,
+            lora_sha256={lora.name: lora.sha256 for lora in self.loras if lora.sha256},
         )
 
     def save_options(self, output_format: OutputFormat) -> dict[str, Any]:

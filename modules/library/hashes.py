@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from modules.library.catalog import ModelFile
@@ -37,21 +38,26 @@ class HashCache:
         with self._lock:
             return self._read().get(key, "") if key else ""
 
-    def compute_soon(self, file: ModelFile) -> None:
-        """Hash the file in a thread, unless that is done or another one is being hashed."""
-        if self.known(file):
+    def compute_soon(self, *files: ModelFile) -> None:
+        """Hash files in a thread, one after the other, unless that is done or being done."""
+        unknown = [file for file in files if not self.known(file)]
+        if not unknown:
             return
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
                 return
             # A daemon: the end of the program does not wait for a file of many gigabytes.
             self._thread = threading.Thread(
-                target=self._compute, args=(file,), name="hashes", daemon=True
+                target=self._compute_all, args=(unknown,), name="hashes", daemon=True
             )
             self._thread.start()
 
+    def _compute_all(self, files: Sequence[ModelFile]) -> None:
+        for file in files:
+            self._compute(file)
+
     def wait(self) -> None:
-        """Until the file that is being hashed now is done."""
+        """Until the files that are being hashed now are done."""
         thread = self._thread
         if thread is not None:
             thread.join()

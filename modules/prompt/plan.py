@@ -47,7 +47,7 @@ class _Frozen(BaseModel):
 
 
 class LoraUse(_Frozen):
-    """A LoRA file that a prompt asks for; weights of the UNet and of the text encoders."""
+    """A LoRA file that a request asks for; weights of the UNet and of the text encoders."""
 
     file: str
     weight: float
@@ -88,7 +88,8 @@ class PromptPlan:
 
     combinations: pictures that show every combination of the arrays as written. wildcards: word
     lists that are named, found or not; missing_wildcards: those read as bare words.
-    missing_loras: names that no file has. notices and conflicts are sentences.
+    missing_loras: names in the prompt that no file has; missing_listed: those of the list.
+    notices and conflicts are sentences.
     """
 
     pictures: tuple[PicturePrompt, ...]
@@ -96,18 +97,23 @@ class PromptPlan:
     wildcards: tuple[str, ...] = ()
     missing_wildcards: tuple[str, ...] = ()
     missing_loras: tuple[str, ...] = ()
+    missing_listed: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
 
     def raise_if_missing(self) -> None:
-        """ModelMissing if a LoRA that the prompt names is not there."""
-        if self.missing_loras:
-            name = self.missing_loras[0]
-            raise ModelMissing(
-                f"The LoRA {name[:80]!r} is not in the loras folder of the models; put the file "
-                f"there, or take <lora:{name[:80]}…> out of the prompt."
-            )
+        """ModelMissing if a LoRA that the list or the prompt names is not there."""
+        for names, remedy in (
+            (self.missing_listed, "take it out of the list of LoRAs"),
+            (self.missing_loras, "take <lora:{}…> out of the prompt"),
+        ):
+            if names:
+                name = names[0][:80]
+                raise ModelMissing(
+                    f"The LoRA {name!r} is not in the loras folder of the models; put the file "
+                    f"there, or {remedy.format(name)}."
+                )
 
 
 def make_plan(
@@ -135,6 +141,8 @@ class _Planner:
         self.missing_wildcards: dict[str, None] = {}
         self.used_wildcards: dict[str, None] = {}
         self.missing_loras: dict[str, None] = {}
+        self.missing_listed: dict[str, None] = {}
+        self.listed = tuple(self._listed())
         self.embeddings: dict[str, None] = {}
         self.conflicts: dict[str, None] = {}
         self._seen: set[str] = set()
@@ -162,6 +170,7 @@ class _Planner:
             wildcards=wildcards,
             missing_wildcards=tuple(self.missing_wildcards),
             missing_loras=tuple(self.missing_loras),
+            missing_listed=tuple(self.missing_listed),
             embeddings=tuple(self.embeddings),
             notices=(*self.notices, *self.books.wildcards.notices(wildcards)),
             conflicts=tuple(self.conflicts),
@@ -219,13 +228,37 @@ class _Planner:
         texts = [parser.tidy(text) if tags else text for text, tags in taken]
         return texts, [tag for _, tags in taken for tag in tags]
 
+    def _listed(self) -> Iterable[LoraUse]:
+        """The LoRAs of the request's own list that are switched on."""
+        for lora in self.spec.loras:
+            file = lora_tags.find_name(self.lora_files, lora.name)
+            if not lora.enabled:
+                continue
+            if file is None:
+                self.missing_listed[lora.name] = None
+                continue
+            clip_weight = lora.weight if lora.clip_weight is None else lora.clip_weight
+            yield LoraUse(file=file, weight=lora.weight, clip_weight=clip_weight)
+
     def _loras(self, tags: Sequence[LoraTag]) -> Iterable[LoraUse]:
+        """Those of the list, then those of the tags; a file counts as it is named first."""
+        uses: dict[str, LoraUse] = {}
+        for use in self.listed:
+            uses.setdefault(use.file, use)
         for tag in lora_tags.distinct(tags):
             file = lora_tags.find_name(self.lora_files, tag.name)
             if file is None:
                 self.missing_loras[tag.name] = None
             else:
-                yield LoraUse(file=file, weight=tag.weight, clip_weight=tag.clip_weight)
+                use = LoraUse(file=file, weight=tag.weight, clip_weight=tag.clip_weight)
+                uses.setdefault(file, use)
+        if len(uses) > limits.LORAS_PER_IMAGE:
+            raise LimitError(
+                f"The list and the prompt name {len(uses)} LoRAs for one picture, more than the "
+                f"{limits.LORAS_PER_IMAGE} that fit; name fewer.",
+                "loras",
+            )
+        return uses.values()
 
     def _expansion(self, main: str, seed: int, beside: str) -> str:
         if not self.spec.expand_prompt or self.books.expander is None:

@@ -21,6 +21,51 @@ SCHEMA_VERSION = 1
 Side = Annotated[int, Field(ge=limits.SIDE_MIN, le=limits.SIDE_MAX, multiple_of=limits.SIDE_STEP)]
 
 
+LoraWeight = Annotated[
+    float, Field(ge=-limits.LORA_LIST_WEIGHT_MAX, le=limits.LORA_LIST_WEIGHT_MAX)
+]
+
+
+def _listed_name(name: str) -> str:
+    """`name` as it is, if it can be one of a model list: no path, no drive, no way out."""
+    parts = name.split("/")
+    if (
+        "\\" in name
+        or "\x00" in name
+        or ":" in name
+        or (name and any(part in ("", ".", "..") for part in parts))
+    ):
+        raise ValueError("must be a name from the list; choose one there")
+    return name
+
+
+class LoraSpec(BaseModel):
+    """One LoRA of the list: a file of models/loras and how strongly it counts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str = Field(
+        min_length=1,
+        max_length=255,
+        title="Name",
+        description="The file's name in the list, with or without its ending.",
+    )
+    weight: LoraWeight = Field(
+        1.0, title="Weight", description="How strongly it counts; 1 as it was made, 0 not at all."
+    )
+    clip_weight: LoraWeight | None = Field(
+        None,
+        title="Weight for words",
+        description="How strongly it changes the reading of the prompt; empty takes the weight.",
+    )
+    enabled: bool = Field(True, title="On", description="Off keeps it in the list unused.")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_no_path_trick(cls, name: str) -> str:
+        return _listed_name(name)
+
+
 class TaskSpec(BaseModel):
     """One request: so many pictures of one prompt with one group of settings."""
 
@@ -59,6 +104,13 @@ class TaskSpec(BaseModel):
         max_length=255,
         title="Checkpoint",
         description="The model file that paints; empty takes the first one there is.",
+    )
+    loras: tuple[LoraSpec, ...] = Field(
+        (),
+        max_length=limits.LORAS_PER_IMAGE,
+        title="LoRAs",
+        description="Small files that teach the checkpoint a style or a subject, with weights; "
+        "those named in the prompt come after them.",
     )
     image_count: int = Field(
         2,
@@ -141,15 +193,7 @@ class TaskSpec(BaseModel):
     @field_validator("checkpoint", "preset")
     @classmethod
     def _name_is_no_path_trick(cls, name: str) -> str:
-        parts = name.split("/")
-        if (
-            "\\" in name
-            or "\x00" in name
-            or ":" in name
-            or (name and any(part in ("", ".", "..") for part in parts))
-        ):
-            raise ValueError("must be a name from the list; choose one there")
-        return name
+        return _listed_name(name)
 
     @field_validator("aspect_ratio")
     @classmethod
@@ -229,6 +273,10 @@ def _as_sentence(model: type[BaseModel], error: ValidationError) -> SpecError | 
         return SpecError("The request must be one JSON object of settings.")
     if name and info is None:
         return SpecError(f"{title[:80]} is not known; remove it.", name[:80])
+    if name == "loras" and len(first["loc"]) > 1:
+        title = _of_lora(first["loc"][1:])
+        if kind == "extra_forbidden":
+            return SpecError(f"{title} is not known; remove it.", name)
     if kind == "value_error":
         reason = str(context["error"])
         sentence = reason if not name else f"{title} {reason}"
@@ -241,6 +289,8 @@ def _as_sentence(model: type[BaseModel], error: ValidationError) -> SpecError | 
         "multiple_of": "must be a multiple of {multiple_of}",
         "enum": "must be one of {expected}",
         "string_too_long": "must be at most {max_length} characters long",
+        "string_too_short": "must not be empty",
+        "missing": "must not be empty",
         "too_long": "must be at most {max_length} in number",
         "finite_number": "must be a finite number",
     }.get(kind)
@@ -254,6 +304,15 @@ def _as_sentence(model: type[BaseModel], error: ValidationError) -> SpecError | 
         }
         allowed = f"must be {wanted.get(kind.split('_')[0], 'of the right type')}"
     return SpecError(f"{title} {allowed.format(**context)}.", name)
+
+
+def _of_lora(place: tuple[int | str, ...]) -> str:
+    """What a complaint about an entry of the LoRA list is about, as the beginning of a sentence."""
+    number = f"LoRA {int(place[0]) + 1}"
+    if len(place) < 2:
+        return number
+    info = LoraSpec.model_fields.get(str(place[1]))
+    return f"{(info.title if info else None) or f'Field {str(place[1])[:80]!r}'} of {number}"
 
 
 class ResolvedSpec(BaseModel):

@@ -98,6 +98,16 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "prompt":
             parser.add_argument("prompt", help=field.description)
             continue
+        if name == "loras":
+            parser.add_argument(
+                "--lora",
+                dest=name,
+                action="append",
+                metavar="NAME[:WEIGHT[:WORDS]]",
+                help="a LoRA of models/loras, such as ink:0.8; may be given several times. WORDS "
+                "is its weight for the reading of the prompt, WEIGHT if it is left out",
+            )
+            continue
         names = (*_SHORT.get(name, ()), "--" + name.replace("_", "-"))
         help_text = (field.description or "").replace("%", "%%")
         if field.annotation is bool:
@@ -126,10 +136,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def read_lora_option(text: str) -> dict[str, str]:
+    """The entry of TaskSpec.loras that `--lora name:weight:words` means; checked by TaskSpec."""
+    name, *weights = text.split(":")
+    if len(weights) > 2 or not all(weights):
+        raise ConfigError(
+            f"--lora {text[:80]} cannot be read; write --lora name:weight, such as --lora ink:0.8."
+        )
+    return {"name": name} | dict(zip(("weight", "clip_weight"), weights, strict=False))
+
+
 def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
     """(spec with a fixed seed, settings, whether a folder was given). Raises StudioError."""
     given = vars(build_parser().parse_args(list(argv)))
     values = {name: given.pop(name) for name in list(given) if name in TaskSpec.model_fields}
+    if "loras" in values:
+        values["loras"] = [read_lora_option(text) for text in values["loras"]]
     folder = given.pop("output_path", None)
     settings_argv: list[str] = []
     for field, value in given.items():

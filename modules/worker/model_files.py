@@ -4,10 +4,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from modules.library.catalog import ModelFile
+from modules.settings.presets import ModelFolder
 from modules.spec.errors import ModelCorrupt, ModelMissing
 from modules.worker.failures import is_out_of_memory
 
 FileStamp = tuple[str, int, int]
+
+
+def _other(file: ModelFile) -> str:
+    """What else to do about a file that cannot be read."""
+    if file.kind is ModelFolder.LORAS:
+        return "take the LoRA out of the list and the prompt"
+    return "choose another checkpoint"
 
 
 @contextmanager
@@ -18,19 +26,19 @@ def reading(file: ModelFile) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError):
         raise ModelMissing(
             f"{file.name} was there a moment ago and is gone now; put it back and press Refresh, "
-            "or choose another checkpoint."
+            f"or {_other(file)}."
         ) from None
     except PermissionError as error:
         raise ModelCorrupt(
-            f"{file.name} may not be read by Easel; change the file's permissions, or choose "
-            "another checkpoint."
+            f"{file.name} may not be read by Easel; change the file's permissions, or "
+            f"{_other(file)}."
         ) from error
     except OSError as error:
         if is_out_of_memory(error):
             raise
         raise ModelCorrupt(
             f"{file.name} cannot be read from the disk; check the disk and copy the file there "
-            "again, or choose another checkpoint."
+            f"again, or {_other(file)}."
         ) from error
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ldm_patched.modules import sample as sampling
 from ldm_patched.modules import sd
 from ldm_patched.modules.latent_preview import LatentPreviewer
+from ldm_patched.modules.lora import Lora, read_lora
 from ldm_patched.modules.model_management import DevicePolicy, soft_empty_cache
 from ldm_patched.modules.model_patcher import ModelPatcher
 from ldm_patched.modules.weight_file import open_weights
@@ -29,7 +30,8 @@ from modules.worker.model_files import FileStamp, reading, size_in_words, stamp_
 logger = logging.getLogger(__name__)
 
 LoraStamps = tuple[tuple[FileStamp, float, float], ...]
-PromptKey = tuple[FileStamp, LoraStamps, tuple[str, ...], int]
+WordStamps = tuple[tuple[FileStamp, float], ...]
+PromptKey = tuple[FileStamp, WordStamps, tuple[str, ...], int]
 Conditions = list[Any]  # [[cond (1, 77·n, C), {"pooled_output": (1, P)}]]
 
 
@@ -37,7 +39,8 @@ Conditions = list[Any]  # [[cond (1, 77·n, C), {"pooled_output": (1, P)}]]
 class LoadedModel:
     """A checkpoint in memory. `stamp` says which version of the file it was.
 
-    loras: stamps and weights of the adapters on `unet` and `clip`, in order.
+    loras: stamps and weights of the adapters on `unet` and `clip`, in order; word_loras: of those
+    that change `clip`, with their weights there.
     """
 
     stamp: FileStamp
@@ -47,19 +50,27 @@ class LoadedModel:
     vae: sd.VAE
     previewer: LatentPreviewer
     loras: LoraStamps = ()
+    word_loras: WordStamps = ()
 
 
 class Pipeline:
     """What a worker keeps between tasks."""
 
     def __init__(
-        self, policy: DevicePolicy, *, models_kept: int = 1, prompts_kept: int = 128
+        self,
+        policy: DevicePolicy,
+        *,
+        models_kept: int = 1,
+        prompts_kept: int = 128,
+        loras_kept: int = 16,
     ) -> None:
         self.policy = policy
         self._models: OrderedDict[FileStamp, LoadedModel] = OrderedDict()
         self._prompts: OrderedDict[PromptKey, Conditions] = OrderedDict()
+        self._loras: OrderedDict[tuple[FileStamp, FileStamp], Lora] = OrderedDict()
         self._dressed: LoadedModel | None = None
         self._models_kept, self._prompts_kept = models_kept, prompts_kept
+        self._loras_kept = loras_kept
 
     def refresh(
         self,
@@ -96,27 +107,47 @@ class Pipeline:
         previewer = LatentPreviewer(unet.model.latent_format)
         return LoadedModel(stamp, file.name, unet, clip, vae, previewer)
 
+    def lora(self, model: LoadedModel, file: ModelFile) -> Lora:
+        """The patches of `file` for `model`: those in memory if neither has changed since.
+
+        Raises ModelMissing, ModelCorrupt, or what the engine says of a file that does not fit.
+        """
+        key = (model.stamp, stamp_of(file))
+        if key not in self._loras:
+            with reading(file):
+                self._loras[key] = read_lora(open_weights(file.path), model.unet, model.clip)
+            while len(self._loras) > self._loras_kept:
+                self._loras.popitem(last=False)
+        self._loras.move_to_end(key)
+        return self._loras[key]
+
     def with_loras(
         self, model: LoadedModel, loras: Sequence[tuple[ModelFile, float, float]]
     ) -> LoadedModel:
         """`model` with these adapters on clones of its parts, or itself if there are none.
 
         loras: files with their weights on the UNet and on the text encoders. The last one that
-        was asked for is kept. Raises ModelMissing, or what the engine says of a file.
+        was asked for is kept, so that the weights of a whole batch are changed once. Raises as
+        `lora`.
         """
         stamps = tuple((stamp_of(file), weight, clip) for file, weight, clip in loras)
         if not stamps:
+            self._dressed = None
             return model
         dressed = self._dressed
         if dressed is not None and (dressed.stamp, dressed.loras) == (model.stamp, stamps):
             return dressed
-        unet, clip = model.unet, model.clip
-        for file, weight, clip_weight in loras:
-            with reading(file):
-                unet, clip = sd.load_lora_for_models(
-                    unet, clip, open_weights(file.path), weight, clip_weight
-                )
-        self._dressed = replace(model, unet=unet, clip=clip, loras=stamps)
+        self._dressed = None  # let go of the set before while the next one is made
+        unet, clip = model.unet.clone(), model.clip.clone()
+        words: list[tuple[FileStamp, float]] = []
+        for (file, weight, clip_weight), (stamp, _, _) in zip(loras, stamps, strict=True):
+            found = self.lora(model, file)
+            if weight:
+                unet.add_patches(found.unet, weight)
+            if clip_weight and found.clip:
+                clip.add_patches(found.clip, clip_weight)
+                words.append((stamp, clip_weight))
+        self._dressed = replace(model, unet=unet, clip=clip, loras=stamps, word_loras=tuple(words))
         return self._dressed
 
     def drop_models(self, keep: int = 0) -> None:
@@ -126,8 +157,10 @@ class Pipeline:
             self._dressed = None  # it holds on to a model
         while len(self._models) > keep:
             stamp, _ = self._models.popitem(last=False)
-            for key in [key for key in self._prompts if key[0] == stamp]:
-                del self._prompts[key]
+            for prompt in [key for key in self._prompts if key[0] == stamp]:
+                del self._prompts[prompt]
+            for lora in [key for key in self._loras if key[0] == stamp]:
+                del self._loras[lora]
         if dropped:
             self.free_memory()
 
@@ -151,7 +184,7 @@ class Pipeline:
         `pooled_count` texts. The same texts give the same tensors, so that a network may keep
         what it computed from them. texts: at least one.
         """
-        key = (model.stamp, model.loras, tuple(texts), pooled_count)
+        key = (model.stamp, model.word_loras, tuple(texts), pooled_count)
         if key not in self._prompts:
             if len(texts) == 1:
                 self._keep(key, self._encode_text(model, texts[0]))

@@ -40,10 +40,12 @@ def parameters_text(
     seed: int,
     version: str,
     model_sha256: str = "",
+    lora_sha256: Mapping[str, str] | None = None,
 ) -> str:
     """The whole text for one picture.
 
     seed: the picture's own. model_sha256: hex digest or its beginning; '' leaves the hash out.
+    lora_sha256: the same of the LoRAs in the prompt, by their names in the list.
     """
     fields: dict[str, str] = {
         "Steps": str(resolved.steps),
@@ -56,6 +58,9 @@ def parameters_text(
     if model_sha256:
         fields["Model hash"] = model_sha256[:10]
     fields["Model"] = PurePosixPath(resolved.checkpoint).stem
+    if lora_sha256:
+        pairs = (f"{PurePosixPath(name).stem}: {sha[:10]}" for name, sha in lora_sha256.items())
+        fields["Lora hashes"] = ", ".join(pairs)
     fields["Version"] = f"Easel {version}"
     lines = [prompt]
     if negative_prompt:

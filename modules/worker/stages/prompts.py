@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def run(job: Job, studio: "Studio") -> None:
     """Plan every picture, so that nothing is painted of a request that cannot be finished.
 
-    Then load the model unless it is there. Raises SpecError, LimitError or ModelMissing.
+    Then load the model and see that every LoRA fits it, unless that is done. Raises SpecError,
+    LimitError, ModelMissing, or what is wrong with a file.
     """
     if job.file is None:
         raise RuntimeError("the resolve stage has not run yet")
@@ -29,7 +30,12 @@ def run(job: Job, studio: "Studio") -> None:
     job.base = job.model = studio.pipeline.refresh(
         job.file, lambda words: job.task.emit(Loading(message=words)), job.check_stop
     )
-    studio.hashes.compute_soon(job.file)
+    used = dict.fromkeys(use.file for picture in job.plan.pictures for use in picture.loras)
+    loras = [job.lora_files[name] for name in used]
+    for file in loras:
+        job.check_stop()
+        studio.pipeline.lora(job.base, file)
+    studio.hashes.compute_soon(job.file, *loras)
 
 
 def encode(job: Job, studio: "Studio") -> None:

@@ -42,7 +42,17 @@ def run(job: Job, studio: "Studio") -> None:
     recipe = None
     if not studio.settings.disable_metadata and job.file is not None:
         sha256 = studio.hashes.known(job.file)
-        recipe = Recipe.of(task.spec, resolved, index, prompt=job.prompt, model_sha256=sha256)
+        loras = {
+            use.file: studio.hashes.known(job.lora_files[use.file]) for use in job.prompt.loras
+        }
+        recipe = Recipe.of(
+            task.spec,
+            resolved,
+            index,
+            prompt=job.prompt,
+            model_sha256=sha256,
+            lora_sha256=loras,
+        )
 
     def write() -> None:
         saved = save_image(

@@ -171,7 +171,8 @@ def test_damaged_files_only_ever_raise_a_sentence(data):
 
 
 def test_the_recipe_names_no_more_than_it_says():
-    assert set(VALID) == {"schema", "spec", "resolved", "image", "model", "prompt", "version"}
+    names = {"schema", "spec", "resolved", "image", "model", "prompt", "loras", "version"}
+    assert set(VALID) == names
     assert set(VALID["spec"]) == set(TaskSpec.model_fields)
     assert set(VALID["resolved"]) == set(ResolvedSpec.model_fields)
 

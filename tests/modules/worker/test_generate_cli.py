@@ -124,3 +124,16 @@ def test_styles_and_switches_are_options():
     spec, _, _ = generate_cli.read_request(argv)
     assert spec.styles == ("ink", "glow")
     assert (spec.expand_prompt, spec.wildcards_in_order) == (True, False)
+
+
+def test_loras_are_given_by_name_and_weight():
+    argv = ["a house", "--lora", "ink:0.8", "--lora", "sub/oil.safetensors:-1:0.5", "--lora", "x"]
+    spec, _, _ = generate_cli.read_request(argv)
+    found = [(lora.name, lora.weight, lora.clip_weight) for lora in spec.loras]
+    assert found == [("ink", 0.8, None), ("sub/oil.safetensors", -1.0, 0.5), ("x", 1.0, None)]
+
+
+@pytest.mark.parametrize("text", ["a:1:2:3", "a:", "a:x", ":1", "a:9", "../a:1"])
+def test_a_lora_that_cannot_be_read_is_refused_in_a_sentence(text):
+    with pytest.raises(StudioError, match=r"LoRA|--lora"):
+        generate_cli.read_request(["a house", "--lora", text])
