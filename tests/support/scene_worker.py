@@ -2,7 +2,7 @@
 
 It obeys like the real one: loading, steps, previews, pictures saved one by one, Stop and Skip.
 The prompt steers it, as words in any order:
-    quick         5 ms a step instead of 60
+    quick         5 ms a step instead of 40
     loads         show the loading of a model for two seconds, with its progress
     waits         do nothing until stopped
     fails         raise a ModelMissing
@@ -82,7 +82,7 @@ def load(task: ClaimedTask) -> None:
 
 def steps(task: ClaimedTask, words: set[str], index: int) -> np.ndarray:
     """Noise that becomes the landscape; pixels (H, W, 3)."""
-    spec, pause = task.spec, 0.005 if "quick" in words else 0.06
+    spec, pause = task.spec, 0.005 if "quick" in words else 0.04
     final = landscape(size_of(spec), spec.seed_of(index))
     small = final[::8, ::8].astype(np.float32)
     noise = np.random.default_rng(spec.seed_of(index)).normal(128, 70, small.shape)
