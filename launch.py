@@ -56,7 +56,7 @@ VERBS = {
     "test": Verb(
         "also install requirements-dev.txt and run every test",
         ("base", "dev"),
-        ["-m", "pytest"],
+        ["-m", "pytest", "-n", "2", "--dist", "loadfile"],
     ),
     "bench": Verb(
         "measure speed against diffusers (installs requirements-dev.txt)",

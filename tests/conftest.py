@@ -1,10 +1,11 @@
-"""What tests of several rooms share: a real Chromium."""
+"""What tests of several rooms share: a real Chromium, and examples that are the same every time."""
 
 import os
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -17,6 +18,10 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+# The same examples in every run, and no verdict by the clock of a busy machine.
+hypothesis.settings.register_profile("easel", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("easel")
 
 
 @pytest.fixture(scope="module")
