@@ -20,7 +20,9 @@ def test_a_checkpoint_offers_its_sizes_and_paints(visit, tmp_path):
         metadata = {"easel.area": "4096", "easel.ratios": '["1:1"]'}
         write_tiny_sdxl(server.checkpoint_folder / "tiny.safetensors", metadata=metadata)
         tab = visit(at=server).page
-        assert tab.locator("#size label").all_inner_texts() == ["64×64"]
+        # The page asks for the checkpoint's sizes once it stands.
+        sizes = "Array.from(document.querySelectorAll('#size label'), label => label.innerText)"
+        tab.wait_for_function(f"() => {sizes}.join() === '64×64'")
         assert tab.locator("#more-sizes").is_hidden()
         tab.locator("#performance input[type=number]").fill("3")
         generate(tab, "a red house by a blue lake", pictures=1, seed=7)

@@ -1,7 +1,7 @@
 """A picture of every state in every size and theme, for people to look at.
 
 They land in tests/browser/screenshots, which git ignores. Each step waits until its state was
-really reached, so a state that cannot be shown any more fails here. With EASEL_UPDATE_DOCS=1 the
+really reached, so a state that cannot be shown any more fails here. With EASEL_WRITE_DOCS=1 the
 README's picture is taken anew.
 """
 
@@ -39,10 +39,10 @@ def test_every_state_has_its_picture(visit, tmp_path, size, theme):
         album.page.locator("#look-again").click()
         album.page.wait_for_selector("#said", state="hidden")
         album.add("idle")
-        settings(album, in_sheet=size == "phone")
         one_task(album)
         other_ends(album)
         waiting(album, visit(at=server).page)
+        settings(album, in_sheet=size == "phone")
         server.close()
         album.page.wait_for_selector("#server:not(:empty)", timeout=30_000)
         album.add("offline")
@@ -64,7 +64,7 @@ class Album:
         path = SCREENSHOTS / f"{state}-{self._look}.png"
         self.page.screenshot(path=path, animations="disabled")
         assert path.stat().st_size > 5_000
-        if path.name == README_PICTURE and os.environ.get("EASEL_UPDATE_DOCS"):
+        if path.name == README_PICTURE and os.environ.get("EASEL_WRITE_DOCS"):
             shutil.copyfile(path, DOCS / "page.png")
 
 
