@@ -112,7 +112,7 @@ def test_a_full_queue_is_told(context):
 
 
 def test_a_fault_of_ours_tells_no_secret(context, caplog):
-    context.pool.error = RuntimeError("/root/secret/path")
+    context.pool.error = RuntimeError("/srv/secret/path")
     form = a_form(context)
     error = submit(context, form, pressed(form, prompt="", width="", height=""))["error"]
     assert error["code"] == "E_INTERNAL"
