@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file, not as a module
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from benchmarks import rows_image, rows_network, rows_program  # noqa: E402
+from benchmarks import rows_guidance, rows_image, rows_network, rows_program  # noqa: E402
 from benchmarks.measure import NotEquivalent, Row, machine  # noqa: E402
 from benchmarks.sizes import Options  # noqa: E402
 
@@ -27,6 +27,7 @@ ROWS: dict[str, Callable[[Options], Row]] = {
     "unet_fp32": rows_network.unet_fp32,
     "vae_decode_bf16": rows_network.vae_decode_bf16,
     "sampler_loop": rows_network.sampler_loop,
+    "guidance_cost": rows_guidance.guidance_cost,
     "text_to_image": rows_image.text_to_image,
     "load_memory": rows_image.load_memory,
     "around_sampler": rows_image.around_sampler,

@@ -181,18 +181,22 @@ def rescaled_guidance(
     input: Tensor,  # noqa: A002 - the name that samplers hand it over by
     multiplier: float,
 ) -> Tensor:
-    """x - denoised of rescaled guidance.
+    """x - denoised of rescaled guidance; cond, uncond: x - denoised, (B, C, H, W); input: x."""
+    return rescaled(uncond + cond_scale * (cond - uncond), cond, sigma, input, multiplier)
 
-    cond, uncond: x - denoised, (B, C, H, W). sigma: (B,). input: x. The rescaling is done on
+
+def rescaled(guided: Tensor, cond: Tensor, sigma: Tensor, x: Tensor, multiplier: float) -> Tensor:
+    """`guided`, a share `multiplier` of it with the spread of `cond`.
+
+    guided, cond: x - denoised, (B, C, H, W). sigma: (B,). The rescaling is done on
     v = (x / (sigma² + 1) - denoised) · sqrt(sigma² + 1) / sigma, as the paper has it.
     """
     sigma = sigma.view(sigma.shape[:1] + (1,) * (cond.ndim - 1))
-    scaled_x = input / (sigma**2 + 1.0)
+    scaled_x = x / (sigma**2 + 1.0)
     factor = sigma / (sigma**2 + 1.0) ** 0.5
-    v_cond = (scaled_x - (input - cond)) / factor
-    v_uncond = (scaled_x - (input - uncond)) / factor
-    guided = v_uncond + cond_scale * (v_cond - v_uncond)
+    v_cond = (scaled_x - (x - cond)) / factor
+    v_guided = (scaled_x - (x - guided)) / factor
     axes = tuple(range(1, cond.ndim))
-    rescaled = guided * (v_cond.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
-    v = multiplier * rescaled + (1.0 - multiplier) * guided
-    return input - (scaled_x - v * factor)
+    spread = v_cond.std(dim=axes, keepdim=True) / v_guided.std(dim=axes, keepdim=True)
+    v = multiplier * (v_guided * spread) + (1.0 - multiplier) * v_guided
+    return x - (scaled_x - v * factor)

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm_patched.modules.conds import CONDCrossAttn, CONDRegular
+from ldm_patched.modules.conds import CONDCrossAttn, CONDRegular, TimedInput
+from ldm_patched.modules.model_sampling import sampling_progress
 
 COND, UNCOND = 0, 1  # as written into transformer_options["cond_or_uncond"]
 
@@ -179,8 +180,8 @@ class CondBatcher:
         """One network call for all of `batch`; its output, one part a condition."""
         kinds, conditions = [kind for kind, _ in batch], [c for _, c in batch]
         part, count = _part(x, conditions[0].area), len(batch)
-        keywords = dict(self._network_inputs(conditions))
         part, timestep = torch.cat([part] * count), torch.cat([sigma] * count)
+        keywords = self._at(timestep, self._network_inputs(conditions))
         if conditions[0].control is not None:
             control = conditions[0].control
             keywords["control"] = control.get_control(part, timestep, keywords, count)
@@ -196,6 +197,14 @@ class CondBatcher:
             call = {"input": part, "timestep": timestep, "c": keywords, "cond_or_uncond": kinds}
             output = wrapper(self.model.apply_model, call)
         return output.chunk(count)
+
+    def _at(self, sigma: Tensor, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """`inputs` as they are at sigma (B,): of a timed one the half that counts."""
+        keywords = dict(inputs)
+        for name, value in inputs.items():
+            if isinstance(value, TimedInput):
+                keywords[name] = value.at(sampling_progress(self.model.model_sampling, sigma))
+        return keywords
 
     def _dtype(self) -> torch.dtype:
         """The precision in which the network takes its context."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -89,6 +90,40 @@ class CONDConstant(CONDRegular):
 
     def concat(self, others: Sequence[Self]) -> Any:  # noqa: ARG002 - they are equal
         return self.cond
+
+
+@dataclass(frozen=True, eq=False)
+class TimedInput:
+    """Two inputs of a batch (B, C), each with the share of the sampling where the first ends."""
+
+    early: Tensor
+    late: Tensor
+    end: Tensor  # (B, 1)
+
+    def at(self, progress: Tensor) -> Tensor:
+        """(B, C): the one that counts at progress (B,). Never waits for the device."""
+        return torch.where(progress.view(-1, 1) < self.end, self.early, self.late)
+
+
+class CONDTimed(CONDRegular):
+    """A tensor (1 or B, 2·C): its first half counts up to the share `end` of the sampling."""
+
+    def __init__(self, cond: Any, end: float) -> None:
+        super().__init__(cond)
+        self.end = end
+
+    def _copy_with(self, cond: Any) -> Self:
+        return type(self)(cond, self.end)
+
+    def can_concat(self, other: Self) -> bool:
+        return isinstance(other, CONDTimed) and super().can_concat(other)
+
+    def concat(self, others: Sequence[Self]) -> Any:
+        """A TimedInput for a batch: this, then the others."""
+        conds = [self, *others]
+        ends = [torch.full((len(c.cond), 1), c.end) for c in conds]
+        early, late = torch.cat([c.cond for c in conds]).chunk(2, dim=1)
+        return TimedInput(early, late, torch.cat(ends).to(early.device))
 
 
 def repeat_to_batch_size(tensor: Tensor, batch_size: int) -> Tensor:

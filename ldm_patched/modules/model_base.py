@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ldm_patched.ldm.modules.diffusionmodules.openaimodel import Timestep, UNetModel
 from ldm_patched.modules import model_sampling as ms
 from ldm_patched.modules import ops
-from ldm_patched.modules.conds import CONDCrossAttn, CONDRegular
+from ldm_patched.modules.conds import CONDCrossAttn, CONDRegular, CONDTimed
 
 
 class ModelType(Enum):
@@ -32,6 +32,19 @@ def model_sampling(model_config: Any, model_type: ModelType) -> nn.Module:
         pass
 
     return ModelSampling(model_config)
+
+
+@dataclass(frozen=True)
+class AdmGuidance:
+    """Size conditioning that leads towards the look of large pictures; a part of a condition.
+
+    positive, negative: factors on the original size that each prompt is told; end: the share of
+    the sampling (0..1) in which they count. Afterwards both are told the size that is painted.
+    """
+
+    positive: float = 1.5
+    negative: float = 0.8
+    end: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,9 @@ class BaseModel(nn.Module):
         """
         conds: dict[str, CONDRegular] = {}
         adm = self.encode_adm(**kwargs)
-        if adm is not None:
+        if adm is not None and adm.shape[1] == 2 * self.adm_channels:
+            conds["y"] = CONDTimed(adm, kwargs["adm_guidance"].end)
+        elif adm is not None:
             conds["y"] = CONDRegular(adm)
         if kwargs.get("cross_attn") is not None:
             conds["c_crossattn"] = CONDCrossAttn(kwargs["cross_attn"])
@@ -230,14 +245,24 @@ class SDXL(BaseModel):
         crop_h: int = 0,
         target_width: int | None = None,
         target_height: int | None = None,
+        adm_guidance: AdmGuidance | None = None,
+        prompt_type: str = "positive",
         **_: Any,
     ) -> Tensor:
-        """(B, pooled width + 1536).
+        """(B, pooled width + 1536), or twice as wide with adm_guidance.
 
         pooled_output: (B, P) of the second text encoder; None is zeros. width, height: the
         picture's size before cropping, in pixels; crop_w, crop_h: what was cropped at the left
         and the top; target_*: the size to paint, by default width and height.
+        adm_guidance: the y of its first part, then that of the rest; the crop is not told.
         """
+        if adm_guidance is not None:
+            factor = getattr(adm_guidance, prompt_type)
+            target = _whole_64(target_height or height), _whole_64(target_width or width)
+            early = (int(height * factor), int(width * factor), 0, 0, *target)
+            late = (*target, 0, 0, *target)
+            halves = [self._with_sizes(pooled_output, sizes) for sizes in (early, late)]
+            return torch.cat(halves, dim=1)
         sizes = (
             height,
             width,
@@ -254,6 +279,11 @@ class SDXL(BaseModel):
         numbers = torch.tensor([float(s) for s in sizes], device=pooled.device)
         flat = self.embedder(numbers).flatten()[None]
         return torch.cat([pooled.float(), flat.repeat(pooled.shape[0], 1)], dim=1)
+
+
+def _whole_64(side: float) -> int:
+    """The multiple of 64 nearest to `side`, 64 at least."""
+    return max(64, round(side / 64) * 64)
 
 
 class SDXLRefiner(SDXL):

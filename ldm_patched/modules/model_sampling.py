@@ -271,3 +271,15 @@ class StableCascadeSampling(ModelSamplingDiscrete):
         if percent >= 1.0:
             return 0.0
         return float(self.sigma(torch.tensor(1.0 - percent)))
+
+
+def sampling_progress(model_sampling: Any, sigma: Tensor) -> Tensor:
+    """How much of the sampling lies behind at sigma (B,): 0 at sigma_max, 1 at sigma_min.
+
+    Linear in the timesteps that the network is told, so 1 - t / 999 for a table of 1,000.
+    Never waits for the device.
+    """
+    low, high = model_sampling.sigma_min.to(sigma), model_sampling.sigma_max.to(sigma)
+    timesteps = model_sampling.timestep(torch.cat([low.view(1), high.view(1), sigma])).float()
+    first, last = timesteps[1], timesteps[0]
+    return ((first - timesteps[2:]) / (first - last)).clamp(0.0, 1.0)

@@ -187,3 +187,18 @@ def test_every_model_type_has_levels_and_a_prediction(kind: ModelType) -> None:
     assert sampling.calculate_denoised(sigma, x, x).shape == x.shape
     assert float(sampling.sigma_min) < float(sampling.sigma_max)
     assert isinstance(sampling, kind.value)
+
+
+def test_progress_is_linear_in_the_timesteps() -> None:
+    sampling = ms.ModelSamplingDiscrete()
+    timesteps = torch.tensor([999, 750, 300, 0])
+    found = ms.sampling_progress(sampling, sampling.sigma(timesteps))
+    torch.testing.assert_close(found, 1 - timesteps / 999)
+    assert ms.sampling_progress(sampling, torch.tensor([1e5, 1e-5])).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("percent", [0.1, 0.5, 0.9])
+def test_progress_undoes_percent_to_sigma_for_continuous_levels(percent: float) -> None:
+    sampling = ms.ModelSamplingContinuousEDM()
+    sigma = torch.tensor([sampling.percent_to_sigma(percent)])
+    assert ms.sampling_progress(sampling, sigma).item() == pytest.approx(percent, abs=1e-5)

@@ -1,0 +1,1 @@
+"""Picture quality: what is done to the predictions and conditions of a run, one idea a file."""
