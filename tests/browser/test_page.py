@@ -104,6 +104,21 @@ def test_two_tabs_never_mix_their_tasks(visit):
     assert second.locator("#stage img").get_attribute("alt") == "second quick hills"
 
 
+def test_more_windows_than_connections_all_follow(visit):
+    window = visit()
+    first = window.page
+    generate(first, "everyone waits")
+    wait_state(first, "running")
+    address = f"{window.url}#task={task_of(first)}"
+    tabs = [first, *(window.new_tab(address) for _ in range(7))]
+    assert all(tab.evaluate("!document.hidden") for tab in tabs)
+    for tab in tabs:
+        wait_state(tab, "running")
+    tabs[-1].locator("#stop").click()
+    for tab in tabs:
+        wait_state(tab, "stopped")
+
+
 def test_stop_answers_at_once_and_keeps_what_is_finished(visit, server):
     tab = visit().page
     generate(tab, "hills", pictures=4)

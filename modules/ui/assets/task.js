@@ -1,9 +1,28 @@
-// Following one task: server-sent events while the tab is seen, a slow poll while it is hidden
-// (a browser gives all tabs of one address six connections together).
+// Following one task: server-sent events while the tab is seen, a slow poll while it is hidden.
+// A browser gives all tabs of one address six connections together; so only a few of the tabs
+// that are seen at once hold one, and the others ask every second.
 
 const FINAL = new Set(["done", "stopped", "failed"]);
 const HIDDEN_POLL_MS = 3000;
+const CROWDED_POLL_MS = 1000;
+const STREAMS = 3;
 const SILENCE_MS = 40000; // the server says something every 15 s
+
+/**
+ * A permit for a stream of events, as a function that gives it back; null when all are taken.
+ * Without locks (plain http in a local network) everyone gets one.
+ */
+async function streamPermit() {
+  if (!navigator.locks) return () => {};
+  for (let number = 0; number < STREAMS; number += 1) {
+    const permit = await new Promise((answer) => {
+      const hold = (lock) => (lock ? new Promise((back) => answer(back)) : answer(null));
+      navigator.locks.request(`easel-stream-${number}`, { ifAvailable: true }, hold).catch(() => answer(null));
+    });
+    if (permit) return permit;
+  }
+  return null;
+}
 
 class Follower {
   constructor({ onView, onPreview, onGone, onContact }) {
@@ -13,6 +32,8 @@ class Follower {
     this.source = null;
     this.timer = 0;
     this.tries = 0;
+    this.attempt = 0; // counts connections, so that a permit that comes too late is given back
+    this.permit = null;
     document.addEventListener("visibilitychange", () => this.id && !this.ended && this.connect());
     addEventListener("online", () => this.id && !this.ended && this.connect());
   }
@@ -34,14 +55,20 @@ class Follower {
 
   close() {
     clearTimeout(this.timer);
+    this.attempt += 1;
     this.source?.close();
     this.source = null;
+    this.permit?.();
+    this.permit = null;
   }
 
-  connect() {
+  async connect() {
     this.close();
-    if (document.hidden) this.poll();
-    else this.listen();
+    const { attempt } = this;
+    const permit = document.hidden ? null : await streamPermit();
+    if (attempt !== this.attempt) return permit?.();
+    this.permit = permit;
+    return permit ? this.listen() : this.poll();
   }
 
   listen() {
@@ -74,11 +101,20 @@ class Follower {
     };
   }
 
-  /** Ask plainly what is wrong (an event source does not tell), then try again. */
+  /** An event source does not tell what is wrong: ask plainly, then try again. */
   async retry() {
     this.close();
-    const id = this.id;
     this.tries += 1;
+    await this.ask(Math.min(5000, 250 * 2 ** this.tries));
+  }
+
+  async poll() {
+    await this.ask(document.hidden ? HIDDEN_POLL_MS : CROWDED_POLL_MS);
+  }
+
+  /** Ask once how the task is, and connect again after `pause` ms unless something else did. */
+  async ask(pause) {
+    const { id, attempt } = this;
     try {
       const view = await call(`/api/tasks/${encodeURIComponent(id)}`, { timeout: 4000 });
       if (id !== this.id) return;
@@ -93,25 +129,9 @@ class Follower {
       }
       this.onContact(error instanceof HttpError);
     }
-    if (this.ended) return;
+    if (this.ended || attempt !== this.attempt) return;
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.connect(), Math.min(5000, 250 * 2 ** this.tries));
-  }
-
-  async poll() {
-    const id = this.id;
-    try {
-      const view = await call(`/api/tasks/${encodeURIComponent(id)}`);
-      if (id !== this.id) return;
-      this.onContact(true);
-      this.take(view);
-    } catch (error) {
-      if (id !== this.id) return;
-      this.onContact(error instanceof HttpError);
-    }
-    if (this.ended || this.source) return;
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.connect(), HIDDEN_POLL_MS);
+    this.timer = setTimeout(() => this.connect(), pause);
   }
 
   take(view) {
