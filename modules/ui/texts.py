@@ -47,6 +47,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "then press Refresh.",
         "nomodel.known": "Known to work:",
         "nomodel.found": "Found {name}.",
+        "nomodel.failed": "Nothing was painted: there is no model yet.",
         "nomodel.none": "There is still no checkpoint in {folder}.",
         "refresh": "Refresh",
         "queued": "Waiting in the queue",
@@ -141,6 +142,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         # units
         "seconds": "{count} s",
         "minutes": "{minutes} min {seconds} s",
+        "hours": "{hours} h {minutes} min",
     },
 }
 

@@ -21,6 +21,7 @@ def test_the_page_says_that_the_server_is_away_and_comes_back(visit, tmp_path):
         assert "nothing was sent" in tab.locator("#error-text").inner_text()
         server.start()
         tab.wait_for_selector("#server:empty", state="attached", timeout=30_000)
+        assert tab.locator("#error").is_hidden()  # what it said is not so any more
         wait_state(tab, "done")
         assert task_of(tab) == task
         assert len(server.pool.view(task).images) == 3
@@ -92,3 +93,23 @@ def test_a_task_that_nobody_knows_leaves_a_usable_page(visit):
     assert tab.evaluate("location.hash") == ""
     generate(tab, "quick hills", pictures=1)
     wait_state(tab, "done")
+
+
+def test_generate_without_a_model_keeps_the_way_to_one_in_sight(visit, tmp_path):
+    server = RunningPage(tmp_path, worker="modules.async_worker:worker_main", checkpoints=())
+    try:
+        tab = visit(at=server).page
+        tab.wait_for_selector("#no-model:not([hidden])")
+        generate(tab, "hills")
+        wait_state(tab, "failed")
+        tab.wait_for_selector("#error:not([hidden])")
+        assert "no model" in tab.locator("#error-text").inner_text()
+        assert tab.locator("#no-model").is_visible()
+        server.add_checkpoint("landscape.safetensors")
+        tab.locator("#look-again").click()
+        wait_state(tab, "idle")
+        tab.wait_for_selector("#idle:not([hidden])")
+        assert tab.locator("#error").is_hidden()
+        assert tab.locator("#prompt textarea").input_value() == "hills"
+    finally:
+        server.close()

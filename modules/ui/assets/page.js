@@ -16,6 +16,11 @@ const page = {
     return Boolean(this.follower?.id) && !(this.view && FINAL.has(this.view.state));
   },
 
+  /** Nothing to paint with: as far as is known, no checkpoint is there. */
+  get modelless() {
+    return this.status?.checkpoints.length === 0;
+  },
+
   /** Show task `id` here. The address carries it, so a reload or another device finds it too. */
   follow(id, { hold = false } = {}) {
     this.view = null;
@@ -39,6 +44,7 @@ const page = {
     this.live = null;
     memory.set("task", null);
     history.replaceState(null, "", location.pathname + location.search);
+    stage.error("");
     this.idle();
   },
 
@@ -52,9 +58,13 @@ const page = {
   },
 
   drawIdle() {
-    if (this.view || this.follower.id || stage.picture) return;
-    const missing = this.status && this.status.checkpoints.length === 0;
-    stage.message(missing ? "no-model" : "idle");
+    const failed = this.view?.error?.code === "E_MODEL_MISSING";
+    if (failed ? stage.picture : this.view || this.follower.id || stage.picture) return;
+    if (this.modelless) {
+      if (failed && $("no-model").hidden) stage.error(say("nomodel.failed"));
+      stage.message("no-model");
+    } else if (!failed) stage.message("idle");
+    else if (!$("no-model").hidden) this.forget(); // there is one now: begin anew
   },
 
   take(view) {
@@ -79,8 +89,9 @@ const page = {
   drawQueued(view) {
     stage.setState("queued");
     const words = queueWords(view);
-    if (!this.pinned && !this.held) stage.message("waiting", words, view.message || say("queued.text"));
-    stage.progress(view.message || words, 0, true);
+    const free = !this.pinned && !this.held;
+    if (free) stage.message("waiting", words, view.message || say("queued.text"));
+    stage.progress((!free && view.message) || words, 0, true);
   },
 
   drawRunning(view, finished) {
@@ -123,6 +134,7 @@ const page = {
     else if (!newest && !this.pinned) {
       stage.message("waiting", say(failed ? "failed.title" : "stopped.none"));
     }
+    this.drawIdle();
     this.live = null;
     speed.learn(view);
     controls.summarize();
@@ -168,8 +180,8 @@ const page = {
   },
 
   gone() {
-    stage.error(say("error.gone"));
     this.forget();
+    stage.error(say("error.gone"));
     const id = waiting.next();
     if (id) this.follow(id);
   },
@@ -181,6 +193,8 @@ const page = {
     setText($("server"), this.offline ? say("offline") : "");
     if (!this.offline) {
       stage.tell(say("online"));
+      if ($("error-text").textContent === say("offline.generate")) stage.error("");
+      strip.retryLost();
       strip.loadHistory();
     }
     this.drawButtons();

@@ -50,6 +50,15 @@ const strip = {
     return [...batch, ...past];
   },
 
+  /** Ask again for pictures that could not be fetched while the server was away. */
+  retryLost() {
+    for (const place of document.querySelectorAll("#strip .place.lost")) {
+      place.classList.remove("lost");
+      place.querySelector("img")?.remove();
+    }
+    this.draw();
+  },
+
   draw() {
     const shown = stage.picture;
     reconcile($("strip"), this.items(), create, (element, item) => update(element, item, shown));

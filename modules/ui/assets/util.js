@@ -14,6 +14,10 @@ function say(key, values = {}) {
 function duration(seconds) {
   const whole = Math.max(0, Math.round(seconds));
   if (whole < 60) return say("seconds", { count: whole });
+  if (whole >= 3570) {
+    const minutes = Math.round(whole / 60);
+    return say("hours", { hours: Math.floor(minutes / 60), minutes: minutes % 60 });
+  }
   return say("minutes", { minutes: Math.floor(whole / 60), seconds: whole % 60 });
 }
 
