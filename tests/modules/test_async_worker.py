@@ -1,6 +1,7 @@
 """End to end on a small real model: from a request to pictures on disk."""
 
 import errno
+import weakref
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from modules.async_worker import AsyncTask, apply_control_nets, handler, run_tas
 from modules.gallery import save as gallery_save
 from modules.gallery.recipe import read_full_recipe
 from modules.settings.config import load_settings
-from modules.spec.errors import Cancelled, ModelMissing
+from modules.spec.errors import Cancelled, ModelMissing, OutOfMemory
 from modules.spec.flags import OutputFormat, Sampler, TaskState
 from modules.spec.task_spec import TaskSpec
 from modules.tasks.events import Loading, Progress
@@ -429,6 +430,30 @@ def test_out_of_memory_twice_fails_the_task_and_not_the_next(studio, monkeypatch
     assert "smaller size" in task.message
 
 
+def test_what_a_failed_task_held_is_free_before_room_is_made(studio, monkeypatch):
+    class Tensor:
+        """Stands for what a step that ran out of memory has on the device."""
+
+    held, free = [], []
+    make_room = studio.pipeline.make_room
+
+    def failing(*_args, **_kwargs):
+        tensor = Tensor()
+        held.append(weakref.ref(tensor))
+        raise OutOfMemory("There was not enough memory; choose a smaller size.")
+
+    def making_room():
+        free.append([reference() is None for reference in held])
+        make_room()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "sample", failing)
+        patch.setattr(studio.pipeline, "make_room", making_room)
+        task = run(studio, RecordingTask(request()))
+    assert (task.state, task.code) == (TaskState.FAILED, "E_OOM")
+    assert free == [[True], [True, True]]
+
+
 def test_decoding_in_tiles_gives_the_picture_too(studio, monkeypatch):
     plain = pixels(studio, paint(studio))
     out_of_memory_at(monkeypatch, 1)  # the second try decodes in tiles
@@ -446,6 +471,22 @@ def test_a_full_disk_fails_the_task_and_not_the_next(studio, monkeypatch):
     assert (task.state, task.code) == (TaskState.FAILED, "E_DISK_FULL")
     assert not task.commits
     paint(studio)
+
+
+def test_a_picture_that_cannot_be_saved_ends_the_next_one_at_its_first_step(studio, monkeypatch):
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def wait_for_the_saver(_task, event):
+        if isinstance(event, Progress) and (event.image, event.step) == (2, 1):
+            studio.saver._threads.submit(lambda: None).result()  # it works in order
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gallery_save, "write_new", full)
+        spec = request(image_count=2, steps=6)
+        task = run(studio, RecordingTask(spec, on_event=wait_for_the_saver))
+    assert (task.state, task.code) == (TaskState.FAILED, "E_DISK_FULL")
+    assert (task.progress[-1].image, task.progress[-1].step) == (2, 1)
 
 
 def test_an_unforeseen_error_is_logged_and_told_in_general_words(studio, monkeypatch, caplog):
