@@ -30,8 +30,6 @@ FAMILIES: tuple[tuple[str, str], ...] = (
     (r"(^|\.)blocks\.\d+\.cross_attn\.norm_k", "Wan video"),
     (r"(^|\.)(txt_in\.individual_token_refiner)", "Hunyuan video"),
     (r"time_stack|time_mixer|temporal_transformer", "a video model"),
-    (r"^cond_stage_model\.transformer\.", "Stable Diffusion 1"),
-    (r"^cond_stage_model\.model\.", "Stable Diffusion 2"),
     (r"^(down_blocks|mid_block|up_blocks)\.\d?", "a network in the diffusers folder layout"),
 )
 VAE_NAMES = re.compile(r"^(first_stage_model\.)?(encoder|decoder|quant_conv|post_quant_conv)\b")
@@ -58,3 +56,16 @@ def likely_family(keys: Iterable[str]) -> str | None:
         if any(re.search(pattern, name) for name in names):
             return family
     return None
+
+
+# What real files carry besides the weights that are used: averages and optimiser state of the
+# training, buffers that are computed here, heads that only training or image towers need.
+IGNORED = re.compile(
+    r"^model_ema\.|^(first_stage_model\.)?(model_ema|loss)\.|^optimizer|^lr_scheduler"
+    r"|^(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar"
+    r"|scale_factor|global_step|v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.\w+)$"
+    r"|^denoiser\.(sigmas|log_sigmas)$|^embedding_manager\."
+    r"|(^|\.)(position_ids|logit_scale|attn_mask)$"
+    r"|^(conditioner\.embedders\.\d|cond_stage_model)\."
+    r"(model\.visual\.|transformer\.(text_projection|vision_model)\.)"
+)

@@ -86,9 +86,10 @@ class BaseModel(nn.Module):
         """The precision in which the weights are stored."""
         return self.diffusion_model.dtype or torch.float32
 
-    def is_adm(self) -> bool:
-        """Whether the network takes y."""
-        return self.adm_channels > 0
+    def set_model_type(self, model_type: ModelType) -> None:
+        """Take what the network gives as another kind of prediction, with its noise levels."""
+        self.model_type = model_type
+        self.model_sampling = model_sampling(self.model_config, model_type)
 
     def apply_model(
         self,

@@ -9,6 +9,9 @@ from ldm_patched.modules.errors import UnsupportedModel
 from ldm_patched.modules.supported_models import BASE, MODELS, UNET_PREFIX
 
 Shapes = Mapping[str, tuple[int, ...]]
+SD1_HEADS = 8
+"""No shape tells the number of heads; where projections are convolutions there are eight."""
+KNOWN = "Stable Diffusion 1, 2 or SDXL"
 
 
 def shapes_under(state_dict: Mapping[str, Any], prefix: str) -> dict[str, tuple[int, ...]]:
@@ -72,6 +75,7 @@ def detect_unet_config(
     if len(contexts) > 1 or len(projections) > 1:
         return None
     label = shapes.get("label_emb.0.0.weight")
+    linear = projections != {4}
     return UNetConfig(
         in_channels=first[1],
         out_channels=last[0],
@@ -85,7 +89,8 @@ def detect_unet_config(
         num_classes="sequential" if label else None,
         adm_in_channels=label[1] if label else 0,
         time_embed_dim=time_embed[0],
-        use_linear_in_transformer=projections != {4},
+        use_linear_in_transformer=linear,
+        num_heads=None if linear else SD1_HEADS,
     )
 
 
@@ -112,7 +117,7 @@ def require_model_config(state_dict: Mapping[str, Any], prefix: str = UNET_PREFI
     unet_config = detect_unet_config(state_dict, prefix)
     if unet_config is None:
         raise UnsupportedModel(
-            "This file holds no diffusion network of a known plan; choose an SDXL checkpoint."
+            f"This file holds no diffusion network of a known plan; choose a checkpoint of {KNOWN}."
         )
     config = model_config_from_unet(state_dict, prefix)
     if config is None:

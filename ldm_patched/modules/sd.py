@@ -6,30 +6,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL, detect_autoencoder_config
 from ldm_patched.modules import model_detection, utils
+from ldm_patched.modules.clip import CLIP, load_clip
 from ldm_patched.modules.errors import UnsupportedModel
-from ldm_patched.modules.file_kinds import likely_family, likely_kind
+from ldm_patched.modules.file_kinds import IGNORED, likely_family, likely_kind
 from ldm_patched.modules.lora import read_lora
 from ldm_patched.modules.model_base import LoadReport
 from ldm_patched.modules.model_management import DevicePolicy
 from ldm_patched.modules.model_patcher import ModelPatcher
-from ldm_patched.modules.sd1_clip import (
-    PENULTIMATE,
-    ClipTextModel,
-    detect_clip_config,
-    from_openclip,
-)
-from ldm_patched.modules.sdxl_clip import SDXLClipModel, SDXLTokenizer, Tokens
 from ldm_patched.modules.supported_models import BASE, UNET_PREFIX
 from ldm_patched.modules.vae import VAE
 from ldm_patched.modules.weight_file import LazyWeights, WeightFile, open_weights
-from ldm_patched.modules.weight_patches import WeightPatch
 
 __all__ = [
     "CLIP",
@@ -41,78 +34,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-# What real files carry besides the weights that are used: averages and optimiser state of the
-# training, buffers that are computed here, heads that only training or image towers need.
-IGNORED = re.compile(
-    r"^model_ema\.|^(first_stage_model\.)?(model_ema|loss)\.|^optimizer|^lr_scheduler"
-    r"|^(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_\w+|posterior_\w+|lvlb_weights|logvar"
-    r"|scale_factor|global_step|v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.\w+)$"
-    r"|^denoiser\.(sigmas|log_sigmas)$|^embedding_manager\."
-    r"|(^|\.)(position_ids|logit_scale|attn_mask)$"
-    r"|^conditioner\.embedders\.\d\.(model\.visual\.|transformer\.(text_projection|vision_model)\.)"
-)
-
-
-class CLIP:
-    """Text encoders with their tokenizer. Clones share the weights, and differ in patches."""
-
-    def __init__(
-        self,
-        cond_stage_model: SDXLClipModel,
-        tokenizer: SDXLTokenizer,
-        *,
-        load_device: torch.device | str = "cpu",
-        offload_device: torch.device | str = "cpu",
-        load_report: LoadReport | None = None,
-    ) -> None:
-        self.cond_stage_model = cond_stage_model
-        self.tokenizer = tokenizer
-        self.patcher = ModelPatcher(cond_stage_model, load_device, offload_device)
-        self.layer_idx = PENULTIMATE
-        self.load_report = load_report or LoadReport()
-
-    def clone(self) -> Self:
-        """Another with the same weights, patches and layer; patches added to it are its own."""
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        other.patcher = self.patcher.clone()
-        return other
-
-    def add_patches(
-        self,
-        patches: dict[str, WeightPatch],
-        strength_patch: float = 1.0,
-        strength_model: float = 1.0,
-    ) -> list[str]:
-        """See ModelPatcher.add_patches; names begin with `clip_l.` or `clip_g.`."""
-        return self.patcher.add_patches(patches, strength_patch, strength_model)
-
-    def clip_layer(self, layer_idx: int) -> None:
-        """Take hidden states of this layer: -1 the last, -2 (as loaded) the one before it."""
-        self.layer_idx = layer_idx
-
-    def tokenize(self, text: str) -> Tokens:
-        """Chunks of 77 (id, weight) pairs for each encoder. Raises VocabularyMissing."""
-        return self.tokenizer.tokenize_with_weights(text)
-
-    def encode_from_tokens(
-        self, tokens: Tokens, return_pooled: bool = True
-    ) -> tuple[Tensor, Tensor] | Tensor:
-        """(cond (1, 77·n, C), pooled (1, P)), or cond alone; float32, on the encoders' device."""
-        self.patcher.patch_model(self.patcher.load_device)
-        cond, pooled = self.cond_stage_model.encode_token_weights(tokens, self.layer_idx)
-        return (cond, pooled) if return_pooled else cond
-
-    def encode(self, text: str) -> Tensor:
-        """The conditioning of a prompt, (1, 77·n, C)."""
-        cond, _ = self.encode_from_tokens(self.tokenize(text))
-        return cond
-
-    def get_sd(self) -> dict[str, Tensor]:
-        """The encoders' weights by name."""
-        return self.cond_stage_model.state_dict()
-
 
 # --- Checkpoints ------------------------------------------------------------------------------
 
@@ -140,7 +61,7 @@ def load_checkpoint_guess_config(
     file = open_weights(ckpt_path)
     config = _require_family(file)
     model = _load_model(file, config, policy) if output_model else None
-    clip = _load_clip(file, config, policy) if output_clip else None
+    clip = load_clip(file, config, policy) if output_clip else None
     vae = _load_vae(file, config.vae_prefix, policy) if output_vae else None
     return model, clip, vae, None
 
@@ -152,7 +73,7 @@ def _require_family(file: WeightFile) -> BASE:
         words, remedy = kind
         raise UnsupportedModel(
             f"{file.name} looks like {words}, not like a checkpoint. "
-            + (f"{remedy}, and choose an SDXL checkpoint." if remedy else "Choose another file.")
+            + (f"{remedy}, and choose a checkpoint." if remedy else "Choose another file.")
         )
     _require_floats(file)
     config = model_detection.model_config_from_unet(file)
@@ -161,10 +82,12 @@ def _require_family(file: WeightFile) -> BASE:
     family = likely_family(file)
     if family is not None:
         raise UnsupportedModel(
-            f"{file.name} looks like {family}, which is not supported. Choose an SDXL checkpoint."
+            f"{file.name} looks like {family}, which is not supported. Choose a checkpoint of "
+            f"{model_detection.KNOWN}."
         )
     raise UnsupportedModel(
-        f"{file.name} holds no diffusion model of a known family. Choose an SDXL checkpoint."
+        f"{file.name} holds no diffusion model of a known family. Choose a checkpoint of "
+        f"{model_detection.KNOWN}."
     )
 
 
@@ -190,53 +113,11 @@ def _load_model(file: WeightFile, config: BASE, policy: DevicePolicy) -> ModelPa
     weights = LazyWeights(file, prefix=UNET_PREFIX, dtype=dtype, memory_format=policy.memory_format)
     report = model.load_model_weights(weights, UNET_PREFIX, memory_format=policy.memory_format)
     utils.require_complete(report, file.name, "diffusion network")
+    config.settle(model, file)
     own = tuple(UNET_PREFIX + name for name in report.unexpected)
     model.load_report = LoadReport(unexpected=own + _rest(file, config))
     model.eval().requires_grad_(False)
     return ModelPatcher(model, policy.device, policy.offload_device)
-
-
-def _load_clip(file: WeightFile, config: BASE, policy: DevicePolicy) -> CLIP | None:
-    """Both text encoders; None if the file lacks one of them altogether."""
-    prefixes = config.text_encoder_prefixes
-    if set(prefixes) != {"l", "g"}:
-        return None
-    encoders: dict[str, ClipTextModel] = {}
-    reports: dict[str, LoadReport] = {}
-    for name, prefix in prefixes.items():
-        found = _load_text_encoder(file, prefix, policy)
-        if found is None:
-            return None
-        encoders[name], reports[name] = found
-    unexpected = tuple(
-        prefixes[name] + key for name, report in reports.items() for key in report.unexpected
-    )
-    return CLIP(
-        SDXLClipModel(encoders["l"], encoders["g"]).eval().requires_grad_(False),
-        SDXLTokenizer(),
-        load_device=policy.text_encoder_device,
-        offload_device=policy.text_encoder_device,
-        load_report=LoadReport(unexpected=unexpected),
-    )
-
-
-def _load_text_encoder(
-    file: WeightFile, prefix: str, policy: DevicePolicy
-) -> tuple[ClipTextModel, LoadReport] | None:
-    is_openclip = not prefix.endswith("text_model.")
-    root = prefix if is_openclip else prefix.removesuffix("text_model.")
-    every = model_detection.shapes_under(file, root)
-    shapes = {name: shape for name, shape in every.items() if not IGNORED.search(root + name)}
-    config = detect_clip_config(shapes, "gelu" if is_openclip else "quick_gelu")
-    if config is None:
-        return None
-    with torch.device("meta"):
-        model = ClipTextModel(config)
-    lazy = LazyWeights(file, prefix=root, dtype=policy.text_encoder_dtype)
-    weights = {k[len(root) :]: lazy.pop(k) for k in list(lazy) if not IGNORED.search(k)}
-    report = utils.load_weights(model, from_openclip(weights) if is_openclip else weights)
-    utils.require_complete(report, file.name, "text encoders")
-    return model, report
 
 
 def _load_vae(file: WeightFile, prefix: str, policy: DevicePolicy) -> VAE | None:

@@ -1,8 +1,8 @@
 """CLIP text encoders and how prompts are cut for them.
 
-One network serves both text encoders of the SDXL family and the one of Stable Diffusion 1: its
-weight names are those of transformers' CLIPTextModel, and `from_openclip` renames (and splits) the
-weights of the OpenCLIP layout. Widths and depth come from the weights; heads are 64 wide.
+One network serves the text encoders of every family: its weight names are those of transformers'
+CLIPTextModel, and `from_openclip` renames (and splits) the weights of the OpenCLIP layout. Widths
+and depth come from the weights; heads are 64 wide.
 
 Prompts longer than 75 tokens are cut into chunks that are encoded apart and joined. Tokens travel
 as chunks of (id, weight) pairs, so that emphasis has its place from the tokenizer to the encoder.
@@ -24,7 +24,7 @@ from ldm_patched.modules.prompt_weights import Weighted, read_weights
 CHUNK = 77
 WORDS_PER_CHUNK = CHUNK - 2  # a start and an end token around them
 HEAD_SIZE = 64
-PENULTIMATE = -2
+LAST, PENULTIMATE = -1, -2
 
 Chunk = list[tuple[int, float]]
 """77 (token id, weight) pairs; weight 1.0 leaves a token as it is."""
@@ -202,12 +202,12 @@ class ClipTextModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(hidden states (B, N, C), pooled (B, P)) of token ids (B, N).
 
-        layer: which layer's output the hidden states are; -1 the last, -2 the one before it.
-        final_norm: apply the final norm to them. pooled: of the last layer always, at each row's
-        first end token.
+        layer: which layer's output the hidden states are; -1 the last, -2 the one before it, and
+        the first for one that lies before it. final_norm: apply the final norm to them. pooled: of
+        the last layer always, at each row's first end token.
         """
         layers = self.text_model.encoder.layers
-        wanted = layer % len(layers)
+        wanted = max(0, len(layers) + layer)
         x = self.text_model.embeddings(ids)
         hidden = x
         for index, block in enumerate(layers):
@@ -335,3 +335,53 @@ def emphasise(hidden: Tensor, empty: Tensor, weights: Tensor) -> Tensor:
     weighted = torch.where((ratio >= 0.25) & (ratio <= 4.0), weighted * ratio, weighted)
     plain = (weights == 1).all(dim=1)[:, None, None]
     return torch.where(plain, hidden, weighted)
+
+
+class SingleClipModel(nn.Module):
+    """One text encoder; its weights are under `clip_<name>.`. Families say how it is read."""
+
+    name: ClassVar[str] = "l"
+    pad: ClassVar[int] = END_TOKEN
+    layer: ClassVar[int] = LAST
+    final_norm: ClassVar[bool] = True
+    """Whether the hidden states, of whichever layer, go through the final norm."""
+
+    def __init__(self, encoder: ClipTextModel, cut: int = 0) -> None:
+        """cut: how many layers the file leaves out at the end, since nobody reads them."""
+        super().__init__()
+        self.cut = cut
+        self.add_module(f"clip_{self.name}", encoder)
+
+    @torch.inference_mode()
+    def encode_token_weights(
+        self, tokens: Mapping[str, Sequence[Chunk]], layer: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(cond (1, 77·n, C), pooled (1, P)), float32 on the encoder's device.
+
+        layer: whose output the hidden states are, -1 the last; None is the one that the family
+        was trained with.
+        """
+        layer = self.layer if layer is None else layer
+        return encode_chunks(
+            self.get_submodule(f"clip_{self.name}"),
+            tokens[self.name],
+            min(layer + self.cut, LAST),
+            final_norm=self.final_norm,
+            pad=self.pad,
+        )
+
+
+class SD1ClipModel(SingleClipModel):
+    """CLIP ViT-L of Stable Diffusion 1: the last layer's normed output."""
+
+
+@dataclass(frozen=True)
+class SingleTokenizer:
+    """Prompts for one encoder. name: its short name."""
+
+    name: str = "l"
+    pad: int = END_TOKEN
+
+    def tokenize_with_weights(self, text: str) -> dict[str, list[Chunk]]:
+        """Chunks of 77 (id, weight) pairs. Raises VocabularyMissing."""
+        return {self.name: SDTokenizer(self.pad).tokenize_with_weights(text)}

@@ -1,4 +1,4 @@
-"""The two text encoders of SDXL, side by side.
+"""The two text encoders of SDXL, side by side, and the refiner's single one.
 
 "l" is CLIP ViT-L, padded with its end token; "g" is OpenCLIP ViT-bigG, padded with zeros. The
 conditioning is the hidden states of both before the last layer, concatenated by width; the pooled
@@ -16,6 +16,7 @@ from ldm_patched.modules.sd1_clip import (
     Chunk,
     ClipTextModel,
     SDTokenizer,
+    SingleClipModel,
     encode_chunks,
 )
 
@@ -47,13 +48,23 @@ class SDXLClipModel(nn.Module):
 
     @torch.inference_mode()
     def encode_token_weights(
-        self, tokens: Tokens, layer: int = PENULTIMATE
+        self, tokens: Tokens, layer: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """(cond (1, 77·n, L + G), pooled (1, P)), float32 on the encoders' device.
 
-        layer: whose output the hidden states are; -2 is the one before the last.
+        layer: whose output the hidden states are; None is -2, the one before the last.
         """
+        layer = PENULTIMATE if layer is None else layer
         hidden_l, _ = encode_chunks(self.clip_l, tokens["l"], layer)
         hidden_g, pooled = encode_chunks(self.clip_g, tokens["g"], layer, pad=G_PAD)
         length = min(hidden_l.shape[1], hidden_g.shape[1])
         return torch.cat([hidden_l[:, :length], hidden_g[:, :length]], dim=-1), pooled
+
+
+class SDXLRefinerClipModel(SingleClipModel):
+    """OpenCLIP ViT-bigG alone: the layer before the last, as it is."""
+
+    name = "g"
+    pad = G_PAD
+    layer = PENULTIMATE
+    final_norm = False

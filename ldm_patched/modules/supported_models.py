@@ -7,12 +7,21 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
 from ldm_patched.modules import latent_formats, model_base
 from ldm_patched.modules.latent_formats import LatentFormat
 from ldm_patched.modules.model_base import BaseModel, ModelType
+from ldm_patched.modules.prediction_type import predicts_velocity, said_prediction
+from ldm_patched.modules.sd1_clip import ClipTextModel, SD1ClipModel, SingleTokenizer
+from ldm_patched.modules.sd2_clip import H_PAD, SD2ClipModel
+from ldm_patched.modules.sdxl_clip import (
+    G_PAD,
+    SDXLClipModel,
+    SDXLRefinerClipModel,
+    SDXLTokenizer,
+)
 
 UNET_PREFIX = "model.diffusion_model."
 
@@ -26,7 +35,10 @@ class BASE:
     sampling_settings: Mapping[str, Any] = {}
     vae_prefix: ClassVar[str] = "first_stage_model."
     text_encoder_prefixes: ClassVar[Mapping[str, str]] = {}
-    """Where each text encoder's weights are in a checkpoint, by its short name."""
+    """Where each text encoder's weights are in a checkpoint, by its short name.
+
+    Below it are either OpenCLIP's names or those of transformers, `text_model.` and so on.
+    """
 
     unet_dtype: torch.dtype | None = None
     """Precision in which the weights are stored; None is float32."""
@@ -45,6 +57,20 @@ class BASE:
     def model_type(self, state_dict: Mapping[str, Tensor]) -> ModelType:  # noqa: ARG002
         """What the network predicts; some files say so by a key of their own."""
         return ModelType.EPS
+
+    def settle(self, model: BaseModel, state_dict: Mapping[str, Tensor]) -> None:
+        """Decide what only the loaded weights tell; called once they are in their place."""
+
+    def clip_model(self, encoders: Mapping[str, ClipTextModel], cut: int = 0) -> nn.Module:
+        """The text encoders, by short name, as one module with `encode_token_weights`.
+
+        cut: how many layers the file leaves out at their end.
+        """
+        raise NotImplementedError
+
+    def tokenizer(self) -> Any:
+        """Prompts to chunks for each encoder: an object with `tokenize_with_weights`."""
+        raise NotImplementedError
 
     def set_inference_dtype(
         self, dtype: torch.dtype, compute_dtype: torch.dtype | None = None
@@ -66,6 +92,10 @@ class BASE:
         return self.model_class(self, self.model_type(state_dict), device=device)
 
 
+IMAGE_CHANNELS = (4,)
+"""Of a network's input: latents."""
+
+
 def is_sdxl_shaped(c: UNetConfig) -> bool:
     """Sizes in y, linear projections, text attention only below the full size."""
     return (
@@ -73,9 +103,64 @@ def is_sdxl_shaped(c: UNetConfig) -> bool:
         and c.use_linear_in_transformer
         and c.context_dim is not None
         and c.transformer_depth[0] == 0
-        and c.in_channels == 4
+        and c.in_channels in IMAGE_CHANNELS
         and c.out_channels == 4
     )
+
+
+def is_sd_shaped(c: UNetConfig) -> bool:
+    """Text attention and nothing but time besides: Stable Diffusion 1 and 2."""
+    return (
+        c.num_classes is None
+        and c.context_dim is not None
+        and c.in_channels in IMAGE_CHANNELS
+        and c.out_channels == 4
+    )
+
+
+class SD15(BASE):
+    """Stable Diffusion 1: eight heads at every width, projections that are 1×1 convolutions."""
+
+    name = "Stable Diffusion 1"
+    latent_format_class = latent_formats.SD15
+    text_encoder_prefixes = {"l": "cond_stage_model.transformer."}
+
+    @classmethod
+    def matches(cls, unet_config: UNetConfig) -> bool:
+        return is_sd_shaped(unet_config) and not unet_config.use_linear_in_transformer
+
+    def model_type(self, state_dict: Mapping[str, Tensor]) -> ModelType:
+        said = said_prediction(state_dict)
+        self.sampling_settings = {"zsnr": said.zero_snr}
+        return ModelType.V_PREDICTION if said.kind == "v" else ModelType.EPS
+
+    def clip_model(self, encoders: Mapping[str, ClipTextModel], cut: int = 0) -> nn.Module:
+        return SD1ClipModel(encoders["l"], cut)
+
+    def tokenizer(self) -> SingleTokenizer:
+        return SingleTokenizer()
+
+
+class SD20(SD15):
+    """Stable Diffusion 2: heads of 64, linear projections; 512 predicts noise, 768 velocity."""
+
+    name = "Stable Diffusion 2"
+    text_encoder_prefixes = {"h": "cond_stage_model.model."}
+
+    @classmethod
+    def matches(cls, unet_config: UNetConfig) -> bool:
+        return is_sd_shaped(unet_config) and unet_config.use_linear_in_transformer
+
+    def settle(self, model: BaseModel, state_dict: Mapping[str, Tensor]) -> None:
+        """Names and shapes of both kinds are the same, so the network itself is asked."""
+        if said_prediction(state_dict).kind is None and predicts_velocity(model):
+            model.set_model_type(ModelType.V_PREDICTION)
+
+    def clip_model(self, encoders: Mapping[str, ClipTextModel], cut: int = 0) -> nn.Module:
+        return SD2ClipModel(encoders["h"], cut)
+
+    def tokenizer(self) -> SingleTokenizer:
+        return SingleTokenizer("h", H_PAD)
 
 
 class SDXLRefiner(BASE):
@@ -91,6 +176,12 @@ class SDXLRefiner(BASE):
         c = unet_config
         return is_sdxl_shaped(c) and c.adm_in_channels == (c.context_dim or 0) + 5 * 256
 
+    def clip_model(self, encoders: Mapping[str, ClipTextModel], cut: int = 0) -> nn.Module:
+        return SDXLRefinerClipModel(encoders["g"], cut)
+
+    def tokenizer(self) -> SingleTokenizer:
+        return SingleTokenizer("g", G_PAD)
+
 
 class SDXL(BASE):
     """SDXL base and whatever has its shape, of any width and depth."""
@@ -99,7 +190,7 @@ class SDXL(BASE):
     model_class = model_base.SDXL
     latent_format_class = latent_formats.SDXL
     text_encoder_prefixes = {
-        "l": "conditioner.embedders.0.transformer.text_model.",
+        "l": "conditioner.embedders.0.transformer.",
         "g": "conditioner.embedders.1.model.",
     }
 
@@ -110,20 +201,26 @@ class SDXL(BASE):
         return is_sdxl_shaped(c) and 0 < pooled < (c.context_dim or 0)
 
     def model_type(self, state_dict: Mapping[str, Tensor]) -> ModelType:
-        if "edm_mean" in state_dict and "edm_std" in state_dict:  # Playground 2.5
-            self.latent_format = latent_formats.SDXL_Playground_2_5()
+        said = said_prediction(state_dict)
+        if said.kind == "edm":  # Playground 2.5
+            self.latent_format = latent_formats.SDXL_Playground_2_5(said.mean, said.std)
             self.sampling_settings = {"sigma_data": 0.5, "sigma_max": 80.0, "sigma_min": 0.002}
             return ModelType.EDM
-        if "edm_vpred.sigma_max" in state_dict:
-            self.sampling_settings = {"sigma_max": float(state_dict["edm_vpred.sigma_max"])}
-            if "edm_vpred.sigma_min" in state_dict:
-                low = float(state_dict["edm_vpred.sigma_min"])
-                self.sampling_settings = {**self.sampling_settings, "sigma_min": low}
+        if said.kind == "edm-v":
+            self.sampling_settings = said.sigmas
             return ModelType.V_PREDICTION_EDM
-        if "v_pred" in state_dict:
-            self.sampling_settings = {"zsnr": "ztsnr" in state_dict}
-            return ModelType.V_PREDICTION
-        return ModelType.EPS
+        self.sampling_settings = {"zsnr": said.zero_snr}
+        return ModelType.V_PREDICTION if said.kind == "v" else ModelType.EPS
+
+    def clip_model(
+        self,
+        encoders: Mapping[str, ClipTextModel],
+        cut: int = 0,  # noqa: ARG002 - nobody cuts these
+    ) -> nn.Module:
+        return SDXLClipModel(encoders["l"], encoders["g"])
+
+    def tokenizer(self) -> SDXLTokenizer:
+        return SDXLTokenizer()
 
 
-MODELS: tuple[type[BASE], ...] = (SDXLRefiner, SDXL)
+MODELS: tuple[type[BASE], ...] = (SDXLRefiner, SDXL, SD15, SD20)

@@ -83,6 +83,9 @@ class TensorDict(WeightFile):
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._tensors
+
     def __len__(self) -> int:
         return len(self._tensors)
 
@@ -101,6 +104,9 @@ class SafetensorsFile(WeightFile):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.entries
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -307,6 +313,9 @@ class LazyWeights(MutableMapping[str, Tensor]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -1,46 +1,81 @@
-"""The picture sizes that a checkpoint paints well, read from its file's header alone.
+"""The picture sizes that a checkpoint paints well, read from the names in its file alone.
 
 A safetensors file may say so in its metadata: `easel.area`, the pixels it was trained on, and
-`easel.ratios`, a JSON list such as ["1:1", "3:2"], the default first. Nothing else is read, so
+`easel.ratios`, a JSON list such as ["1:1", "3:2"], the default first; or `modelspec.resolution`,
+such as 512x512. Otherwise the names of its text encoder tell the family. Nothing else is read, so
 this is quick for a file of any size.
 """
 
 import json
+import re
+import zipfile
 from typing import Any
 
 from modules.library.catalog import ModelFile
 from modules.spec import limits
-from modules.spec.sizes import SDXL, SizeTable, parse_ratio
+from modules.spec.sizes import SD1, SD2, SDXL, SizeTable, parse_ratio
 
 HEADER_BYTES = 100 * 1024 * 1024
+_FAMILIES = ((b"cond_stage_model.transformer.", SD1), (b"cond_stage_model.model.", SD2))
+_RESOLUTION = re.compile(r"(\d{2,4})x(\d{2,4})")
 
 
 def model_sizes(file: ModelFile | None) -> SizeTable:
-    """What `file` says of its sizes; SDXL's for a file that says nothing or cannot be read."""
-    metadata = _metadata(file) if file else {}
+    """The sizes of `file`; SDXL's for one that says nothing or cannot be read."""
+    if file is None:
+        return SDXL
+    head = _head(file)
+    metadata = _metadata(head)
     try:
-        area = int(metadata.get("easel.area", ""))
+        area = int(metadata.get("easel.area") or _area(metadata.get("modelspec.resolution")))
         ratios = json.loads(metadata.get("easel.ratios", "[]"))
         known = [ratio for ratio in ratios if _is_ratio(ratio)]
     except (TypeError, ValueError):
-        return SDXL
-    if not limits.SIDE_MIN**2 <= area <= limits.PIXELS_MAX:
-        return SDXL
-    return SizeTable.from_area(area, known)
+        area, known = 0, []
+    if limits.SIDE_MIN**2 <= area <= limits.PIXELS_MAX:
+        return SDXL if area == 1024**2 and not known else SizeTable.from_area(area, known)
+    return next((table for name, table in _FAMILIES if name in head), SDXL)
 
 
-def _metadata(file: ModelFile) -> dict[str, Any]:
-    """The text entries in a safetensors header; empty for anything that has none."""
+def _head(file: ModelFile) -> bytes:
+    """The part of a file that names its tensors; empty for one that cannot be read."""
     try:
         with file.path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(HEADER_BYTES, file.size):
-                return {}
-            header = json.loads(stream.read(length))
-    except (OSError, ValueError, RecursionError):
+            start = stream.read(8)
+            if start[:4] == b"PK\x03\x04":
+                return _names_of_pickle(file)
+            length = int.from_bytes(start, "little")
+            return stream.read(length) if 2 <= length <= min(HEADER_BYTES, file.size) else b""
+    except (OSError, ValueError):
+        return b""
+
+
+def _names_of_pickle(file: ModelFile) -> bytes:
+    """The pickle of a file that torch.save wrote, as bytes to search in; nothing is unpickled."""
+    try:
+        with zipfile.ZipFile(file.path) as archive:
+            for info in archive.infolist():
+                if info.filename.endswith("/data.pkl") and info.file_size <= HEADER_BYTES:
+                    return archive.read(info)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        pass  # its loading says what is wrong with it
+    return b""
+
+
+def _metadata(head: bytes) -> dict[str, Any]:
+    """The text entries in a safetensors header; empty for anything that has none."""
+    try:
+        header = json.loads(head)
+    except (ValueError, RecursionError):
         return {}
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     return metadata if isinstance(metadata, dict) else {}
+
+
+def _area(resolution: Any) -> int:
+    """Pixels of "768x512"; 0 for anything else."""
+    match = _RESOLUTION.fullmatch(resolution) if isinstance(resolution, str) else None
+    return int(match[1]) * int(match[2]) if match else 0
 
 
 def _is_ratio(text: Any) -> bool:

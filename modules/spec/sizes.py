@@ -1,8 +1,9 @@
 """Which picture sizes a model paints well, and how a ratio such as 3:2 becomes one of them.
 
 Pure tables and arithmetic, so that the page can offer the very sizes that the worker will paint.
-A model of the SDXL family was trained on sizes of one area (about 1024²); a smaller model of the
-same family says its own area and ratios in its file.
+A model of the SDXL family was trained on sizes of one area (about 1024²), Stable Diffusion 1 on
+512² and Stable Diffusion 2 mostly on 768²; a smaller model says its own area and ratios in its
+file.
 """
 
 import math
@@ -125,3 +126,5 @@ SDXL = SizeTable(
     ),
     default=Size(1152, 896),
 )  # fmt: skip
+SD1 = SizeTable.from_area(512 * 512)
+SD2 = SizeTable.from_area(768 * 768)

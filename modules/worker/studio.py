@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from modules.library.catalog import Catalog, ModelFile
 from modules.library.hashes import HashCache
+from modules.library.model_sizes import model_sizes
 from modules.prompt.books import Shelf
 from modules.settings.config import Settings
-from modules.spec.sizes import SDXL, SizeTable
+from modules.spec.sizes import SizeTable
 from modules.worker.model_files import reading
 from modules.worker.saver import Saver
 
@@ -52,17 +53,15 @@ class Studio:
         return Pipeline(self.policy)
 
     def sizes_of(self, file: ModelFile) -> SizeTable:
-        """The sizes that a checkpoint paints well: what its file says, or SDXL's.
+        """The sizes that a checkpoint paints well: what its file says, or its family's.
 
         Only the header is read. Raises ModelMissing or an error that says what the file is.
         """
         from ldm_patched.modules import sd
 
         with reading(file):
-            metadata = sd.read_model_metadata(str(file.path))
-        if not metadata.area:
-            return SDXL
-        return SizeTable.from_area(metadata.area, metadata.ratios)
+            sd.read_model_metadata(str(file.path))  # says what is wrong with a broken header
+        return model_sizes(file)
 
     def close(self) -> None:
         """Finish what is being saved and end the threads."""

@@ -1,16 +1,17 @@
-"""Small random checkpoints of the SDXL family, in the layout that real files have.
+"""Small random checkpoints of each family, in the layout that real files have.
 
 Names and shapes come from the rules below, never from the engine, so that a test which loads such
 a file tests the loader. `SDXL` gives the real model's 2,515 names and shapes; `TINY` the same
-family at a tenth of its width. Weights are drawn so that every network stays near unit
-variance and pictures come out finite and non-constant in bfloat16, float16 and float32.
+family at a tenth of its width, `TINY_SD1`, `TINY_SD2` and `TINY_REFINER` the others'. Weights are
+drawn so that every network stays near unit variance and pictures come out finite and non-constant
+in bfloat16, float16 and float32.
 """
 
 import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,18 +24,31 @@ UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 CLIP_L_PREFIX = "conditioner.embedders.0.transformer.text_model."
 CLIP_G_PREFIX = "conditioner.embedders.1.model."
+TEXT_PREFIXES = {
+    "sdxl": (CLIP_L_PREFIX, CLIP_G_PREFIX),
+    "refiner": ("", "conditioner.embedders.0.model."),
+    "sd1": ("cond_stage_model.transformer.text_model.", ""),
+    "sd2": ("", "cond_stage_model.model."),
+}
 VOCABULARY = 49408
 CONTEXT_LENGTH = 77
-SIZE_EMBEDDING = 6 * 256  # height, width, crop top and left, target height and width
+SIZE_EMBEDDING = 256  # of each number: height, width, crop top and left, target height and width
 
 
 @dataclass(frozen=True, kw_only=True)
 class FamilySizes:
-    """The free dimensions of an SDXL-family model; everything else follows from them."""
+    """The free dimensions of a model; everything else follows from them.
+
+    family: "sdxl", "refiner", "sd1" or "sd2". The text encoder of "sd1" is clip_l; the one of
+    "sd2" and of the refiner has clip_g's fields.
+    """
+
+    family: str = "sdxl"
 
     model_channels: int
     channel_mult: tuple[int, ...]
-    depths: tuple[int, ...]  # transformer blocks per level; the middle block has the last one's
+    depths: tuple[int, ...]  # transformer blocks per level
+    middle_depth: int | None = None  # the last level's if it is None
     res_blocks: int
     clip_l_width: int
     clip_l_layers: int
@@ -44,11 +58,21 @@ class FamilySizes:
     vae_mult: tuple[int, ...] = (1, 2, 4, 4)
     vae_res_blocks: int = 2
     latent_channels: int = 4
+    in_channels: int = 4
 
     @property
     def context(self) -> int:
-        """Width of the text conditioning: both encoders' hidden states side by side."""
+        """Width of the text conditioning: all encoders' hidden states side by side."""
         return self.clip_l_width + self.clip_g_width
+
+    @property
+    def sizes_in_y(self) -> int:
+        """How many numbers the network is told besides the pooled text."""
+        return {"sdxl": 6, "refiner": 5}.get(self.family, 0)
+
+    @property
+    def depth_of_middle(self) -> int:
+        return self.depths[-1] if self.middle_depth is None else self.middle_depth
 
 
 SDXL = FamilySizes(
@@ -74,6 +98,34 @@ TINY = FamilySizes(
     vae_channels=32,
     vae_res_blocks=1,
 )
+TINY_REFINER = replace(
+    TINY,
+    family="refiner",
+    channel_mult=(1, 2, 4, 4),
+    depths=(0, 2, 2, 0),
+    middle_depth=2,
+    clip_l_width=0,
+)
+TINY_SD1 = replace(
+    TINY,
+    family="sd1",
+    channel_mult=(1, 2, 4, 4),
+    depths=(1, 1, 1, 0),
+    middle_depth=1,
+    clip_g_width=0,
+)
+TINY_SD2 = replace(TINY_SD1, family="sd2", model_channels=64, clip_l_width=0, clip_g_width=128)
+SD15 = replace(
+    TINY_SD1, model_channels=320, res_blocks=2, clip_l_width=768, clip_l_layers=12,
+    vae_channels=128, vae_res_blocks=2,
+)  # fmt: skip
+SD21 = replace(
+    SD15, family="sd2", clip_l_width=0, clip_g_width=1024, clip_g_layers=24
+)  # fmt: skip
+REFINER = replace(
+    SD21, family="refiner", model_channels=384, depths=(0, 4, 4, 0), middle_depth=4,
+    clip_g_width=1280, clip_g_layers=32,
+)  # fmt: skip
 
 
 def _layer(name: str, *shape: int, bias: bool = True) -> Shapes:
@@ -98,8 +150,10 @@ def _unet_res_block(name: str, c_in: int, c_out: int, emb: int) -> Shapes:
     return shapes
 
 
-def _unet_transformer(name: str, width: int, depth: int, context: int) -> Shapes:
-    shapes = _layer(f"{name}.norm", width) | _layer(f"{name}.proj_in", width, width)
+def _unet_transformer(name: str, width: int, depth: int, sizes: FamilySizes) -> Shapes:
+    context = sizes.context
+    projection = (width, width, 1, 1) if sizes.family == "sd1" else (width, width)
+    shapes = _layer(f"{name}.norm", width) | _layer(f"{name}.proj_in", *projection)
     for index in range(depth):
         block = f"{name}.transformer_blocks.{index}"
         for norm in ("norm1", "norm2", "norm3"):
@@ -111,16 +165,17 @@ def _unet_transformer(name: str, width: int, depth: int, context: int) -> Shapes
             shapes |= _layer(f"{block}.{attention}.to_out.0", width, width)
         shapes |= _layer(f"{block}.ff.net.0.proj", width * 8, width)  # GEGLU: value and gate
         shapes |= _layer(f"{block}.ff.net.2", width, width * 4)
-    return shapes | _layer(f"{name}.proj_out", width, width)
+    return shapes | _layer(f"{name}.proj_out", *projection)
 
 
 def unet_shapes(sizes: FamilySizes) -> Shapes:
     """Names and shapes of the UNet, without prefix."""
     base, emb = sizes.model_channels, sizes.model_channels * 4
     shapes = _layer("time_embed.0", emb, base) | _layer("time_embed.2", emb, emb)
-    shapes |= _layer("label_emb.0.0", emb, sizes.clip_g_width + SIZE_EMBEDDING)
-    shapes |= _layer("label_emb.0.2", emb, emb)
-    shapes |= _layer("input_blocks.0.0", base, sizes.latent_channels, 3, 3)
+    if sizes.sizes_in_y:
+        told = sizes.clip_g_width + sizes.sizes_in_y * SIZE_EMBEDDING
+        shapes |= _layer("label_emb.0.0", emb, told) | _layer("label_emb.0.2", emb, emb)
+    shapes |= _layer("input_blocks.0.0", base, sizes.in_channels, 3, 3)
     skips, width, number = [base], base, 1
     last = len(sizes.channel_mult) - 1
     for level, (mult, depth) in enumerate(zip(sizes.channel_mult, sizes.depths, strict=True)):
@@ -129,7 +184,7 @@ def unet_shapes(sizes: FamilySizes) -> Shapes:
             shapes |= _unet_res_block(f"{name}.0", width, base * mult, emb)
             width = base * mult
             if depth:
-                shapes |= _unet_transformer(f"{name}.1", width, depth, sizes.context)
+                shapes |= _unet_transformer(f"{name}.1", width, depth, sizes)
             skips.append(width)
             number += 1
         if level != last:
@@ -137,7 +192,7 @@ def unet_shapes(sizes: FamilySizes) -> Shapes:
             skips.append(width)
             number += 1
     shapes |= _unet_res_block("middle_block.0", width, width, emb)
-    shapes |= _unet_transformer("middle_block.1", width, sizes.depths[-1], sizes.context)
+    shapes |= _unet_transformer("middle_block.1", width, sizes.depth_of_middle, sizes)
     shapes |= _unet_res_block("middle_block.2", width, width, emb)
     number = 0
     for level in range(last, -1, -1):
@@ -148,7 +203,7 @@ def unet_shapes(sizes: FamilySizes) -> Shapes:
             shapes |= _unet_res_block(f"{name}.0", width + skips.pop(), out, emb)
             width = out
             if depth:
-                shapes |= _unet_transformer(f"{name}.1", width, depth, sizes.context)
+                shapes |= _unet_transformer(f"{name}.1", width, depth, sizes)
             if level and index == sizes.res_blocks:
                 shapes |= _layer(f"{name}.{2 if depth else 1}.conv", width, width, 3, 3)
             number += 1
@@ -243,12 +298,12 @@ def clip_g_shapes(width: int, layers: int) -> Shapes:
 
 def checkpoint_shapes(sizes: FamilySizes) -> Shapes:
     """Every name and shape of a checkpoint file of this family."""
-    parts = (
-        (UNET_PREFIX, unet_shapes(sizes)),
-        (VAE_PREFIX, vae_shapes(sizes)),
-        (CLIP_L_PREFIX, clip_l_shapes(sizes.clip_l_width, sizes.clip_l_layers)),
-        (CLIP_G_PREFIX, clip_g_shapes(sizes.clip_g_width, sizes.clip_g_layers)),
-    )
+    clip_l, clip_g = TEXT_PREFIXES[sizes.family]
+    parts = [(UNET_PREFIX, unet_shapes(sizes)), (VAE_PREFIX, vae_shapes(sizes))]
+    if clip_l:
+        parts.append((clip_l, clip_l_shapes(sizes.clip_l_width, sizes.clip_l_layers)))
+    if clip_g:
+        parts.append((clip_g, clip_g_shapes(sizes.clip_g_width, sizes.clip_g_layers)))
     return {prefix + name: shape for prefix, shapes in parts for name, shape in shapes.items()}
 
 
@@ -304,7 +359,7 @@ def _cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[s
 def tiny_sdxl_state_dict(
     seed: int = 0, dtype: torch.dtype = torch.float16, sizes: FamilySizes = TINY
 ) -> dict[str, Tensor]:
-    """A whole SDXL-family checkpoint of about 40 MB (in a 16-bit `dtype`) in memory."""
+    """A whole checkpoint, of the SDXL family about 40 MB (in a 16-bit `dtype`), in memory."""
     return dict(_cast(random_weights(checkpoint_shapes(sizes), seed), dtype))
 
 
@@ -313,6 +368,7 @@ def write_tiny_sdxl(
     seed: int = 0,
     dtype: torch.dtype = torch.float16,
     metadata: Mapping[str, object] | None = None,
+    sizes: FamilySizes = TINY,
 ) -> Path:
     """Write `tiny_sdxl_state_dict` as safetensors and return `path`.
 
@@ -324,7 +380,7 @@ def write_tiny_sdxl(
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in (metadata or {}).items()
     }
-    save_file(tiny_sdxl_state_dict(seed, dtype), str(path), metadata=strings or None)
+    save_file(tiny_sdxl_state_dict(seed, dtype, sizes), str(path), metadata=strings or None)
     return path
 
 

@@ -94,6 +94,9 @@ def to_diffusers(config: UNetConfig, weights: dict[str, Tensor]) -> dict[str, Te
     return {diffusers_name(config, name): w for name, w in weights.items()}
 
 
+SIZES_AND_TEXT = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
+
+
 def _per_level(config: UNetConfig) -> tuple[list[list[int]], list[list[int]]]:
     """Depths after each residual block, level by level, on the way down and on the way up."""
     down, up = list(config.transformer_depth), list(config.transformer_depth_output)
@@ -116,15 +119,15 @@ def diffusers_unet(unet: UNetModel) -> nn.Module:
         layers_per_block=list(c.num_res_blocks),
         down_block_types=["CrossAttnDownBlock2D" if d[0] else "DownBlock2D" for d in downs],
         up_block_types=["CrossAttnUpBlock2D" if u[0] else "UpBlock2D" for u in ups],
-        transformer_layers_per_block=[d if any(d) else 1 for d in downs],
+        transformer_layers_per_block=[d if any(d) else c.transformer_depth_middle for d in downs],
         reverse_transformer_layers_per_block=[u if any(u) else 1 for u in ups],
         attention_head_dim=[c.heads_of(w)[0] for w in widths],
         cross_attention_dim=c.context_dim,
         use_linear_projection=c.use_linear_in_transformer,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=c.adm_in_channels,
         sample_size=32,
+        **(SIZES_AND_TEXT | {"projection_class_embeddings_input_dim": c.adm_in_channels})
+        if c.num_classes
+        else {},
     )
     _set_middle_depth(model, c)
     model.load_state_dict(to_diffusers(c, unet.state_dict()), strict=True, assign=True)

@@ -161,7 +161,7 @@ def test_eight_bit_weights_compute_in_another_precision(tiny: dict[str, Tensor])
     assert found.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["sd15", "controlnet_sdxl", "taesd_decoder"])
+@pytest.mark.parametrize("name", ["controlnet_sdxl", "taesd_decoder"])
 def test_strangers_are_named_as_unsupported(name: str) -> None:
     weights = manifest(name)
     assert detection.model_config_from_unet(weights) is None

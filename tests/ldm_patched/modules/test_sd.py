@@ -273,10 +273,6 @@ WRONG_FILES = {
     "Stable Diffusion 3": {"model.diffusion_model.joint_blocks.0.x_block.weight": torch.zeros(1)},
     "Flux": {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": torch.zeros(1)},
     "AuraFlow": {"model.double_layers.0.attn.w1q.weight": torch.zeros(1)},
-    "Stable Diffusion 1": {
-        "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1),
-        "cond_stage_model.transformer.text_model.final_layer_norm.weight": torch.zeros(1),
-    },
     "no diffusion model": {"something": torch.zeros(1)},
 }
 

@@ -1,5 +1,6 @@
 """Text encoders against transformers' on the same random weights, and how prompts are cut."""
 
+import os
 import re
 
 import pytest
@@ -8,8 +9,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from ldm_patched.modules import sd1_clip
 from ldm_patched.modules.clip_tokenizer import END_TOKEN, START_TOKEN
-from ldm_patched.modules.sd1_clip import ClipTextModel, SDTokenizer, detect_clip_config
-from ldm_patched.modules.sdxl_clip import SDXLClipModel, SDXLTokenizer
+from ldm_patched.modules.sd1_clip import (
+    ClipTextModel,
+    SD1ClipModel,
+    SDTokenizer,
+    SingleTokenizer,
+    detect_clip_config,
+)
+from ldm_patched.modules.sd2_clip import SD2ClipModel
+from ldm_patched.modules.sdxl_clip import SDXLClipModel, SDXLRefinerClipModel, SDXLTokenizer
+from tests.support.engine_report import record
 from tests.support.tiny_checkpoint import clip_g_shapes, clip_l_shapes, jittered_weights
 
 PROMPTS = ("", "a cat on a mat", "🎨 حصان", "word " * 100)
@@ -118,6 +127,11 @@ def ids_of(chunks):
     return torch.tensor([[token for token, _ in chunk] for chunk in chunks])
 
 
+def note(name, difference):
+    where = os.environ["PYTEST_CURRENT_TEST"]
+    record("text encoder", name, where, "transformers CLIPTextModel", difference, 1e-4)
+
+
 def relative_error(actual, expected):
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
@@ -144,6 +158,48 @@ def test_the_last_layer_with_the_final_norm_is_the_librarys_last_hidden_state(cl
     ids = ids_of(SDTokenizer().tokenize_with_weights("a house"))
     hidden, _ = clip_l(ids, -1, final_norm=True)
     assert relative_error(hidden, library_l(ids).last_hidden_state) <= 1e-4
+
+
+@pytest.mark.parametrize("skip", [1, 2, 3])
+def test_the_encoder_of_stable_diffusion_1_is_normed_at_every_layer(clip_l, library_l, skip):
+    tokens = SingleTokenizer().tokenize_with_weights("a house by the sea")
+    expected = library_l(ids_of(tokens["l"]), output_hidden_states=True)
+    wanted = clip_l.text_model.final_layer_norm(expected.hidden_states[-skip])
+    cond, pooled = SD1ClipModel(clip_l).encode_token_weights(tokens, None if skip == 1 else -skip)
+    difference = relative_error(cond, expected.last_hidden_state if skip == 1 else wanted)
+    note("SD 1.5", difference)
+    assert difference <= 1e-4
+    assert relative_error(pooled, expected.pooler_output) <= 1e-4
+
+
+def test_the_encoder_of_stable_diffusion_2_is_read_before_its_last_layer(clip_g, library_g):
+    tokens = SingleTokenizer("h", 0).tokenize_with_weights("a house by the sea")
+    ids = ids_of(tokens["h"])
+    expected = library_g(ids, output_hidden_states=True).hidden_states[-2]
+    wanted = clip_g.text_model.final_layer_norm(expected)
+    difference = relative_error(SD2ClipModel(clip_g).encode_token_weights(tokens)[0], wanted)
+    note("SD 2.x", difference)
+    assert difference <= 1e-4
+
+
+def test_an_encoder_without_its_last_layer_gives_the_same(clip_g, g_weights):
+    tokens = SingleTokenizer("h", 0).tokenize_with_weights("a house by the sea")
+    short = {k: v for k, v in g_weights.items() if "resblocks.3." not in k and k != "logit_scale"}
+    cut = ClipTextModel(detect_clip_config(shapes_of(short), "gelu"))
+    cut.load_state_dict(sd1_clip.from_openclip(short))
+    whole, shortened = SD2ClipModel(clip_g), SD2ClipModel(cut, cut=1)
+    for layer in (None, -2, -3, -99):
+        wanted, _ = whole.encode_token_weights(tokens, layer)
+        found, _ = shortened.encode_token_weights(tokens, layer)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def test_the_refiner_reads_the_second_encoder_alone(clip_g):
+    tokens = SingleTokenizer("g", 0).tokenize_with_weights("a house by the sea")
+    cond, pooled = SDXLRefinerClipModel(clip_g).encode_token_weights(tokens)
+    hidden, wanted = clip_g(ids_of(tokens["g"]))
+    torch.testing.assert_close(cond, hidden)
+    torch.testing.assert_close(pooled, wanted)
 
 
 def test_both_encoders_side_by_side_make_the_conditioning(clip_l, clip_g):

@@ -8,7 +8,7 @@ import pytest
 from modules.library.catalog import ModelFile
 from modules.library.model_sizes import model_sizes
 from modules.settings.presets import ModelFolder
-from modules.spec.sizes import SDXL, Size
+from modules.spec.sizes import SD1, SD2, SDXL, Size
 
 
 def checkpoint(path: Path, header: bytes, length: int | None = None) -> ModelFile:
@@ -64,6 +64,44 @@ def test_ratios_that_are_none_are_left_out(tmp_path):
 )
 def test_a_file_that_is_no_checkpoint_is_sdxl(tmp_path, header, length):
     assert model_sizes(checkpoint(tmp_path / "a.safetensors", header, length)) == SDXL
+
+
+FAMILIES = {
+    "cond_stage_model.transformer.text_model.final_layer_norm.weight": SD1,
+    "cond_stage_model.model.ln_final.weight": SD2,
+    "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight": SDXL,
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_family_gives_the_sizes_where_the_file_does_not(tmp_path, name):
+    header = json.dumps({name: {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    assert model_sizes(checkpoint(tmp_path / "a.safetensors", header)) == FAMILIES[name]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_names_in_a_pickle_tell_its_family(tmp_path, name):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "a.ckpt"
+    torch.save({"state_dict": {name: torch.zeros(2)}}, path)
+    file = ModelFile(path.name, path, path.stat().st_size, ModelFolder.CHECKPOINTS)
+    assert model_sizes(file) == FAMILIES[name]
+
+
+def test_a_broken_archive_is_sdxl(tmp_path):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(b"PK\x03\x04 and nothing more")
+    file = ModelFile(path.name, path, path.stat().st_size, ModelFolder.CHECKPOINTS)
+    assert model_sizes(file) == SDXL
+
+
+def test_a_files_own_resolution_counts(tmp_path):
+    entries = {"modelspec.resolution": "512x512"}
+    header = json.dumps({"__metadata__": entries, "cond_stage_model.model.x": {}}).encode()
+    assert model_sizes(checkpoint(tmp_path / "a.safetensors", header)) == SD1
+    entries["modelspec.resolution"] = "1024x1024"
+    header = json.dumps({"__metadata__": entries}).encode()
+    assert model_sizes(checkpoint(tmp_path / "a.safetensors", header)) == SDXL
 
 
 def test_no_file_is_sdxl(tmp_path):

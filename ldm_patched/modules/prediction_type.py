@@ -1,0 +1,83 @@
+"""What a network predicts: as its file says, by names or metadata, or as it shows when asked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ldm_patched.modules.model_base import BaseModel
+
+EDM_RANGE = ("sigma_min", "sigma_max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a file says of its network. kind: "eps", "v", "edm", "edm-v", or None for nothing."""
+
+    kind: str | None = None
+    zero_snr: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    """Statistics of each latent channel that the network was trained with."""
+    sigmas: Mapping[str, float] = field(default_factory=dict)
+
+
+def said_prediction(state_dict: Mapping[str, Tensor]) -> Said:
+    """What the marker keys `v_pred`, `ztsnr`, `edm_mean`, `edm_std` and `edm_vpred.*` say.
+
+    Without them, the `modelspec.prediction_type` and `easel.zero_snr` entries of a file's metadata.
+    """
+    metadata: Mapping[str, str] = getattr(state_dict, "metadata", {})
+    if "edm_mean" in state_dict and "edm_std" in state_dict:
+        mean, std = (_numbers(state_dict[f"edm_{name}"]) for name in ("mean", "std"))
+        return Said(kind="edm", mean=mean, std=std)
+    if "edm_vpred.sigma_max" in state_dict:
+        keys = {name: f"edm_vpred.{name}" for name in EDM_RANGE}
+        found = {name: float(state_dict[key]) for name, key in keys.items() if key in state_dict}
+        return Said(kind="edm-v", sigmas=found)
+    kind = (
+        "v"
+        if "v_pred" in state_dict
+        else PREDICTION_WORDS.get(metadata.get("modelspec.prediction_type", "").lower())
+    )
+    zero_snr = "ztsnr" in state_dict or metadata.get("easel.zero_snr") == "true"
+    return Said(kind=kind, zero_snr=kind == "v" and zero_snr)
+
+
+PREDICTION_WORDS = {"v": "v", "v_prediction": "v", "epsilon": "eps", "eps": "eps"}
+
+
+def _numbers(tensor: Tensor) -> tuple[float, ...] | None:
+    """A number for each of four channels, or None if the tensor holds something else."""
+    numbers = tuple(float(number) for number in tensor.flatten()[:5])
+    return numbers if len(numbers) == 4 and all(map(_is_finite, numbers)) else None
+
+
+def _is_finite(number: float) -> bool:
+    return number - number == 0.0
+
+
+@torch.inference_mode()
+def predicts_velocity(model: "BaseModel") -> bool:
+    """Whether a network with text attention answers pure noise with something else than noise.
+
+    At the last timestep a network that predicts noise can only give its input back, while one that
+    predicts velocity gives the picture that it sees in it, which has little to do with the noise.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight: Tensor = next(model.parameters())
+    config: Any = model.diffusion_model.config
+    dtype = model.manual_cast_dtype or model.get_dtype()
+    noise = torch.randn(1, config.in_channels, 16, 16, generator=generator)
+    placed = {"device": weight.device, "dtype": dtype}
+    output = model.diffusion_model(
+        noise.to(**placed),
+        torch.tensor([999.0], device=weight.device),
+        context=torch.zeros(1, 77, config.context_dim, **placed),
+    )
+    pair = torch.stack([noise[:, : config.out_channels].flatten(), output.float().cpu().flatten()])
+    likeness = torch.corrcoef(pair)[0, 1]
+    return bool(torch.isfinite(likeness)) and float(likeness) < 0.5
