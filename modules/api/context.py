@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from modules.settings.presets import preset_named
+
 if TYPE_CHECKING:
     from modules.library.catalog import Catalog
     from modules.settings.config import Settings
     from modules.settings.presets import Preset
+    from modules.spec.task_spec import TaskSpec
     from modules.tasks.store import TaskStore
     from modules.tasks.worker_pool import WorkerPool
 
@@ -46,3 +49,14 @@ class ServerContext:
     catalog: "Catalog"
     presets: "Mapping[str, Preset]"
     notices: NoticeBoard = field(default_factory=NoticeBoard)
+
+    def submit(
+        self, spec: "TaskSpec", owner: str = "local", idempotency_key: str | None = None
+    ) -> str:
+        """Queue a request from the page or the API and return its task's id.
+
+        Raises SpecError for a preset that is not there, and what WorkerPool.submit raises.
+        """
+        if spec.preset:
+            preset_named(self.presets, spec.preset)
+        return self.pool.submit(spec, owner, idempotency_key)

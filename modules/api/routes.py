@@ -68,7 +68,7 @@ def _add_task_routes(router: APIRouter, context: ServerContext) -> None:
         def store() -> str:
             spec = TaskSpec.from_json(body)
             try:
-                return pool.submit(spec, owner, idempotency_key)
+                return context.submit(spec, owner, idempotency_key)
             except LimitError as error:
                 raise _QueueFull(error) from None
 

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from modules.settings.jsonfile import read_json_object
-from modules.spec.errors import ConfigError, StudioError
+from modules.spec.errors import ConfigError, SpecError, StudioError
 from modules.spec.task_spec import TaskSpec
 
 # A preset is a way of painting, not a picture.
@@ -91,6 +91,16 @@ def load_presets(root: Path) -> Presets:
             notices.append(str(error))
     presets.notices = tuple(notices)
     return presets
+
+
+def preset_named(presets: Mapping[str, Preset], name: str) -> Preset:
+    """The preset `name`. Raises SpecError, naming those there are."""
+    if name not in presets:
+        raise SpecError(
+            f"Preset {name[:64]!r} is not there; choose one of {', '.join(presets) or 'none'}.",
+            "preset",
+        )
+    return presets[name]
 
 
 def read_preset(path: Path) -> Preset:

@@ -3,6 +3,7 @@
     StudioError                 base; `code` is stable, `str(error)` is the sentence for the page
     ├── SpecError      E_INPUT          a field of the request is wrong; `field` names it
     ├── LimitError     E_LIMIT          a cap of limits.py was reached
+    ├── Conflict       E_CONFLICT       the request contradicts an earlier one
     ├── ModelMissing   E_MODEL_MISSING  a named file is not there
     ├── ModelCorrupt   E_MODEL_CORRUPT  a file is truncated or not what its name says
     ├── ModelUnsafe    E_MODEL_UNSAFE   a file could run code when read
@@ -49,6 +50,12 @@ class LimitError(StudioError):
     def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
         self.field = field
+
+
+class Conflict(StudioError):
+    """The request contradicts an earlier one that bears the same key."""
+
+    code = "E_CONFLICT"
 
 
 class ModelMissing(StudioError):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from modules.spec import limits
-from modules.spec.errors import LimitError, NotFound, StudioError, WorkerCrashed
+from modules.spec.errors import Conflict, LimitError, NotFound, StudioError, WorkerCrashed
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import SCHEMA_VERSION, ResolvedSpec, TaskSpec
 from modules.tasks.database import BUSY_SECONDS, Database
@@ -51,18 +51,19 @@ class TaskStore:
     ) -> str:
         """Append a task and return its id, once it is safely on disk. The seed is fixed here.
 
-        A key that `owner` used before returns that task's id and adds nothing. LimitError when
-        QUEUE_LENGTH tasks wait already.
+        A key that `owner` used before returns that task's id and adds nothing; Conflict if that
+        task is another one. LimitError when QUEUE_LENGTH tasks wait already.
         """
         task_id = self._ids.make()
         values = (task_id, owner, idempotency_key, SCHEMA_VERSION, spec.with_fixed_seed().to_json())
         with self._database.write() as connection:
             if idempotency_key is not None:
                 known = connection.execute(
-                    "SELECT id FROM task WHERE owner = ? AND idempotency_key = ?",
+                    "SELECT id, spec FROM task WHERE owner = ? AND idempotency_key = ?",
                     (owner, idempotency_key),
                 ).fetchone()
                 if known:
+                    _insist_on_same(spec, known["spec"])
                     return known["id"]
             if self._count_queued(connection) >= limits.QUEUE_LENGTH:
                 raise LimitError(
@@ -357,3 +358,12 @@ class TaskStore:
         if state:
             self._end(connection, row["id"], state, "", "")
         return state is not None
+
+
+def _insist_on_same(spec: TaskSpec, stored: str) -> None:
+    """Conflict unless `stored` is what `spec` was stored as; the seed may have been drawn."""
+    first = parse_spec(stored)
+    if spec not in (first, first.model_copy(update={"seed": None})):
+        raise Conflict(
+            "This Idempotency-Key came with another request before; send this one with a new key."
+        )

@@ -107,7 +107,7 @@ def submit(
     ticket: dict[str, Any] = {"nonce": uuid.uuid4().hex}
     try:
         spec = form.read(values)
-        task_id = context.pool.submit(spec, owner)
+        task_id = context.submit(spec, owner)
     except StudioError as error:
         field = error.field if isinstance(error, SpecError | LimitError) else ""
         return ticket | {"error": {"code": error.code, "message": str(error), "field": field}}
@@ -199,6 +199,8 @@ class _ModelParts:
         initial = self.form.initial
         name = wanted.pop("checkpoint", initial.checkpoint)
         ratio = wanted.pop("aspect_ratio", initial.aspect_ratio)
+        if wanted.get("preset") not in self.context.presets:
+            wanted.pop("preset", None)
         return self.form.updates(wanted) | self.updates(name, ratio)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TextIO
 
 from modules.settings.args import FLAGS
 from modules.settings.config import Settings, load_settings
-from modules.settings.presets import load_presets
+from modules.settings.presets import load_presets, preset_named
 from modules.spec.errors import ConfigError, StudioError
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import ResolvedSpec, TaskSpec
@@ -164,12 +164,8 @@ def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
     preset = values.pop("preset", "")
     if not preset:
         return TaskSpec.from_mapping(values).with_fixed_seed(), settings, folder is not None
-    presets = load_presets(settings.root)
-    if preset not in presets:
-        raise ConfigError(
-            f"There is no preset {preset[:64]!r}; choose one of {', '.join(presets) or 'none'}."
-        )
-    return presets[preset].apply(values).with_fixed_seed(), settings, folder is not None
+    chosen = preset_named(load_presets(settings.root), preset)
+    return chosen.apply(values).with_fixed_seed(), settings, folder is not None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -56,6 +56,11 @@ def test_a_repeated_key_gives_the_first_task_again(server):
     before = server.context.store.queue_length()
     assert send("one") == send("one") != send("two")
     assert server.context.store.queue_length() == before + 2
+    headers = {"Idempotency-Key": "one"}
+    other = server.client.post("/api/tasks", json={"prompt": "a boat"}, headers=headers)
+    assert other.status_code == 409
+    assert error_of(other)["code"] == "E_CONFLICT"
+    assert server.context.store.queue_length() == before + 2
     too_long = server.client.post("/api/tasks", json={}, headers={"Idempotency-Key": "k" * 201})
     assert too_long.status_code == 422
 
@@ -107,6 +112,7 @@ BAD = [
     ('{"checkpoint": "C:\\\\x.ckpt"}', "checkpoint"),
     ('{"checkpoint": "a\\u0000b"}', "checkpoint"),
     ('{"preset": "../x"}', "preset"),
+    ('{"preset": "nowhere"}', "preset"),
     ('{"sampler": "nope"}', "sampler"),
     ('{"scheduler": 5}', "scheduler"),
     ('{"output_format": "gif"}', "output_format"),

@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from modules.spec import limits
-from modules.spec.errors import ConfigError, DiskFull, InstanceRunning, LimitError, NotFound
+from modules.spec.errors import (
+    ConfigError,
+    Conflict,
+    DiskFull,
+    InstanceRunning,
+    LimitError,
+    NotFound,
+)
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import ResolvedSpec, TaskSpec
 from modules.tasks import ids
@@ -89,7 +96,11 @@ def test_positions(store):
 
 def test_an_idempotency_key_gives_one_task_per_owner(store):
     first = store.submit(spec(), idempotency_key="k")
-    assert store.submit(spec(prompt="other"), idempotency_key="k") == first
+    assert store.submit(spec(), idempotency_key="k") == first
+    with pytest.raises(Conflict, match="new key"):
+        store.submit(spec(prompt="other"), idempotency_key="k")
+    with pytest.raises(Conflict):
+        store.submit(spec(seed=store.get(first).spec.seed + 1), idempotency_key="k")
     assert store.submit(spec(), owner="b", idempotency_key="k") != first
     assert store.queue_length() == 2
 

@@ -9,8 +9,9 @@ from modules.api.context import ServerContext
 from modules.library.catalog import Catalog
 from modules.settings.config import Settings
 from modules.settings.presets import Download, Preset
-from modules.spec.errors import LimitError
+from modules.spec.errors import LimitError, SpecError
 from modules.spec.sizes import SDXL, SizeTable
+from modules.spec.task_spec import TaskSpec
 from modules.ui import assets
 from modules.ui.app import build_app, initial_spec, launch_options, submit
 from modules.ui.form import Form
@@ -26,7 +27,7 @@ class Pool:
         self.specs = []
         self.error = None
 
-    def submit(self, spec, owner="local"):
+    def submit(self, spec, owner="local", idempotency_key=None):
         if self.error:
             raise self.error
         self.specs.append((spec, owner))
@@ -124,6 +125,19 @@ def test_the_preset_of_the_start_fills_the_form(context):
     assert initial_spec(context).steps == 9
     context.presets = {}
     assert initial_spec(context).steps == 30
+
+
+def test_a_preset_that_is_gone_is_not_put_back_and_not_taken_in(context):
+    app = build_app(context)
+    restore = next(fn for fn in app.fns.values() if fn.name == "restore")
+    shown = restore.fn(json.dumps({"preset": "gone", "steps": 4}))
+    names = {control.elem_id: control for control in shown}
+    assert "preset" not in names
+    assert shown[names["performance"]]["value"] == 4
+    with pytest.raises(SpecError, match="Preset 'gone' is not there; choose one of default, other"):
+        context.submit(TaskSpec(preset="gone"))
+    context.submit(TaskSpec(preset="other"))
+    assert len(context.pool.specs) == 1
 
 
 def test_the_page_tells_no_path_and_escapes_what_others_wrote(context, tmp_path):

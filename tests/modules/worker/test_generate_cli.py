@@ -48,7 +48,7 @@ def test_without_a_seed_one_is_drawn():
         (["x", "--steps", "many"], "whole number"),
         (["x", "--width", "65", "--height", "64"], "multiple of 8"),
         (["x", "--sampler", "magic"], "must be one of"),
-        (["x", "--preset", "nowhere"], "no preset 'nowhere'"),
+        (["x", "--preset", "nowhere"], "'nowhere' is not there"),
         (["x", "--bogus"], "--bogus"),
     ],
     ids=str,
