@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ldm_patched.ldm.modules.diffusionmodules.openaimodel import Timestep, UNetModel
+from ldm_patched.ldm.modules.diffusionmodules.util import HybridConditioner
 from ldm_patched.modules import model_sampling as ms
 from ldm_patched.modules import ops
-from ldm_patched.modules.conds import CONDCrossAttn, CONDRegular, CONDTimed
+from ldm_patched.modules.conds import CONDCrossAttn, CONDNoiseShape, CONDRegular, CONDTimed
 
 
 class ModelType(Enum):
@@ -56,6 +58,16 @@ class LoadReport:
     wrong_shape: tuple[str, ...] = ()
 
 
+class MaskedPicture(nn.Module):
+    """What an inpainting network sees beside the noise, (B, 1 + C, H, W).
+
+    The mask comes first: 1 where is painted, 0 where the picture stays, nothing between.
+    """
+
+    def forward(self, c_concat: Tensor) -> Tensor:
+        return torch.cat([c_concat[:, :1].round(), c_concat[:, 1:]], dim=1)
+
+
 class BaseModel(nn.Module):
     """A network with its noise levels and latent format. Families say how y is made."""
 
@@ -79,6 +91,13 @@ class BaseModel(nn.Module):
             operations=ops.disable_weight_init if not self.manual_cast_dtype else ops.manual_cast,
         )
         self.model_sampling = model_sampling(model_config, model_type)
+        self.inpaint: HybridConditioner | None = None
+        if model_config.unet_config.in_channels == 2 * self.latent_format.channels + 1:
+            self.inpaint = HybridConditioner(
+                {"target": f"{__name__}.{MaskedPicture.__name__}"}, {"target": "torch.nn.Identity"}
+            )
+        self.blank_picture = torch.zeros(1, self.latent_format.channels, 1, 1)
+        """Latents of an empty picture in the VAE's scale, for an inpainting network without one."""
         takes_y = model_config.unet_config.num_classes is not None
         self.adm_channels = model_config.unet_config.adm_in_channels if takes_y else 0
 
@@ -132,7 +151,10 @@ class BaseModel(nn.Module):
     def extra_conds(self, **kwargs: Any) -> dict[str, CONDRegular]:
         """The network's inputs that a condition implies, by keyword of `apply_model`.
 
-        kwargs: `cross_attn`, (1, tokens, C), and whatever `encode_adm` takes.
+        kwargs: `cross_attn`, (1, tokens, C), and whatever `encode_adm` takes. An inpainting network
+        takes `concat_latent_image`, (B, C, h, w), the picture in the VAE's scale with grey where is
+        painted, and `concat_mask`, (B, 1, H, W) in 0..1 at any size, 1 where is painted; without
+        them it paints everything. `noise`, (B, C, h, w), tells it the size.
         """
         conds: dict[str, CONDRegular] = {}
         adm = self.encode_adm(**kwargs)
@@ -140,9 +162,32 @@ class BaseModel(nn.Module):
             conds["y"] = CONDTimed(adm, kwargs["adm_guidance"].end)
         elif adm is not None:
             conds["y"] = CONDRegular(adm)
-        if kwargs.get("cross_attn") is not None:
-            conds["c_crossattn"] = CONDCrossAttn(kwargs["cross_attn"])
+        context = kwargs.get("cross_attn")
+        if self.inpaint is not None:
+            made = self.inpaint(self._mask_and_picture(**kwargs), context)
+            conds["c_concat"] = CONDNoiseShape(*made["c_concat"])
+            (context,) = made["c_crossattn"]
+        if context is not None:
+            conds["c_crossattn"] = CONDCrossAttn(context)
         return conds
+
+    def _mask_and_picture(
+        self,
+        noise: Tensor,
+        concat_latent_image: Tensor | None = None,
+        concat_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        size = noise.shape[-2:]
+        picture, mask = concat_latent_image, concat_mask
+        if picture is None:
+            picture = self.blank_picture.expand(1, -1, *size)
+        if mask is None or concat_latent_image is None:
+            mask = torch.ones(1, 1, 1, 1)
+        mask = F.interpolate(mask.float(), size=size).to(picture.device)
+        picture = self.process_latent_in(picture.float())
+        count = max(len(mask), len(picture))
+        return torch.cat([mask.expand(count, -1, *size), picture.expand(count, -1, *size)], dim=1)
 
     def process_latent_in(self, latent: Tensor) -> Tensor:
         """See LatentFormat.process_in."""

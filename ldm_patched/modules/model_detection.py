@@ -30,13 +30,20 @@ def _depth(shapes: Shapes, block: str) -> int:
     return max(found) + 1 if found else 0
 
 
-def _levels(shapes: Shapes) -> tuple[list[int], list[int], list[int]]:
+RESAMPLING = re.compile(r"(input_blocks\.\d+\.0\.op|output_blocks\.\d+\.\d\.conv)\.weight")
+
+
+def _levels(shapes: Shapes, *, conv_resample: bool) -> tuple[list[int], list[int], list[int]]:
     """(residual blocks of each level, channels of each level, depth after each such block)."""
     counts, channels, depths = [0], [0], []
     number = 1
     while True:
-        block = f"input_blocks.{number}"
-        if f"{block}.0.op.weight" in shapes:
+        block, after = f"input_blocks.{number}", f"input_blocks.{number + 1}"
+        if f"{block}.0.op.weight" in shapes or (
+            not conv_resample
+            and f"{block}.0.out_layers.3.weight" not in shapes
+            and f"{after}.0.out_layers.3.weight" in shapes
+        ):
             counts.append(0)
             channels.append(0)
         elif f"{block}.0.out_layers.3.weight" in shapes:
@@ -66,7 +73,8 @@ def detect_unet_config(
     if any("time_stack" in name or "time_mixer" in name for name in shapes):
         return None  # video
     base = first[0]
-    counts, channels, depths = _levels(shapes)
+    conv_resample = any(map(RESAMPLING.fullmatch, shapes))
+    counts, channels, depths = _levels(shapes, conv_resample=conv_resample)
     if 0 in counts or any(c % base for c in channels):
         return None
     ups = range(sum(n + 1 for n in counts))
@@ -90,6 +98,7 @@ def detect_unet_config(
         adm_in_channels=label[1] if label else 0,
         time_embed_dim=time_embed[0],
         use_linear_in_transformer=linear,
+        conv_resample=conv_resample,
         num_heads=None if linear else SD1_HEADS,
     )
 

@@ -35,6 +35,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+GREY_SIDE = 64
+"""Pixels; an evenly grey picture has the same latents everywhere but at its edges."""
 # --- Checkpoints ------------------------------------------------------------------------------
 
 
@@ -63,6 +65,9 @@ def load_checkpoint_guess_config(
     model = _load_model(file, config, policy) if output_model else None
     clip = load_clip(file, config, policy) if output_clip else None
     vae = _load_vae(file, config.vae_prefix, policy) if output_vae else None
+    if model is not None and vae is not None and model.model.inpaint is not None:
+        grey = torch.full((1, GREY_SIDE, GREY_SIDE, 3), 0.5)
+        model.model.blank_picture = vae.encode(grey).mean(dim=(2, 3), keepdim=True)
     return model, clip, vae, None
 
 

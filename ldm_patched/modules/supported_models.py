@@ -92,8 +92,8 @@ class BASE:
         return self.model_class(self, self.model_type(state_dict), device=device)
 
 
-IMAGE_CHANNELS = (4,)
-"""Of a network's input: latents."""
+IMAGE_CHANNELS = (4, 9)
+"""Of a network's input: latents; or latents, a mask and the masked picture's latents."""
 
 
 def is_sdxl_shaped(c: UNetConfig) -> bool:

@@ -94,6 +94,7 @@ def to_diffusers(config: UNetConfig, weights: dict[str, Tensor]) -> dict[str, Te
     return {diffusers_name(config, name): w for name, w in weights.items()}
 
 
+MIDDLES = {0: "UNetMidBlock2D", None: None}
 SIZES_AND_TEXT = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
 
 
@@ -119,6 +120,7 @@ def diffusers_unet(unet: UNetModel) -> nn.Module:
         layers_per_block=list(c.num_res_blocks),
         down_block_types=["CrossAttnDownBlock2D" if d[0] else "DownBlock2D" for d in downs],
         up_block_types=["CrossAttnUpBlock2D" if u[0] else "UpBlock2D" for u in ups],
+        mid_block_type=MIDDLES.get(c.transformer_depth_middle, "UNetMidBlock2DCrossAttn"),
         transformer_layers_per_block=[d if any(d) else c.transformer_depth_middle for d in downs],
         reverse_transformer_layers_per_block=[u if any(u) else 1 for u in ups],
         attention_head_dim=[c.heads_of(w)[0] for w in widths],
@@ -130,16 +132,36 @@ def diffusers_unet(unet: UNetModel) -> nn.Module:
         else {},
     )
     _set_middle_depth(model, c)
+    if not c.conv_resample:
+        _average_between_levels(model)
     model.load_state_dict(to_diffusers(c, unet.state_dict()), strict=True, assign=True)
     return model.requires_grad_(False).eval()
 
 
 def _set_middle_depth(model: nn.Module, config: UNetConfig) -> None:
+    if not config.transformer_depth_middle:
+        return
     # diffusers gives the middle the depth of the last level; cut or check ours against it.
     blocks = model.mid_block.attentions[0].transformer_blocks
     if len(blocks) < config.transformer_depth_middle:
         raise ValueError("The middle can be made shallower than the last level only.")
     del blocks[config.transformer_depth_middle :]
+
+
+def _average_between_levels(model: nn.Module) -> None:
+    for block in model.down_blocks:
+        for index in range(len(block.downsamplers or ())):
+            block.downsamplers[index] = _Averaged()
+    for block in model.up_blocks:
+        for sampler in block.upsamplers or ():
+            sampler.conv, sampler.use_conv = None, False
+
+
+class _Averaged(nn.Module):
+    """Stands for diffusers' own averaging layer, which its UNets cannot be configured to use."""
+
+    def forward(self, x: Tensor, *_: object) -> Tensor:
+        return nn.functional.avg_pool2d(x, 2)
 
 
 def call_diffusers(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 
+from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
 from ldm_patched.modules import latent_formats, sd
-from ldm_patched.modules.model_base import ModelType
+from ldm_patched.modules.model_base import LoadReport, ModelType
+from ldm_patched.modules.model_detection import require_model_config
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy, Hardware
 from ldm_patched.modules.prediction_type import predicts_velocity
 from ldm_patched.modules.sample import sample
@@ -24,13 +27,14 @@ from tests.support.tiny_checkpoint import (
     TINY_REFINER,
     TINY_SD1,
     TINY_SD2,
+    UNET_PREFIX,
     checkpoint_shapes,
     tiny_sdxl_state_dict,
     unet_shapes,
     write_tiny_sdxl,
     write_zeros,
 )
-from tests.support.unet_oracle import diffusers_unet, randomise
+from tests.support.unet_oracle import diffusers_unet, make_unet, randomise
 
 MANIFESTS = Path(__file__).resolve().parents[3].parent / "shared" / "manifests"
 POLICY = DevicePolicy(DeviceFlags(always_cpu=True, all_in_fp32=True), Hardware(kind="cpu"))
@@ -44,6 +48,8 @@ FAMILIES = {
     "SDXL": (TINY, (), {}, ModelType.EPS, 0.13025),
     "SDXL refiner": (TINY_REFINER, (), {}, ModelType.EPS, 0.13025),
     "SDXL v-prediction": (TINY, ("v_pred",), {}, ModelType.V_PREDICTION, 0.13025),
+    "SD 1.5 inpaint": (replace(TINY_SD1, in_channels=9), (), {}, ModelType.EPS, 0.18215),
+    "SDXL inpaint": (replace(TINY, in_channels=9), (), {}, ModelType.EPS, 0.13025),
     "SDXL zero-SNR": (TINY, ("v_pred", "ztsnr"), {}, ModelType.V_PREDICTION, 0.13025),
 }
 
@@ -58,6 +64,7 @@ def family(request, tmp_path_factory):
     sizes, markers, metadata, *_ = FAMILIES[request.param]
     weights = tiny_sdxl_state_dict(3, torch.float32, sizes)
     weights |= {name: torch.zeros(0) for name in markers}
+    weights["first_stage_model.quant_conv.bias"] += 0.5  # so that grey has latents of its own
     path = tmp_path_factory.mktemp("family") / "x.safetensors"
     save_file(weights, str(path), metadata=metadata or None)
     return request.param, FAMILIES[request.param], load(path)
@@ -71,7 +78,7 @@ def inputs(model, seed=1):
     """(x, context, pooled) for a network of this plan."""
     g = torch.Generator().manual_seed(seed)
     config = model.diffusion_model.config
-    x = torch.randn(2, config.in_channels, 16, 16, generator=g)
+    x = torch.randn(2, 4, 16, 16, generator=g)
     context = torch.randn(2, 77, config.context_dim, generator=g)
     return x, context, torch.randn(2, TINY.clip_g_width, generator=g)
 
@@ -98,7 +105,7 @@ def test_a_file_of_each_family_loads_in_full(family):
 
 def test_each_network_predicts_what_diffusers_predicts(family):
     """The denoised latents of a step: the network, its conditions and its kind of prediction."""
-    name, (_, markers, _, kind, _), (patcher, *_) = family
+    name, (_, markers, _, kind, scale), (patcher, *_) = family
     model = patcher.model
     randomise(model.diffusion_model, seed=5)
     x, context, pooled = inputs(model)
@@ -115,16 +122,28 @@ def test_each_network_predicts_what_diffusers_predicts(family):
     timestep = 700
     sigma = model.model_sampling.sigmas[timestep].repeat(2)
     scaled = model.model_sampling.calculate_input(sigma, x)
-    y = model.encode_adm(pooled_output=pooled, width=128, height=128)
+    picture = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(4))
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., 32:, 64:] = 1.0
+    conds = model.extra_conds(
+        pooled_output=pooled,
+        width=128,
+        height=128,
+        noise=x,
+        cross_attn=context,
+        concat_latent_image=picture,
+        concat_mask=mask,
+    )
+    inpaint = [mask[..., ::8, ::8].repeat(2, 1, 1, 1), picture * scale] if "inpaint" in name else []
     with torch.no_grad():
         theirs = diffusers_unet(model.diffusion_model)(
-            scaled,
+            torch.cat([scaled, *inpaint], dim=1),
             torch.tensor([timestep] * 2),
             context,
             added_cond_kwargs=added(model, pooled),
             return_dict=False,
         )[0]
-        ours = model.apply_model(x, sigma, c_crossattn=context, y=y)
+        ours = model.apply_model(x, sigma, **{key: cond.cond for key, cond in conds.items()})
     wanted = library.step(theirs, timestep, scaled).pred_original_sample
     difference = largest_difference(ours, wanted)
     where = os.environ["PYTEST_CURRENT_TEST"]
@@ -146,6 +165,77 @@ def test_each_family_paints_from_words(family):
     assert pixels.shape == (1, 64, 64, 3)
     assert pixels.isfinite().all()
     assert pixels.std() > 0.01
+
+
+def test_an_inpainting_network_without_a_picture_paints_everything(family):
+    name, _, (patcher, _, vae, _) = family
+    model, noise = patcher.model, torch.zeros(1, 4, 6, 10)
+    conds = model.extra_conds(noise=noise, cross_attn=torch.zeros(1, 77, 8))
+    assert ("c_concat" in conds) == ("inpaint" in name)
+    if "c_concat" in conds:
+        mask, picture = conds["c_concat"].cond.split([1, 4], dim=1)
+        assert torch.equal(mask, torch.ones(1, 1, 6, 10))
+        grey = vae.encode(torch.full((1, 64, 64, 3), 0.5)).mean(dim=(2, 3), keepdim=True)
+        torch.testing.assert_close(picture, model.process_latent_in(grey).expand(1, -1, 6, 10))
+        assert picture.any()
+
+
+# --- Depths of distilled networks -------------------------------------------------------------
+
+SMALL = UNetConfig(
+    model_channels=64, context_dim=128, adm_in_channels=96 + 1536, time_embed_dim=256
+)
+PLANS = {
+    "SSD-1B": replace(
+        SMALL,
+        transformer_depth=(0, 0, 2, 2, 4, 4),
+        transformer_depth_middle=0,
+        transformer_depth_output=(4, 4, 10, 2, 1, 1, 0, 0, 0),
+    ),
+    "Segmind Vega": replace(
+        SMALL,
+        transformer_depth=(0, 0, 1, 1, 2, 2),
+        transformer_depth_middle=0,
+        transformer_depth_output=(2, 2, 2, 1, 1, 1, 0, 0, 0),
+    ),
+    "KOALA": replace(
+        SMALL,
+        num_res_blocks=(1, 1, 1),
+        transformer_depth=(0, 2, 5),
+        transformer_depth_middle=None,
+        transformer_depth_output=(5, 5, 2, 2, 0, 0),
+    ),
+    "SDXL, averaging between levels": replace(
+        SMALL,
+        conv_resample=False,
+        transformer_depth=(0, 0, 1, 1, 2, 2),
+        transformer_depth_middle=2,
+        transformer_depth_output=(2, 2, 2, 1, 1, 1, 0, 0, 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_distilled_networks_are_sdxl_with_depths_of_their_own(name):
+    config = PLANS[name]
+    unet = make_unet(config)
+    weights = {UNET_PREFIX + key: weight for key, weight in unet.state_dict().items()}
+    found = require_model_config(weights)
+    assert (found.name, found.unet_config) == ("SDXL", config)
+    model = found.get_model(weights, device="meta")
+    assert model.load_model_weights(weights) == LoadReport()
+    x, context, pooled = inputs(model)
+    pooled, timesteps = pooled[:, :96], torch.tensor([900, 3])
+    y = model.encode_adm(pooled_output=pooled, width=128, height=128)
+    with torch.no_grad():
+        ours = model.diffusion_model(x, timesteps, context, y)
+        theirs = diffusers_unet(unet)(
+            x, timesteps, context, added_cond_kwargs=added(model, pooled), return_dict=False
+        )[0]
+    difference = largest_difference(ours, theirs)
+    where = os.environ["PYTEST_CURRENT_TEST"]
+    record("family", name, where, "diffusers UNet2DConditionModel", difference, TOLERANCE)
+    assert difference <= TOLERANCE
 
 
 # --- Layouts of published files ---------------------------------------------------------------

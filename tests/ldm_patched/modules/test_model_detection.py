@@ -185,7 +185,7 @@ def test_what_holds_no_network_is_none(weights: dict[str, Tensor]) -> None:
 
 def test_another_number_of_input_channels_is_not_taken(tiny: dict[str, Tensor]) -> None:
     weights = dict(tiny)
-    weights[UNET_PREFIX + "input_blocks.0.0.weight"] = torch.zeros(32, 9, 3, 3)
+    weights[UNET_PREFIX + "input_blocks.0.0.weight"] = torch.zeros(32, 8, 3, 3)
     assert detection.model_config_from_unet(weights) is None
 
 

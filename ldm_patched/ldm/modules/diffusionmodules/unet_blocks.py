@@ -242,7 +242,8 @@ class BlockMaker:
                 channels = out
                 skips.append(channels)
             if level != len(c.num_res_blocks) - 1:
-                blocks.append(TimestepEmbedSequential(Downsample(channels, **self.placed)))
+                down = Downsample(channels, c.conv_resample, **self.placed)
+                blocks.append(TimestepEmbedSequential(down))
                 skips.append(channels)
         return nn.ModuleList(blocks), skips
 
@@ -269,7 +270,7 @@ class BlockMaker:
                 layers: list[nn.Module] = [self.res_block(channels + skips.pop(), out)]
                 layers += self.transformers(out, next(depths))
                 if level and i == c.num_res_blocks[level]:
-                    layers.append(Upsample(out, **self.placed))
+                    layers.append(Upsample(out, c.conv_resample, **self.placed))
                 blocks.append(TimestepEmbedSequential(*layers))
                 channels = out
         return nn.ModuleList(blocks)

@@ -28,6 +28,8 @@ class UNetConfig:
     """Length of y."""
     time_embed_dim: int = 1280
     use_linear_in_transformer: bool = True
+    conv_resample: bool = True
+    """Sizes change with a convolution; false: by averaging and repetition alone."""
     num_head_channels: int = 64
     """Size of an attention head, unless num_heads is set."""
     num_heads: int | None = None
