@@ -24,6 +24,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "sheet.close": "Close the settings",
         "theme.light": "Switch to the light theme",
         "theme.dark": "Switch to the dark theme",
+        "log.out": "Log out",
+        "log.out.name": "Log out {name}",
         "skip.to.prompt": "Go to the prompt",
         # the prompt
         "prompt.placeholder": "Describe the picture",

@@ -19,6 +19,7 @@ const CLICKS = {
   stop: () => controls.act("stop"),
   skip: () => controls.act("skip"),
   "theme-toggle": () => theme.toggle(),
+  "log-out": () => memory.clear(), // the next visitor may be another one
   "sheet-close": () => sheet.toggle(false),
   backdrop: () => sheet.toggle(false),
   "error-close": () => stage.error(""),

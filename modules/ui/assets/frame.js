@@ -79,6 +79,7 @@ const poll = {
       page.status = await call("/api/status", { timeout: 5000 });
       page.contact(true);
       setText($("notices"), page.status.notices.join(" "));
+      showUser(page.status.user);
       const count = page.status.queue_length;
       setText($("queue-count"), count > 0 ? say("queue.count", { count }) : "");
       page.drawIdle();
@@ -107,6 +108,13 @@ const poll = {
     }
   },
 };
+
+/** Where a login is asked for: whose this page is, and the way out. */
+function showUser(name) {
+  show($("leave"), Boolean(name));
+  $("log-out").title = say("log.out.name", { name });
+  $("log-out").setAttribute("aria-label", $("log-out").title);
+}
 
 /** Give each size its little picture; nine usual ones are in sight until all are asked for. */
 function drawSizes() {

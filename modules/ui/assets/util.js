@@ -116,4 +116,12 @@ const memory = {
       // private mode: nothing is remembered
     }
   },
+  /** Forget all of this tab. */
+  clear() {
+    try {
+      sessionStorage.clear();
+    } catch {
+      // there is nothing
+    }
+  },
 };

@@ -22,11 +22,13 @@ def build(context: ServerContext, texts: Texts) -> None:
     markup(_strip(texts), "strip-block")
 
 
-def button(element_id: str, icon_name: str, label: str, *, kind: str = "icon-button") -> str:
-    """A button that shows an icon and says `label` to readers and on hover."""
+def button(
+    element_id: str, icon_name: str, label: str, *, kind: str = "icon-button", form: bool = False
+) -> str:
+    """A button that shows an icon and says `label` to readers and on hover; may send its form."""
     said = escape(label)
     return (
-        f'<button type="button" id="{element_id}" class="{kind}" title="{said}" '
+        f'<button type="{"submit" if form else "button"}" id="{element_id}" class="{kind}" title="{said}" '
         f'aria-label="{said}">{icon(icon_name)}</button>'
     )
 
@@ -41,6 +43,9 @@ def _top_bar(context: ServerContext, texts: Texts) -> str:
   <span id="queue-count"></span>
   <span id="clock"></span>
   {button("theme-toggle", "moon", texts("theme.light"))}
+  <form id="leave" method="post" action="/logout" hidden>
+    {button("log-out", "leave", texts("log.out"), form=True)}
+  </form>
 </header>
 <div id="announcer" class="quiet" role="status" aria-live="polite"></div>
 """

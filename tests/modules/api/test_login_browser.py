@@ -40,7 +40,15 @@ def test_from_the_login_to_a_running_task(tmp_path, window):
         task_id = next(iter(running.pool.views))
         running.pool.change(task_id, state=TaskState.RUNNING, position=0)
         window.wait_for_selector("#stage[data-state=running]", timeout=10_000)
-        assert running.pool.submitted[0][0].prompt == "a red house"
+        [(spec, owner)] = running.pool.submitted
+        assert (spec.prompt, owner) == ("a red house", "anna")
+        assert window.locator("#log-out").get_attribute("title") == "Log out anna"
+        window.click("#log-out")
+        window.wait_for_url("**/login*")
+        window.goto(running.url)
+        assert "/login" in window.url
+        assert window.evaluate("sessionStorage.length") == 0  # nothing for the next one to see
+        complaints[:] = [text for text in complaints if "401" not in text]
         window.goto("about:blank")
     assert complaints == []
     outside = [
