@@ -26,9 +26,9 @@ def button(
     element_id: str, icon_name: str, label: str, *, kind: str = "icon-button", form: bool = False
 ) -> str:
     """A button that shows an icon and says `label` to readers and on hover; may send its form."""
-    said = escape(label)
+    said, what = escape(label), "submit" if form else "button"
     return (
-        f'<button type="{"submit" if form else "button"}" id="{element_id}" class="{kind}" title="{said}" '
+        f'<button type="{what}" id="{element_id}" class="{kind}" title="{said}" '
         f'aria-label="{said}">{icon(icon_name)}</button>'
     )
 
