@@ -224,6 +224,7 @@ def log_file() -> Path:
 def only_one_install():
     """Hold a lock file's OS lock: a second launcher waits, and a crash frees it by itself."""
     with open(ROOT / ".easel" / "install.lock", "a+b") as lock:
+        told = False
         while True:
             try:
                 if os.name == "nt":
@@ -236,8 +237,10 @@ def only_one_install():
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError:
-                say("Another launch is installing; waiting for it.")
-                time.sleep(2)
+                if not told:
+                    say("Another launch is installing; waiting for it.")
+                told = True
+                time.sleep(0.5)
         yield
 
 

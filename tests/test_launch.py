@@ -78,6 +78,28 @@ def test_interrupted_install_is_repaired(checkout):
     assert json.loads((checkout / ".venv" / "easel-stamp.json").read_text())["base"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
+def test_a_wait_for_another_install_is_told_once(launcher, tmp_path, monkeypatch, capsys):
+    import fcntl
+
+    monkeypatch.setattr(launcher, "ROOT", tmp_path)
+    launcher.log_file()
+    naps = []
+    with (tmp_path / ".easel" / "install.lock").open("a+b") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def nap(seconds):
+            naps.append(seconds)
+            if len(naps) == 3:
+                fcntl.flock(other, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(launcher.time, "sleep", nap)
+        with launcher.only_one_install():
+            pass
+    assert len(naps) == 3
+    assert capsys.readouterr().out.count("Another launch is installing") == 1
+
+
 def test_garbage_stamp_means_no_install(checkout, launcher):
     (checkout / ".venv").mkdir()
     (checkout / ".venv" / "easel-stamp.json").write_text("[tr\x00uncated")

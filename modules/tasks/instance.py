@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -9,6 +10,8 @@ from typing import BinaryIO, Self
 from modules.spec.errors import ConfigError, InstanceRunning
 
 LOCK_FILE = "easel.lock"
+PATIENCE_SECONDS = 30.0  # a server that starts has its address well before
+_LOOK_SECONDS = 0.1
 _ADDRESS_BYTES = 400
 # Windows refuses reads of a locked range, so the locked byte lies behind the address.
 _LOCKED_BYTE = 1 << 20
@@ -22,11 +25,13 @@ class InstanceLock:
             lock.announce("http://127.0.0.1:7865")
 
     Entering raises InstanceRunning, naming that address, if another process holds the lock, and
-    ConfigError if the folder cannot be written to.
+    ConfigError if the folder cannot be written to. While the other one is still starting, entering
+    waits up to `patience` seconds for its address, or for its end.
     """
 
-    def __init__(self, data_path: Path) -> None:
+    def __init__(self, data_path: Path, *, patience: float = PATIENCE_SECONDS) -> None:
         self._path = data_path / LOCK_FILE
+        self._patience = patience
         self._file: BinaryIO | None = None
 
     def acquire(self) -> None:
@@ -44,17 +49,26 @@ class InstanceLock:
             ) from None
         file = os.fdopen(descriptor, "r+b", buffering=0)
         try:
-            _lock(file)
-        except OSError:
-            address = file.read(_ADDRESS_BYTES).decode("utf-8", "replace").strip()
+            self._lock_or_raise(file)
+            file.truncate(0)
+        except BaseException:
             file.close()
-            where = f"at {address}" if address.startswith("http") else "and just starting"
-            raise InstanceRunning(
-                f"Easel is already running with this data folder, {where}. Use that one, or start "
-                "a second with another --data-path."
-            ) from None
-        file.truncate(0)
+            raise
         self._file = file
+
+    def _lock_or_raise(self, file: BinaryIO) -> None:
+        deadline = time.monotonic() + self._patience
+        while not _lock(file):
+            file.seek(0)
+            address = file.read(_ADDRESS_BYTES).decode("utf-8", "replace").strip()
+            is_up = address.startswith("http")
+            if is_up or time.monotonic() >= deadline:
+                where = f"at {address}" if is_up else "and just starting"
+                raise InstanceRunning(
+                    f"Easel is already running with this data folder, {where}. Use that one, or "
+                    "start a second with another --data-path."
+                )
+            time.sleep(_LOOK_SECONDS)
 
     def announce(self, address: str) -> None:
         """Write the address for a second instance to show. Needs the lock."""
@@ -84,17 +98,18 @@ class InstanceLock:
         self.release()
 
 
-def _lock(file: BinaryIO) -> None:
-    """Lock without waiting; OSError if somebody else holds it."""
-    if sys.platform == "win32":
-        import msvcrt
+def _lock(file: BinaryIO) -> bool:
+    """Lock without waiting; False if somebody else holds it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
 
-        file.seek(_LOCKED_BYTE)
-        try:
+            file.seek(_LOCKED_BYTE)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        finally:
-            file.seek(0)
-    else:
-        import fcntl
+        else:
+            import fcntl
 
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

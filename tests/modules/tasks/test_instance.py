@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,28 @@ def test_a_second_instance_is_told_where_the_first_is(tmp_path):
         holder.communicate()
     # Killed without a chance to tidy up, and yet the folder is free, its old address forgotten.
     with InstanceLock(folder), pytest.raises(InstanceRunning, match="just starting"):
-        InstanceLock(folder).acquire()
+        InstanceLock(folder, patience=0).acquire()
+
+
+def test_who_comes_while_the_first_one_starts_is_told_its_address(tmp_path):
+    with InstanceLock(tmp_path) as first:
+        later = threading.Timer(0.3, first.announce, ["http://127.0.0.1:7866"])
+        later.start()
+        with pytest.raises(InstanceRunning, match=r"at http://127\.0\.0\.1:7866"):
+            InstanceLock(tmp_path).acquire()
+        later.join()
+
+
+def test_who_comes_while_the_first_one_starts_takes_over_when_that_fails(tmp_path):
+    first = InstanceLock(tmp_path)
+    first.acquire()
+    later = threading.Timer(0.3, first.release)
+    later.start()
+    with InstanceLock(tmp_path) as second:
+        second.announce("http://127.0.0.1:7867")
+        with pytest.raises(InstanceRunning, match="7867"):
+            InstanceLock(tmp_path).acquire()
+    later.join()
 
 
 def test_release_frees_the_folder_and_repeats_are_harmless(tmp_path):
