@@ -130,7 +130,7 @@ def sample(  # noqa: PLR0913 - the field's signature
     elif noise is None:
         noise = prepare_noise(latent_image, seed)
     mask = None if noise_mask is None else mask_like(noise_mask, latent_image)
-    latent_format = runner.base_model.latent_format
+    latent_format = runner.latent_format
     with _patched(model), torch.inference_mode():
         runner.free_bytes = free_memory(device)  # now that the weights are in their place
         latents = runner.sample(

@@ -2,11 +2,12 @@
 
 `GuidedDenoiser` turns a model and two prompts into the `model(x, sigma) -> denoised` that samplers
 take; `MaskedDenoiser` keeps a part of the picture while it does so; `SAMPLERS` and `SCHEDULERS`
-are what a request may name; `KSampler` runs one with the other.
+(of schedulers.py) are what a request may name; `KSampler` runs one with the other.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from ldm_patched.k_diffusion import sampling as k_diffusion
 from ldm_patched.k_diffusion.noise import STREAM_MASK, PerImageNoise, seeds_for
 from ldm_patched.modules.cond_batch import CondBatcher, Condition, prepare_conditions
+from ldm_patched.modules.latent_formats import SDXL_Playground_2_5
+from ldm_patched.modules.model_sampling import EDM
+from ldm_patched.modules.schedulers import SCHEDULERS, model_sampling_of, sampling_in_force
 
 Conditions = Sequence[Sequence[Any]]  # [[context, options], …], see cond_batch
 
@@ -49,6 +53,7 @@ class GuidedDenoiser:
         self._positive, self._negative = list(positive), list(negative)
         self._batcher = CondBatcher(model, free_bytes)
         self._interrupt = self.model_options.get("transformer_options", {}).get("interrupt")
+        self.model_sampling = model.model_sampling
 
     def __call__(self, x: Tensor, sigma: Tensor, seed: object = None) -> Tensor:  # noqa: ARG002
         """x: (B, C, H, W) with noise of level sigma (B,) → the prediction without noise.
@@ -120,6 +125,7 @@ class MaskedDenoiser:
     ) -> None:
         """latent: (B, C, H, W) in the model's scale; mask: (1 or B, 1, H, W) in 0..1."""
         self.inner, self._latent, self._mask, self._sigmas = inner, latent, mask, sigmas
+        self.model_sampling = inner.model_sampling
         self._noise = PerImageNoise(latent, seeds, STREAM_MASK)
         self._mask_function = inner.model_options.get("denoise_mask_function")
 
@@ -135,82 +141,48 @@ class MaskedDenoiser:
         return denoised * mask + self._latent * kept
 
 
-# --- schedules -----------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
-
-def _timesteps(model_sampling: Any, steps: int, *, stop_early: bool) -> Tensor:
-    """`steps` timesteps from the noisiest on, evenly spaced; the last one is the cleanest,
-    or with stop_early the one before it in a row of steps + 1."""
-    start = float(model_sampling.timestep(model_sampling.sigma_max))
-    end = float(model_sampling.timestep(model_sampling.sigma_min))
-    if stop_early:
-        return torch.linspace(start, end, steps + 1)[:-1]
-    return torch.linspace(start, end, steps)
-
-
-def _at_timesteps(model_sampling: Any, timesteps: Tensor) -> Tensor:
-    return k_diffusion.append_zero(model_sampling.sigma(timesteps).float().cpu())
-
-
-def normal_schedule(model_sampling: Any, steps: int) -> Tensor:
-    """Even in timesteps, from the noisiest to the cleanest."""
-    return _at_timesteps(model_sampling, _timesteps(model_sampling, steps, stop_early=False))
-
-
-def sgm_uniform_schedule(model_sampling: Any, steps: int) -> Tensor:
-    """Even in timesteps, the last one a whole step above the cleanest."""
-    return _at_timesteps(model_sampling, _timesteps(model_sampling, steps, stop_early=True))
-
-
-def simple_schedule(model_sampling: Any, steps: int) -> Tensor:
-    """Every (n / steps)-th of the model's own n sigmas, from the noisiest down."""
-    sigmas = model_sampling.sigmas.float().cpu()
-    stride = len(sigmas) / steps
-    picked = [sigmas[-(1 + int(i * stride))] for i in range(steps)]
-    return k_diffusion.append_zero(torch.stack(picked))
-
-
-def karras_schedule(model_sampling: Any, steps: int) -> Tensor:
-    """Karras et al. (2022) with rho 7 between the model's smallest and largest sigma."""
-    low, high = float(model_sampling.sigma_min), float(model_sampling.sigma_max)
-    return k_diffusion.get_sigmas_karras(steps, low, high)
-
-
-def exponential_schedule(model_sampling: Any, steps: int) -> Tensor:
-    """Even in log sigma between the model's smallest and largest."""
-    low, high = float(model_sampling.sigma_min), float(model_sampling.sigma_max)
-    return k_diffusion.get_sigmas_exponential(steps, low, high)
-
-
-SCHEDULERS: dict[str, Callable[[Any, int], Tensor]] = {
-    "normal": normal_schedule,
-    "karras": karras_schedule,
-    "simple": simple_schedule,
-    "sgm_uniform": sgm_uniform_schedule,
-    "exponential": exponential_schedule,
-}
-
+# Names that end in _gpu are of programs where they tell where noise is made. Here noise is the
+# same on every device, so they are other names of the same samplers.
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "euler": k_diffusion.sample_euler,
     "euler_ancestral": k_diffusion.sample_euler_ancestral,
+    "heun": k_diffusion.sample_heun,
+    "heunpp2": k_diffusion.sample_heunpp2,
+    "dpm_2": k_diffusion.sample_dpm_2,
+    "dpm_2_ancestral": k_diffusion.sample_dpm_2_ancestral,
+    "lms": k_diffusion.sample_lms,
+    "dpm_fast": k_diffusion.sample_dpm_fast,
+    "dpm_adaptive": k_diffusion.sample_dpm_adaptive,
+    "dpmpp_2s_ancestral": k_diffusion.sample_dpmpp_2s_ancestral,
+    "dpmpp_sde": k_diffusion.sample_dpmpp_sde,
+    "dpmpp_sde_gpu": k_diffusion.sample_dpmpp_sde,
     "dpmpp_2m": k_diffusion.sample_dpmpp_2m,
     "dpmpp_2m_sde": k_diffusion.sample_dpmpp_2m_sde,
-    "dpmpp_sde": k_diffusion.sample_dpmpp_sde,
+    "dpmpp_2m_sde_gpu": k_diffusion.sample_dpmpp_2m_sde,
+    "dpmpp_3m_sde": k_diffusion.sample_dpmpp_3m_sde,
+    "dpmpp_3m_sde_gpu": k_diffusion.sample_dpmpp_3m_sde,
+    "ddpm": k_diffusion.sample_ddpm,
     "lcm": k_diffusion.sample_lcm,
+    "tcd": k_diffusion.sample_tcd,
+    "restart": k_diffusion.sample_restart,
+    "ddim": k_diffusion.sample_ddim,
+    "uni_pc": k_diffusion.sample_uni_pc,
+    "uni_pc_bh2": k_diffusion.sample_uni_pc_bh2,
+    "deis": k_diffusion.sample_deis,
+    "ipndm": k_diffusion.sample_ipndm,
+    "res_multistep": k_diffusion.sample_res_multistep,
 }
+
+DROPS_PENULTIMATE = frozenset({"dpm_2", "dpm_2_ancestral", "uni_pc", "uni_pc_bh2"})
+"""Samplers that do best when the last step starts from well above the smallest sigma."""
 
 
 def _look_up(table: Mapping[str, Callable[..., Tensor]], kind: str, name: str) -> Any:
     if name not in table:
         raise ValueError(f"There is no {kind} {name!r}; choose one of {', '.join(table)}.")
     return table[name]
-
-
-def model_sampling_of(model: Any) -> Any:
-    """The model sampling in force: of a ModelPatcher (its object patches counted) or BaseModel."""
-    if hasattr(model, "get_model_object"):
-        return model.get_model_object("model_sampling")
-    return model.model_sampling
 
 
 def calculate_sigmas_scheduler(model: Any, scheduler_name: str, steps: int) -> Tensor:
@@ -221,7 +193,7 @@ def calculate_sigmas_scheduler(model: Any, scheduler_name: str, steps: int) -> T
     schedule = _look_up(SCHEDULERS, "scheduler", scheduler_name)
     if steps < 1:
         raise ValueError(f"Sampling needs at least 1 step, got {steps}.")
-    return schedule(model_sampling_of(model), steps)
+    return schedule(model, steps)
 
 
 # --- the run -------------------------------------------------------------------------------------
@@ -244,7 +216,7 @@ class KSampler:
         """model: a ModelPatcher or BaseModel. Raises ValueError for an unknown name.
 
         denoise: 1.0 paints anew; d < 1 takes the last `steps` steps of a schedule of steps / d;
-        0 or less leaves the latents alone.
+        0 or less leaves the latents alone, as do 0 steps.
         """
         self.model, self.device, self.steps = model, torch.device(device), steps
         self.base_model = getattr(model, "model", model)
@@ -252,15 +224,36 @@ class KSampler:
         options = getattr(model, "model_options", {}) if model_options is None else model_options
         self.model_options = dict(options)
         self.free_bytes = free_bytes
-        self.sigmas = self._sigmas(scheduler, denoise)
+        self.sigmas = self._sigmas(scheduler, denoise, drop=sampler in DROPS_PENULTIMATE)
+        self._own_sampling = model_sampling_of(model)
+        self.model_sampling = sampling_in_force(scheduler, self._own_sampling)
 
-    def _sigmas(self, scheduler: str, denoise: float) -> Tensor:
-        if denoise <= 0.0:
+    def _sigmas(self, scheduler: str, denoise: float, *, drop: bool) -> Tensor:
+        if denoise <= 0.0 or self.steps < 1:
             return torch.zeros(0)
-        if denoise > 0.9999:
-            return calculate_sigmas_scheduler(self.model, scheduler, self.steps)
-        whole = calculate_sigmas_scheduler(self.model, scheduler, int(self.steps / denoise))
-        return whole[-(self.steps + 1) :]
+        steps = self.steps + drop
+        whole = steps if denoise > 0.9999 else int(steps / denoise)
+        sigmas = calculate_sigmas_scheduler(self.model, scheduler, whole)[-(steps + 1) :]
+        return torch.cat([sigmas[:-2], sigmas[-1:]]) if drop else sigmas
+
+    @property
+    def latent_format(self) -> Any:
+        """How latents are scaled for this run: the model's, or what the schedule brings along."""
+        if self.model_sampling is not self._own_sampling and isinstance(self.model_sampling, EDM):
+            return SDXL_Playground_2_5()
+        if hasattr(self.model, "get_model_object"):
+            return self.model.get_model_object("latent_format")
+        return self.model.latent_format
+
+    @contextmanager
+    def _sampling_in_force(self) -> Iterator[None]:
+        """With this run's model sampling in the model."""
+        before = self.base_model.model_sampling
+        self.base_model.model_sampling = self.model_sampling
+        try:
+            yield
+        finally:
+            self.base_model.model_sampling = before
 
     def sample(
         self,
@@ -285,22 +278,23 @@ class KSampler:
         noise, latent = noise.to(self.device), latent.to(self.device)
         if len(sigmas) < 2:
             return latent
-        denoiser: Callable[..., Tensor] = self._denoiser(positive, negative, cfg, latent, mask)
         seeds = seeds_for(latent.shape[0], seed)
-        if mask is not None:
-            denoiser = MaskedDenoiser(denoiser, latent, mask.to(latent), seeds, sigmas)
-        sampling, first = model_sampling_of(self.model), float(sigmas[0])
+        sampling, first = self.model_sampling, float(sigmas[0])
         largest = float(sampling.sigma_max)
         from_nothing = first > largest or math.isclose(first, largest, rel_tol=1e-5)
         x = sampling.noise_scaling(first, noise, latent, from_nothing)
-        x = self.function(
-            denoiser,
-            x,
-            sigmas,
-            extra_args={"seed": seeds},
-            callback=callback,
-            **(sampler_options or {}),
-        )
+        with self._sampling_in_force():
+            denoiser: Callable[..., Tensor] = self._denoiser(positive, negative, cfg, latent, mask)
+            if mask is not None:
+                denoiser = MaskedDenoiser(denoiser, latent, mask.to(latent), seeds, sigmas)
+            x = self.function(
+                denoiser,
+                x,
+                sigmas,
+                extra_args={"seed": seeds},
+                callback=callback,
+                **(sampler_options or {}),
+            )
         return sampling.inverse_noise_scaling(float(sigmas[-1]), x)
 
     def _denoiser(

@@ -10,14 +10,7 @@ from ldm_patched.k_diffusion import sampling
 from tests.support.mixture import Mixture
 
 MIXTURE = Mixture()
-ALL = [
-    sampling.sample_euler,
-    sampling.sample_euler_ancestral,
-    sampling.sample_dpmpp_2m,
-    sampling.sample_dpmpp_2m_sde,
-    sampling.sample_dpmpp_sde,
-    sampling.sample_lcm,
-]
+ALL = [getattr(sampling, name) for name in sampling.__all__ if name.startswith("sample_")]
 
 
 def starting_noise(seed: int, *shape: int, sigma: float = 14.6146) -> torch.Tensor:
@@ -67,57 +60,6 @@ def test_trajectories_equal_the_formulas_in_float64(sampler, reference, steps):
     assert np.abs(out.numpy() - reference(x.double().numpy(), doubles)).max() <= 1e-4
 
 
-def test_dpmpp_2m_is_of_second_order_and_euler_of_first():
-    x = starting_noise(2, 1, 4, 8, 8).double()
-
-    def solve(sampler, steps: int) -> torch.Tensor:
-        low, high = 0.1 ** (1 / 7), 14.6146 ** (1 / 7)  # a schedule that stops above 0
-        sigmas = torch.linspace(high, low, steps + 1, dtype=torch.float64) ** 7
-        return sampler(MIXTURE.model, x, sigmas)
-
-    truth = solve(sampling.sample_dpmpp_2m, 6400)
-
-    def gain(sampler) -> float:
-        errors = [(solve(sampler, n) - truth).abs().mean() for n in (50, 100)]
-        return float(errors[0] / errors[1])
-
-    assert gain(sampling.sample_dpmpp_2m) >= 3.5
-    assert 1.7 <= gain(sampling.sample_euler) <= 2.4
-
-
-@pytest.mark.parametrize(
-    ("sampler", "options", "steps"),  # of first order need more steps to be as near
-    [
-        (sampling.sample_euler_ancestral, {}, 400),
-        (sampling.sample_dpmpp_2m_sde, {"solver_type": "midpoint"}, 60),
-        (sampling.sample_dpmpp_2m_sde, {"solver_type": "heun"}, 60),
-        (sampling.sample_dpmpp_sde, {}, 60),
-        (sampling.sample_euler, {"s_churn": 40.0}, 400),
-    ],
-)
-def test_stochastic_samplers_draw_from_the_distribution(sampler, options, steps):
-    sigmas = sampling.get_sigmas_karras(steps, 0.02, 40.0)
-    x = starting_noise(3, 1, 4, 64, 64, sigma=40.0)
-    out = sampler(MIXTURE.model, x, sigmas, extra_args={"seed": 3}, **options)
-    assert abs(out.mean() - MIXTURE.mean) < 0.03
-    assert abs(out.var() - MIXTURE.variance) < 0.05 * MIXTURE.variance
-    near_left = (out < -0.6).float().mean()  # the left mode's share, and a little of the middle's
-    exact = sum(
-        w * 0.5 * (1 + math.erf((-0.6 - m) / (MIXTURE.std * math.sqrt(2))))
-        for m, w in zip(MIXTURE.means, MIXTURE.weights, strict=True)
-    )
-    assert abs(near_left - exact) < 0.02
-
-
-def test_sde_samplers_without_noise_solve_the_same_equation():
-    sigmas = sampling.get_sigmas_karras(400, 0.03, 14.6)
-    x = starting_noise(4, 1, 4, 8, 8)
-    truth = sampling.sample_dpmpp_2m(MIXTURE.model, x, sigmas)
-    for sampler in (sampling.sample_dpmpp_2m_sde, sampling.sample_dpmpp_sde):
-        out = sampler(MIXTURE.model, x, sigmas, eta=0.0)
-        torch.testing.assert_close(out, truth, rtol=0, atol=2e-3)
-
-
 def test_sde_pictures_settle_as_steps_grow():
     x = starting_noise(5, 1, 4, 16, 16)
 
@@ -149,11 +91,80 @@ def test_callbacks_see_every_step_and_the_last_prediction_is_the_result(sampler)
     states: list[dict] = []
     x = starting_noise(6, 2, 4, 8, 8)
     out = sampler(MIXTURE.model, x, sigmas, callback=states.append, disable=True)
-    assert [s["i"] for s in states] == [0, 1, 2, 3, 4]
     assert set(states[0]) == {"x", "i", "sigma", "sigma_hat", "denoised"}
-    assert [float(s["sigma"]) for s in states] == sigmas[:-1].tolist()
-    assert torch.equal(states[-1]["denoised"], out)
+    assert [float(s["sigma"]) for s in states] == sigmas[[s["i"] for s in states]].tolist()
+    if sampler is not sampling.sample_dpm_adaptive:
+        assert [s["i"] for s in states] == [0, 1, 2, 3, 4]
+    if sampler is sampling.sample_lms:  # extrapolates its last step, too
+        torch.testing.assert_close(states[-1]["denoised"], out, rtol=0, atol=0.02)
+    else:
+        assert torch.equal(states[-1]["denoised"], out)
     assert out.shape == x.shape
+
+
+def test_progress_of_the_adaptive_solver_grows_from_the_first_step_to_the_last():
+    sigmas = sampling.get_sigmas_karras(12, 0.03, 14.6)
+    steps: list[int] = []
+    x = starting_noise(6, 2, 4, 8, 8)
+    sampling.sample_dpm_adaptive(
+        MIXTURE.model, x, sigmas, callback=lambda state: steps.append(state["i"])
+    )
+    assert steps == sorted(steps)
+    assert steps[0] == 0
+    assert steps[-1] == 11
+    assert len(set(steps)) >= 5
+    assert 5 < len(steps) < 60
+
+
+def test_the_adaptive_solver_ends_whatever_the_network_gives():
+    sigmas = sampling.get_sigmas_karras(12, 0.03, 14.6)
+    calls: list[int] = []
+
+    def broken(x, sigma):
+        calls.append(1)
+        return torch.full_like(x, math.nan)
+
+    def restless(x, sigma):
+        return (x * 1e4).sin()
+
+    x = starting_noise(6, 1, 4, 8, 8)
+    assert sampling.sample_dpm_adaptive(broken, x, sigmas).isnan().all()
+    assert len(calls) == 4
+    assert sampling.sample_dpm_adaptive(restless, x, sigmas, longest=20).abs().max() <= 1
+    with pytest.raises(ValueError, match="order must be 2 or 3"):
+        sampling.sample_dpm_adaptive(restless, x, sigmas, order=4)
+
+
+@pytest.mark.parametrize("sampler", ALL)
+@pytest.mark.parametrize(
+    "levels",
+    [
+        [3.0, 0.0],
+        [14.6, 0.3, 0.0],
+        [3.0, 1.0],
+        [14.6, 3.0, 1.0],
+        [5.0, 5.0, 1.0, 1.0, 0.0],  # a level twice is no step
+        [1e-3, 0.0],
+        [4519.0, 14.6, 1.0, 0.0],
+    ],
+)
+def test_short_and_odd_schedules_are_walked_to_their_end(sampler, levels):
+    x = starting_noise(8, 2, 4, 8, 8, sigma=levels[0])
+    out = sampler(MIXTURE.model, x, torch.tensor(levels), extra_args={"seed": 1})
+    assert out.shape == x.shape
+    assert out.isfinite().all()
+    spread = float(out.std())
+    if levels[-1] == 0:
+        assert spread < 2.0 + levels[0]  # some overshoot with so few steps
+    else:  # the noise of the last level is still there
+        assert 0.4 * levels[-1] < spread < 3.0
+
+
+@pytest.mark.parametrize("sampler", ALL)
+@pytest.mark.parametrize("levels", [[], [0.0], [3.0]])
+def test_without_steps_x_comes_back(sampler, levels):
+    x = starting_noise(8, 2, 4, 8, 8)
+    assert sampler(MIXTURE.model, x, torch.tensor(levels)) is x
 
 
 @pytest.mark.parametrize("sampler", ALL)

@@ -1,0 +1,60 @@
+"""Samplers for distilled models, which leap to the prediction and take noise again."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ldm_patched.k_diffusion.common import Denoiser, Run, mix, sampler
+from ldm_patched.k_diffusion.noise import NoiseSampler
+from ldm_patched.modules.model_sampling import ModelSamplingDiscrete, StableCascadeSampling
+
+
+@sampler
+def sample_lcm(
+    run: Run,
+    x: Tensor,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
+    """Multistep consistency sampling: jump to the prediction, add noise of the next level."""
+    noise = run.noise(noise_sampler)
+    for i in range(run.steps):
+        sigma, following = run.levels[i], run.levels[i + 1]
+        denoised = run.denoise(x, sigma)
+        run.report(i, x, denoised)
+        x = denoised + noise(sigma, following) * following if following > 0 else denoised
+    return x
+
+
+@sampler
+def sample_tcd(
+    run: Run,
+    x: Tensor,
+    eta: float = 0.3,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
+    """Trajectory consistency distillation (Zheng et al. 2024, arXiv:2402.19159).
+
+    Each step goes along the trajectory to the level at (1 - eta) of the next timestep, then takes
+    noise up to the next level. eta: 0 takes none, 1 is the multistep consistency sampler.
+    """
+    noise, levels = run.noise(noise_sampler), _timesteps_of(run.model)
+    for i in range(run.steps):
+        sigma, following = run.levels[i], run.levels[i + 1]
+        denoised = run.denoise(x, sigma)
+        run.report(i, x, denoised)
+        below = following
+        if following > 0 and eta > 0:
+            timestep = levels.timestep(torch.tensor(following)).float()
+            below = min(float(levels.sigma(torch.floor((1.0 - eta) * timestep))), following)
+        x = mix(x, denoised, below / sigma)
+        if below < following:
+            x = x + noise(sigma, following) * math.sqrt(following**2 - below**2)
+    return x
+
+
+def _timesteps_of(model: Denoiser) -> ModelSamplingDiscrete:
+    """The model's own timesteps if they are counted 0 to 999, else Stable Diffusion's."""
+    own = getattr(model, "model_sampling", None)
+    counted = isinstance(own, ModelSamplingDiscrete) and not isinstance(own, StableCascadeSampling)
+    return own if counted else ModelSamplingDiscrete()
