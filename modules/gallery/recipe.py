@@ -17,6 +17,7 @@ from modules.prompt.plan import PicturePrompt
 from modules.spec.errors import SpecError
 from modules.spec.flags import OutputFormat
 from modules.spec.limits import METADATA_BYTES
+from modules.spec.quality import BEFORE_QUALITY
 from modules.spec.task_spec import SCHEMA_VERSION, ResolvedSpec, TaskSpec
 from modules.spec.version import VERSION
 
@@ -80,7 +81,9 @@ class Recipe(BaseModel):
     ) -> "Recipe":
         """The recipe of picture `index` (from 0) of a task. lora_sha256: by name, where known."""
         hashes = lora_sha256 or {}
-        uses = () if prompt is None else prompt.loras
+        uses = [] if prompt is None else [use.file for use in prompt.loras]
+        if resolved.performance_lora is not None:
+            uses.append(resolved.performance_lora.name)
         return cls(
             schema=SCHEMA_VERSION,
             spec=spec,
@@ -89,7 +92,8 @@ class Recipe(BaseModel):
             model=ModelPart(name=resolved.checkpoint, sha256=model_sha256[:10]),
             prompt=prompt,
             loras=tuple(
-                LoraPart(name=use.file, sha256=hashes.get(use.file, "")[:10]) for use in uses
+                LoraPart(name=name, sha256=hashes.get(name, "")[:10])
+                for name in dict.fromkeys(uses)
             ),
         )
 
@@ -159,7 +163,10 @@ def recipe_of_json(text: str) -> Recipe:
         raise _damaged()
     if values["schema"] > SCHEMA_VERSION:
         raise SpecError("The picture was saved by a newer Easel; update Easel to read its recipe.")
-    values["spec"] = TaskSpec.from_mapping(_known(values["spec"], TaskSpec))
+    known = _known(values["spec"], TaskSpec)
+    if "sharpness" not in known:  # painted before there was such a thing
+        known = {**BEFORE_QUALITY, **known}
+    values["spec"] = TaskSpec.from_mapping(known)
     try:
         return Recipe.model_validate(values)
     except ValidationError:

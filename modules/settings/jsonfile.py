@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modules.spec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 MAX_BYTES = 1024 * 1024
 
@@ -49,6 +52,18 @@ def read_json_object(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{name} must be one JSON object in braces {{ }}.")
     return value
+
+
+def first_complaint(error: "ValidationError") -> str:
+    """What pydantic objects to first, as the end of a sentence that named the file."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"the key {key[:80]!r} is not known; remove it."
+    if first["type"] == "missing":
+        return f"the key {key!r} is missing; add it."
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{key!r}: {reason[:1].lower()}{reason[1:]}."
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

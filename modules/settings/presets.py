@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from modules.settings.jsonfile import read_json_object
+from modules.settings.jsonfile import first_complaint, read_json_object
 from modules.spec.errors import ConfigError, SpecError, StudioError
 from modules.spec.task_spec import TaskSpec
 
@@ -124,15 +124,4 @@ def read_preset(path: Path) -> Preset:
     try:
         return Preset.model_validate({**content, "settings": normal, "name": path.stem})
     except ValidationError as error:
-        raise ConfigError(f"{name}: {_first_complaint(error)}") from None
-
-
-def _first_complaint(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"the key {key[:80]!r} is not known; remove it."
-    if first["type"] == "missing":
-        return f"the key {key!r} is missing; add it."
-    reason = first["msg"].removeprefix("Value error, ")
-    return f"{key!r}: {reason[:1].lower()}{reason[1:]}."
+        raise ConfigError(f"{name}: {first_complaint(error)}") from None

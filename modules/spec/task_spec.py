@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from modules.spec import limits
 from modules.spec.errors import LimitError, SpecError
 from modules.spec.flags import OutputFormat, Sampler, Scheduler
+from modules.spec.quality import BEFORE_QUALITY, QualityFields
 
 SCHEMA_VERSION = 1
 
@@ -66,10 +67,8 @@ class LoraSpec(BaseModel):
         return _listed_name(name)
 
 
-class TaskSpec(BaseModel):
+class TaskSpec(QualityFields):
     """One request: so many pictures of one prompt with one group of settings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     prompt: str = Field("", title="Prompt", description="What the picture shows, in your words.")
     negative_prompt: str = Field(
@@ -190,7 +189,7 @@ class TaskSpec(BaseModel):
             raise ValueError("must be names from the list; choose them there")
         return tuple(dict.fromkeys(name.replace("\x00", "") for name in styles))
 
-    @field_validator("checkpoint", "preset")
+    @field_validator("checkpoint", "preset", "performance")
     @classmethod
     def _name_is_no_path_trick(cls, name: str) -> str:
         return _listed_name(name)
@@ -328,3 +327,14 @@ class ResolvedSpec(BaseModel):
     cfg_scale: float
     sampler: Sampler
     scheduler: Scheduler
+    performance: str = ""
+    performance_lora: LoraSpec | None = None  # that of the mode, by its name in the list
+    model_sampling: str = ""  # what a mode's distilled network predicts; empty as its file says
+    sharpness: float = BEFORE_QUALITY["sharpness"]
+    adaptive_cfg: float = BEFORE_QUALITY["adaptive_cfg"]
+    adm_positive: float = BEFORE_QUALITY["adm_positive"]
+    adm_negative: float = BEFORE_QUALITY["adm_negative"]
+    adm_end: float = BEFORE_QUALITY["adm_end"]
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    rescale_cfg: float = 0.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from modules.library.catalog import ModelFile
-from modules.prompt.plan import PicturePrompt, PromptPlan
+from modules.prompt.plan import LoraUse, PicturePrompt, PromptPlan
 from modules.spec.errors import Cancelled
 from modules.spec.sizes import SizeTable
 from modules.spec.task_spec import ResolvedSpec, TaskSpec
@@ -60,6 +60,7 @@ class Job:
     file: ModelFile | None = None  # resolve
     resolved: ResolvedSpec | None = None  # resolve
     sizes: SizeTable | None = None  # resolve
+    mode_lora: ModelFile | None = None  # resolve; of the performance mode
     plan: PromptPlan | None = None  # prompts
     lora_files: dict[str, ModelFile] = field(default_factory=dict)  # prompts; by name
     base: "LoadedModel | None" = None  # prompts; the checkpoint as it is
@@ -100,6 +101,15 @@ class Job:
         if self.plan is None:
             raise RuntimeError("the prompts stage has not run yet")
         return self.plan.pictures[self.index]
+
+    @property
+    def lora_uses(self) -> tuple[LoraUse, ...]:
+        """The LoRAs of the current picture; that of the performance mode comes last, and once."""
+        mode = self.settled.performance_lora
+        if mode is None:
+            return self.prompt.loras
+        others = (use for use in self.prompt.loras if use.file != mode.name)
+        return (*others, LoraUse(file=mode.name, weight=mode.weight, clip_weight=mode.weight))
 
     @property
     def settled(self) -> ResolvedSpec:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm_patched.contrib.external_model_advanced import ModelSamplingDiscrete
 from ldm_patched.modules import sample as sampling
 from ldm_patched.modules import sd
 from ldm_patched.modules.latent_preview import LatentPreviewer
@@ -24,6 +25,7 @@ from ldm_patched.modules.model_patcher import ModelPatcher
 from ldm_patched.modules.weight_file import open_weights
 from modules.library.catalog import ModelFile
 from modules.spec.errors import ModelUnsupported, NotANumber
+from modules.worker.guidance import guided_conditions
 from modules.worker.job import Job
 from modules.worker.model_files import FileStamp, reading, size_in_words, stamp_of
 
@@ -51,6 +53,7 @@ class LoadedModel:
     previewer: LatentPreviewer
     loras: LoraStamps = ()
     word_loras: WordStamps = ()
+    model_sampling: str = ""
 
 
 class Pipeline:
@@ -122,20 +125,24 @@ class Pipeline:
         return self._loras[key]
 
     def with_loras(
-        self, model: LoadedModel, loras: Sequence[tuple[ModelFile, float, float]]
+        self,
+        model: LoadedModel,
+        loras: Sequence[tuple[ModelFile, float, float]],
+        model_sampling: str = "",
     ) -> LoadedModel:
         """`model` with these adapters on clones of its parts, or itself if there are none.
 
-        loras: files with their weights on the UNet and on the text encoders. The last one that
-        was asked for is kept, so that the weights of a whole batch are changed once. Raises as
-        `lora`.
+        loras: files with their weights on the UNet and on the text encoders. model_sampling: what
+        the network predicts with them, if that is another thing; see ModelSamplingDiscrete. The
+        last one that was asked for is kept, so that the weights of a whole batch are changed
+        once. Raises as `lora`.
         """
         stamps = tuple((stamp_of(file), weight, clip) for file, weight, clip in loras)
-        if not stamps:
+        if not stamps and not model_sampling:
             self._dressed = None
             return model
-        dressed = self._dressed
-        if dressed is not None and (dressed.stamp, dressed.loras) == (model.stamp, stamps):
+        wanted, dressed = (model.stamp, stamps, model_sampling), self._dressed
+        if dressed and (dressed.stamp, dressed.loras, dressed.model_sampling) == wanted:
             return dressed
         self._dressed = None  # let go of the set before while the next one is made
         unet, clip = model.unet.clone(), model.clip.clone()
@@ -147,7 +154,16 @@ class Pipeline:
             if clip_weight and found.clip:
                 clip.add_patches(found.clip, clip_weight)
                 words.append((stamp, clip_weight))
-        self._dressed = replace(model, unet=unet, clip=clip, loras=stamps, word_loras=tuple(words))
+        if model_sampling:
+            (unet,) = ModelSamplingDiscrete().patch(unet, model_sampling)
+        self._dressed = replace(
+            model,
+            unet=unet,
+            clip=clip,
+            loras=stamps,
+            word_loras=tuple(words),
+            model_sampling=model_sampling,
+        )
         return self._dressed
 
     def drop_models(self, keep: int = 0) -> None:
@@ -218,6 +234,7 @@ class Pipeline:
         vae = job.model.vae
         height, width = (s // vae.downscale_ratio for s in (resolved.height, resolved.width))
         empty = torch.zeros(1, vae.latent_channels, height, width)
+        positive, negative = guided_conditions(resolved, job.positive, job.negative)
         return sampling.sample(
             job.unet,
             sampling.prepare_noise(empty, [job.seed]),
@@ -225,8 +242,8 @@ class Pipeline:
             resolved.cfg_scale,
             resolved.sampler.value,
             resolved.scheduler.value,
-            job.positive,
-            job.negative,
+            positive,
+            negative,
             empty,
             callback=on_step,
             seed=[job.seed],

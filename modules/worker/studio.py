@@ -12,6 +12,7 @@ from modules.library.hashes import HashCache
 from modules.library.model_sizes import model_sizes
 from modules.prompt.books import Shelf
 from modules.settings.config import Settings
+from modules.settings.performance import Modes, load_modes
 from modules.spec.sizes import SizeTable
 from modules.worker.model_files import reading
 from modules.worker.saver import Saver
@@ -51,6 +52,10 @@ class Studio:
 
         patch_all()
         return Pipeline(self.policy)
+
+    def modes(self) -> Modes:
+        """The performance modes that there are now."""
+        return load_modes(self.settings.root)
 
     def sizes_of(self, file: ModelFile) -> SizeTable:
         """The sizes that a checkpoint paints well: what its file says, or its family's.

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from modules.worker.guidance import guidance_of
 from modules.worker.job import Job
 
 if TYPE_CHECKING:
@@ -31,4 +32,5 @@ def run(job: Job, studio: "Studio") -> None:  # noqa: ARG001 - the signature of 
     unet = job.model.unet.clone()
     options = unet.model_options.setdefault("transformer_options", {})
     options["interrupt"] = job.check
+    guidance_of(job.settled).attach(unet)
     job.unet = apply_control_nets(unet, job.control_tasks)

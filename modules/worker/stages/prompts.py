@@ -32,6 +32,9 @@ def run(job: Job, studio: "Studio") -> None:
     )
     used = dict.fromkeys(use.file for picture in job.plan.pictures for use in picture.loras)
     loras = [job.lora_files[name] for name in used]
+    if job.mode_lora is not None:
+        job.lora_files[job.mode_lora.name] = job.mode_lora
+        loras.append(job.mode_lora)
     for file in loras:
         job.check_stop()
         studio.pipeline.lora(job.base, file)
@@ -47,8 +50,8 @@ def encode(job: Job, studio: "Studio") -> None:
     if job.base is None:
         raise RuntimeError("the run part of this stage has not run yet")
     prompt, pipeline = job.prompt, studio.pipeline
-    loras = [(job.lora_files[use.file], use.weight, use.clip_weight) for use in prompt.loras]
-    model = pipeline.with_loras(job.base, loras)
+    loras = [(job.lora_files[use.file], use.weight, use.clip_weight) for use in job.lora_uses]
+    model = pipeline.with_loras(job.base, loras, job.settled.model_sampling)
     if model is not job.model:
         job.model, job.unet = model, None
     job.positive = pipeline.encode(model, prompt.positive, prompt.pooled_count)

@@ -42,9 +42,8 @@ def run(job: Job, studio: "Studio") -> None:
     recipe = None
     if not studio.settings.disable_metadata and job.file is not None:
         sha256 = studio.hashes.known(job.file)
-        loras = {
-            use.file: studio.hashes.known(job.lora_files[use.file]) for use in job.prompt.loras
-        }
+        uses = job.lora_uses
+        loras = {use.file: studio.hashes.known(job.lora_files[use.file]) for use in uses}
         recipe = Recipe.of(
             task.spec,
             resolved,

@@ -1,0 +1,109 @@
+"""The fields of a request about picture quality and speed; TaskSpec has them beside the words."""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from modules.spec import limits
+
+StepCount = Annotated[int, Field(ge=1, le=limits.STEPS_MAX)]
+
+
+class QualityFields(BaseModel):
+    """How the network's predictions become a picture, and what a performance mode decides."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    performance: str = Field(
+        "",
+        max_length=64,
+        title="Performance",
+        description="A mode that sets the steps and what belongs to them, such as speed or "
+        "lightning; empty uses the settings as they are.",
+    )
+    overwrite_step: StepCount | None = Field(
+        None,
+        title="Steps in place of the mode's",
+        description="So many steps whatever the performance mode says; empty leaves it to the "
+        "mode.",
+    )
+    sharpness: float = Field(
+        2.0,
+        ge=0.0,
+        le=30.0,
+        title="Sharpness",
+        description="How crisp edges and textures become; 2 is usual, 0 is off, above 10 looks "
+        "rough.",
+    )
+    adaptive_cfg: float = Field(
+        7.0,
+        ge=1.0,
+        le=limits.CFG_MAX,
+        title="Mild start of guidance",
+        description="Guidance above this begins at it and grows from step to step, so that "
+        "colours do not burn out; 7 is usual.",
+    )
+    adm_positive: float = Field(
+        1.5,
+        ge=0.1,
+        le=3.0,
+        title="Size told to the prompt",
+        description="The network is told of an original so many times larger, for finer detail; "
+        "1.5 is usual, 1 is the truth.",
+    )
+    adm_negative: float = Field(
+        0.8,
+        ge=0.1,
+        le=3.0,
+        title="Size told to the negative prompt",
+        description="The same for the negative prompt; 0.8 leads away from the look of small "
+        "pictures, 1 is the truth.",
+    )
+    adm_end: float = Field(
+        0.3,
+        ge=0.0,
+        le=1.0,
+        title="Sizes are told until",
+        description="The share of the sampling after which both prompts are told the true size; "
+        "0.3 is usual, 0 is off.",
+    )
+    guidance_start: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        title="Guidance from",
+        description="The share of the sampling after which the negative prompt counts; above 0 "
+        "pictures vary more.",
+    )
+    guidance_end: float = Field(
+        1.0,
+        ge=0.0,
+        le=1.0,
+        title="Guidance until",
+        description="The share of the sampling up to which the negative prompt counts; below 1 "
+        "is faster, and colours stay milder.",
+    )
+    rescale_cfg: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        title="Rescaled guidance",
+        description="How much of the contrast that guidance adds is taken back; 0 is none, 0.7 "
+        "suits v-prediction models.",
+    )
+
+    @model_validator(mode="after")
+    def _guidance_has_a_while(self) -> Self:
+        if self.guidance_start >= self.guidance_end:
+            raise ValueError("guidance must begin before it ends; lower its start or raise its end")
+        return self
+
+
+# What a request of a program without these fields meant: none of it was there.
+BEFORE_QUALITY = {
+    "sharpness": 0.0,
+    "adaptive_cfg": limits.CFG_MAX,
+    "adm_positive": 1.0,
+    "adm_negative": 1.0,
+    "adm_end": 0.0,
+}

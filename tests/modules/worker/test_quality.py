@@ -1,0 +1,149 @@
+"""Performance modes and picture quality, from the request to the picture and its recipe."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from modules.gallery.recipe import read_full_recipe, recipe_of_json
+from modules.spec.errors import ModelMissing, SpecError
+from modules.spec.flags import Sampler, Scheduler
+from modules.spec.quality import BEFORE_QUALITY
+from modules.spec.task_spec import TaskSpec
+from modules.worker import pipeline as pipeline_module
+from modules.worker.job import Job
+from modules.worker.stages import resolve
+from tests.modules.worker.test_adapters import pixels, put_lora, run
+from tests.support.recording_task import RecordingTask
+
+PLAIN = {"sharpness": 0.0, "adm_end": 0.0}
+
+
+def resolved(studio, **values):
+    job = Job(RecordingTask(TaskSpec.from_mapping({"seed": 1, **values})))
+    resolve.run(job, studio)
+    return job.settled
+
+
+@pytest.fixture
+def large_sizes(studio, tiny_checkpoint):
+    """A checkpoint that says no sizes of its own, so it counts as one of SDXL's."""
+    with safe_open(tiny_checkpoint, "pt") as file:
+        metadata = {k: v for k, v in file.metadata().items() if not k.startswith("easel.")}
+    path = studio.settings.models_path / "checkpoints" / "big.safetensors"
+    save_file(load_file(tiny_checkpoint), path, metadata)
+    return {"checkpoint": "big.safetensors", "width": 64, "height": 64}
+
+
+def test_without_a_mode_the_settings_are_as_asked_for(studio):
+    found = resolved(studio, steps=17, cfg_scale=5.0, sharpness=3.0, rescale_cfg=0.5)
+    assert (found.performance, found.steps, found.cfg_scale) == ("", 17, 5.0)
+    assert (found.sharpness, found.rescale_cfg, found.adaptive_cfg) == (3.0, 0.5, 7.0)
+    assert resolved(studio, steps=17, overwrite_step=3).steps == 3
+
+
+def test_a_mode_decides(studio):
+    put_lora(studio, "sub/sdxl_lightning_4step_lora.safetensors")
+    found = resolved(studio, performance="lightning", steps=17, cfg_scale=9.0, sharpness=9.0)
+    assert (found.steps, found.cfg_scale, found.sharpness) == (4, 1.0, 0.0)
+    assert (found.sampler, found.scheduler) == (Sampler.EULER, Scheduler.SGM_UNIFORM)
+    assert found.performance_lora.name == "sub/sdxl_lightning_4step_lora.safetensors"
+    assert resolved(studio, performance="lightning", overwrite_step=8).steps == 8
+
+
+@pytest.mark.parametrize("mode", ["extreme_speed", "lightning", "hyper_sd"])
+def test_a_missing_lora_is_named_with_its_source(studio, mode):
+    with pytest.raises(ModelMissing, match=r"needs the LoRA sdxl_\w+\.safetensors.*https://"):
+        resolved(studio, performance=mode)
+
+
+def test_nothing_is_fetched_for_a_mode(studio, monkeypatch):
+    import socket
+
+    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("the network was asked"))
+    task = run(studio, performance="hyper_sd")
+    assert task.code == ModelMissing.code
+    assert "put it there, or choose another mode" in task.message
+
+
+def test_an_unknown_mode_is_a_sentence(studio):
+    with pytest.raises(SpecError, match="no performance mode 'warp'"):
+        resolved(studio, performance="warp")
+
+
+def test_sizes_are_told_as_they_are_to_a_model_that_says_its_own(studio, large_sizes):
+    own = resolved(studio, checkpoint="tiny.safetensors")
+    assert (own.adm_positive, own.adm_negative, own.adm_end) == (1.0, 1.0, 0.0)
+    other = resolved(studio, **large_sizes)
+    assert (other.adm_positive, other.adm_negative, other.adm_end) == (1.5, 0.8, 0.3)
+
+
+def test_every_knob_reaches_the_picture(studio, large_sizes):
+    many = {**large_sizes, "steps": 4, "cfg_scale": 9.0}
+    base = pixels(studio, **many, **PLAIN)
+    for change in (
+        {"sharpness": 30.0},
+        {"adaptive_cfg": 2.0},
+        {"adm_end": 1.0},
+        {"guidance_end": 0.6},
+        {"guidance_start": 0.4},
+        {"rescale_cfg": 0.7},
+    ):
+        assert not np.array_equal(base, pixels(studio, **many, **(PLAIN | change))), change
+    assert np.array_equal(base, pixels(studio, **many, **PLAIN))  # and none of it stays
+
+
+@pytest.mark.parametrize("mode", ["extreme_speed", "lightning", "hyper_sd", "turbo"])
+def test_modes_of_few_steps_paint_and_can_be_painted_again(studio, mode, monkeypatch):
+    for name in ("sdxl_lcm_lora", "sdxl_lightning_4step_lora", "sdxl_hyper_sd_4step_lora"):
+        put_lora(studio, f"{name}.safetensors", spread=2.0)
+    task = run(studio, performance=mode)
+    assert task.message == ""
+    recipe = read_full_recipe(studio.settings.output_path / task.commits[0]["path"])
+    assert recipe.spec == task.spec
+    assert recipe.resolved == task.resolved
+    lora = recipe.resolved.performance_lora
+    assert [part.name for part in recipe.loras] == ([lora.name] if lora else [])
+    assert len(task.progress) == recipe.resolved.steps + 1
+
+
+def test_the_modes_lora_counts_once(studio):
+    put_lora(studio, "sdxl_lightning_4step_lora.safetensors")
+    plain = pixels(studio, performance="lightning")
+    named = "a red house<lora:sdxl_lightning_4step_lora:0.7>"
+    assert np.array_equal(plain, pixels(studio, performance="lightning", prompt=named))
+    listed = [{"name": "sdxl_lightning_4step_lora", "weight": 0.5}]
+    assert np.array_equal(plain, pixels(studio, performance="lightning", loras=listed))
+    assert not np.array_equal(plain, pixels(studio, performance="turbo"))
+
+
+def test_another_prediction_lives_on_the_clone_and_is_patched_in_once(studio, monkeypatch):
+    put_lora(studio, "sdxl_lcm_lora.safetensors")
+    before = pixels(studio, steps=3)
+    made = []
+    real = pipeline_module.ModelSamplingDiscrete
+
+    class Counted(real):
+        def patch(self, model, sampling, zsnr=False):
+            made.append(sampling)
+            return super().patch(model, sampling, zsnr)
+
+    monkeypatch.setattr(pipeline_module, "ModelSamplingDiscrete", Counted)
+    first = pixels(studio, performance="extreme_speed")
+    assert np.array_equal(first, pixels(studio, performance="extreme_speed"))
+    assert made == ["lcm"]
+    assert np.array_equal(before, pixels(studio, steps=3))
+
+
+def test_a_recipe_from_before_means_that_none_of_it_was_there(studio):
+    task = run(studio)
+    path = studio.settings.output_path / task.commits[0]["path"]
+    values = json.loads(read_full_recipe(path).to_json())
+    for name in ("sharpness", "adaptive_cfg", "adm_positive", "adm_negative", "adm_end"):
+        del values["spec"][name]
+        del values["resolved"][name]
+    old = recipe_of_json(json.dumps(values))
+    assert {name: getattr(old.spec, name) for name in BEFORE_QUALITY} == BEFORE_QUALITY
+    assert {name: getattr(old.resolved, name) for name in BEFORE_QUALITY} == BEFORE_QUALITY
