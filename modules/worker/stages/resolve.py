@@ -35,7 +35,7 @@ def run(job: Job, studio: "Studio") -> None:
     quality = spec.model_dump(
         include=set(ResolvedSpec.model_fields) & set(QualityFields.model_fields)
     )
-    if job.sizes is not SDXL:  # it has learned its own sizes alone
+    if job.sizes.area < SDXL.area / 2:  # such a model has learned its own sizes alone
         quality |= {name: BEFORE_QUALITY[name] for name in _PLAIN_SIZES}
     if mode is not None and mode.lora is not None:
         job.mode_lora = find_mode_lora(mode, studio.catalog)
