@@ -182,14 +182,14 @@ class CondBatcher:
         part, count = _part(x, conditions[0].area), len(batch)
         part, timestep = torch.cat([part] * count), torch.cat([sigma] * count)
         keywords = self._at(timestep, self._network_inputs(conditions))
-        if conditions[0].control is not None:
-            control = conditions[0].control
-            keywords["control"] = control.get_control(part, timestep, keywords, count)
         keywords["transformer_options"] = {
             **model_options.get("transformer_options", {}),
             "cond_or_uncond": kinds,
             "sigmas": timestep,
         }
+        if conditions[0].control is not None:
+            control = conditions[0].control
+            keywords["control"] = control.get_control(part, timestep, keywords, count)
         wrapper = model_options.get("model_function_wrapper")
         if wrapper is None:
             output = self.model.apply_model(part, timestep, **keywords)

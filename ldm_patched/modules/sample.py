@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ldm_patched.k_diffusion.noise import seeds_for
 from ldm_patched.modules.cond_batch import mask_like
+from ldm_patched.modules.control_base import controls_in_place
 from ldm_patched.modules.errors import NotFinite
 from ldm_patched.modules.model_management import free_memory
 from ldm_patched.modules.samplers import Conditions, KSampler
@@ -131,7 +132,9 @@ def sample(  # noqa: PLR0913 - the field's signature
         noise = prepare_noise(latent_image, seed)
     mask = None if noise_mask is None else mask_like(noise_mask, latent_image)
     latent_format = runner.latent_format
-    with _patched(model), torch.inference_mode():
+    interrupt = runner.model_options.get("transformer_options", {}).get("interrupt")
+    controls = controls_in_place(runner.base_model, [*positive, *negative], interrupt)
+    with _patched(model), torch.inference_mode(), controls:
         runner.free_bytes = free_memory(device)  # now that the weights are in their place
         latents = runner.sample(
             noise.float(),

@@ -128,7 +128,7 @@ def test_a_control_acts_on_its_own_condition_only():
     model = FakeModel()
     predict(model, prompt(1, control=control), prompt(2))
     assert [(c["cond_or_uncond"], c["control"]) for c in model.calls] == [([0], 0.5), ([1], None)]
-    assert control.asked == [(2, [3.0, 3.0], {"c_crossattn", "y"}, 1)]
+    assert control.asked == [(2, [3.0, 3.0], {"c_crossattn", "y", "transformer_options"}, 1)]
 
 
 def test_conditions_with_the_same_control_share_a_call():

@@ -1,0 +1,342 @@
+"""Controls on a network: what they add, agreement with diffusers, and that nothing sticks."""
+
+import os
+
+import pytest
+import torch
+
+from ldm_patched.controlnet import cldm
+from ldm_patched.modules import control_networks
+from ldm_patched.modules.control_networks import ControlLora, ControlNet, T2IAdapter
+from ldm_patched.modules.errors import NotFinite, UnsupportedModel
+from ldm_patched.modules.model_patcher import ModelPatcher
+from ldm_patched.t2ia.adapter import Adapter, AdapterConfig
+from tests.support.control_oracle import (
+    SD1_LIKE,
+    SDXL_LIKE,
+    Inputs,
+    call_controlnet,
+    diffusers_controlnet,
+    in_ldm_layout,
+)
+from tests.support.engine_report import record
+from tests.support.unet_oracle import diffusers_unet, make_unet, randomise
+
+TOLERANCE = 1e-4
+
+
+class Sampling:
+    """Noise levels that leave the input as it is and count timesteps as sigmas."""
+
+    def calculate_input(self, _sigma, x):
+        return x
+
+    def timestep(self, sigma):
+        return sigma
+
+    def percent_to_sigma(self, percent):
+        return (1.0 - percent) * 999.0
+
+
+class Model:
+    """A BaseModel as controls see it."""
+
+    manual_cast_dtype = None
+
+    def __init__(self, config):
+        self.diffusion_model = make_unet(config)
+        self.model_sampling = Sampling()
+
+    def get_dtype(self):
+        return torch.float32
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model(SDXL_LIKE)
+
+
+@pytest.fixture(scope="module")
+def network():
+    made = cldm.ControlNet(SDXL_LIKE)
+    made.load_state_dict(in_ldm_layout(SDXL_LIKE, diffusers_controlnet(SDXL_LIKE)))
+    return made.requires_grad_(False).eval()
+
+
+@pytest.fixture
+def control(network):
+    return ControlNet("canny.safetensors", ModelPatcher(network), torch.float32)
+
+
+def ask(control, model, inputs, kinds=(0,), batched=1):
+    control.pre_run(model)
+    cond = {"c_crossattn": inputs.context, "transformer_options": {"cond_or_uncond": list(kinds)}}
+    if inputs.y is not None:
+        cond["y"] = inputs.y
+    with torch.no_grad():
+        return control.get_control(inputs.x, inputs.t, cond, batched)
+
+
+def flat(additions):
+    return [*additions["output"], *additions["middle"]]
+
+
+def close(found, wanted, atol=1e-4):
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=atol)
+
+
+# --- ControlNet -------------------------------------------------------------------------------
+
+
+def test_unet_and_control_predict_what_diffusers_predicts(model, control):
+    inputs, strength = Inputs(SDXL_LIKE), 0.7
+    additions = ask(control.copy().set_cond_hint(inputs.hint, strength), model, inputs)
+    theirs = call_controlnet(diffusers_controlnet(SDXL_LIKE), inputs, strength)
+    unet = model.diffusion_model
+    with torch.no_grad():
+        found = unet(inputs.x, inputs.t, inputs.context, inputs.y, control=additions)
+        wanted = diffusers_unet(unet)(
+            inputs.x,
+            inputs.t,
+            inputs.context,
+            added_cond_kwargs=inputs.added,
+            down_block_additional_residuals=tuple(theirs[:-1]),
+            mid_block_additional_residual=theirs[-1],
+            return_dict=False,
+        )[0]
+        plain = unet(inputs.x, inputs.t, inputs.context, inputs.y)
+    difference = float((found - wanted).abs().max() / wanted.abs().max())
+    name = "ControlNet on the UNet (SDXL)"
+    record("adapter", name, os.environ["PYTEST_CURRENT_TEST"], "diffusers", difference, TOLERANCE)
+    assert difference < TOLERANCE
+    assert float((found - plain).abs().max()) > 0.01  # the control matters
+
+
+def test_softness_lessens_the_parts_near_the_full_size(model, control):
+    inputs = Inputs(SDXL_LIKE)
+    plain = flat(ask(control.copy().set_cond_hint(inputs.hint), model, inputs))
+    soft = flat(ask(control.copy().set_cond_hint(inputs.hint, softness=0.25), model, inputs))
+    assert len(plain) == 10
+    for i, (a, b) in enumerate(zip(soft, plain, strict=True)):
+        torch.testing.assert_close(a, b * (1.0 - 0.25 * (1.0 - i / 9.0)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [998.0, 500.0, 251.0])
+def test_it_counts_within_its_part_of_the_sampling(model, control, sigma):
+    inputs = Inputs(SDXL_LIKE, batch=1)
+    inputs.t = torch.tensor([sigma])
+    timed = control.copy().set_cond_hint(inputs.hint, 1.0, (0.25, 0.6))
+    assert (ask(timed, model, inputs) is not None) == (0.4 * 999 <= sigma <= 0.75 * 999)
+
+
+def test_without_strength_nothing_is_computed(model, control, monkeypatch):
+    inputs = Inputs(SDXL_LIKE)
+    monkeypatch.setattr(control.network, "forward", None)
+    assert ask(control.copy().set_cond_hint(inputs.hint, 0.0), model, inputs) is None
+
+
+def test_a_chain_adds_up(model, control):
+    inputs = Inputs(SDXL_LIKE)
+    one = control.copy().set_cond_hint(inputs.hint, 0.5)
+    two = control.copy().set_cond_hint(1.0 - inputs.hint, 0.25)
+    apart = [flat(ask(c, model, inputs)) for c in (one, two)]
+    two.set_previous_controlnet(one)
+    one.pre_run(model)
+    both = flat(ask(two, model, inputs))
+    close(both, [a + b for a, b in zip(*apart, strict=True)])
+    assert list(two.chain()) == [two, one]
+
+
+@pytest.mark.parametrize(("kinds", "rows"), [((0, 1), (0,)), ((1, 0), (1,)), ((1, 1), ())])
+def test_the_negative_prompt_can_go_without(model, control, kinds, rows):
+    inputs = Inputs(SDXL_LIKE)
+    whole = flat(ask(control.copy().set_cond_hint(inputs.hint), model, inputs, kinds, 2))
+    alone = control.copy().set_cond_hint(inputs.hint, positive_only=True)
+    part = ask(alone, model, inputs, kinds, 2)
+    if not rows:
+        assert part is None
+        return
+    for a, b in zip(flat(part), whole, strict=True):
+        wanted = torch.zeros_like(b)
+        wanted[list(rows)] = b[list(rows)]
+        torch.testing.assert_close(a, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_each_picture_of_a_batch_has_its_own_hint(model, control):
+    two = Inputs(SDXL_LIKE)
+    two.t = torch.full((2,), 500.0)
+    hints = torch.cat([two.hint, 1.0 - two.hint])
+    both = flat(ask(control.copy().set_cond_hint(hints), model, two))
+    for row in range(2):
+        alone = flat(ask(control.copy().set_cond_hint(hints[row : row + 1]), model, two))
+        close([t[row] for t in both], [t[row] for t in alone])
+
+
+def test_the_hint_is_embedded_once_a_run(model, control, monkeypatch):
+    inputs, calls = Inputs(SDXL_LIKE), []
+    embed = control.network.embed_hint
+    monkeypatch.setattr(control.network, "embed_hint", lambda h: calls.append(1) or embed(h))
+    own = control.copy().set_cond_hint(inputs.hint)
+    own.pre_run(model)
+    cond = {"c_crossattn": inputs.context, "y": inputs.y, "transformer_options": {}}
+    with torch.no_grad():
+        for _ in range(3):
+            own.get_control(inputs.x, inputs.t, cond, 1)
+    assert len(calls) == 1
+    own.cleanup()
+    assert own._guided is None
+
+
+def test_a_copy_has_a_picture_of_its_own(control):
+    first = control.copy().set_cond_hint(torch.zeros(1, 3, 8, 8), 0.3)
+    second = control.copy().set_cond_hint(torch.ones(1, 3, 8, 8))
+    assert first.cond_hint is not second.cond_hint
+    assert (first.strength, second.strength, control.cond_hint) == (0.3, 1.0, None)
+    assert first.network is second.network
+
+
+def test_invalid_numbers_are_said_with_the_file_s_name(model, network):
+    broken = cldm.ControlNet(SDXL_LIKE)
+    broken.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        broken.zero_convs[2][0].weight.fill_(float("nan"))
+    own = ControlNet("broken.safetensors", ModelPatcher(broken), torch.float32)
+    inputs = Inputs(SDXL_LIKE)
+    with pytest.raises(NotFinite, match=r"broken\.safetensors gave invalid numbers"):
+        ask(own.set_cond_hint(inputs.hint), model, inputs)
+
+
+def test_another_family_s_checkpoint_is_refused(control):
+    with pytest.raises(UnsupportedModel, match="Stable Diffusion 1"):
+        control.check_fits(Model(SD1_LIKE))
+
+
+# --- hints ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "target"),
+    [((64, 64), (64, 64)), ((10, 20), (64, 64)), ((300, 100), (64, 96)), ((1, 5000), (64, 64))],
+)
+def test_a_hint_fills_the_picture_from_its_middle(size, target):
+    hint = torch.rand(1, 3, *size)
+    fitted = control_networks.ControlBase("x").set_cond_hint(hint)._hint_for(target[1], target[0])
+    assert fitted.shape == (1, 3, *target)
+    assert 0.0 <= float(fitted.min()) <= float(fitted.max()) <= 1.0
+
+
+def test_a_hint_is_cut_at_the_sides_that_are_too_long():
+    hint = torch.zeros(1, 1, 16, 48)
+    hint[..., 16:32] = 1.0  # the middle third
+    base = control_networks.ControlBase("x").set_cond_hint(hint)
+    assert float(base._hint_for(64, 64).min()) > 0.9
+
+
+# --- control-LoRA -----------------------------------------------------------------------------
+
+
+def lora_file(network, unet, rank=4):
+    """A control-LoRA beside the encoder of `unet`, and the ControlNet that they make together."""
+    generator = torch.Generator().manual_seed(9)
+    theirs, file, whole = dict(unet.named_parameters()), {}, {}
+    file["lora_controlnet"] = torch.tensor([])
+    for name, weight in network.named_parameters():
+        if name not in theirs:  # hint, zero convolutions, the middle's
+            file[name] = whole[name] = weight
+        elif weight.ndim > 1:
+            root = name.removesuffix(".weight")
+            up = torch.randn(weight.shape[0], rank, generator=generator) * 0.1
+            down = torch.randn(rank, *weight.shape[1:], generator=generator) * 0.05
+            file[f"{root}.up"] = up if weight.ndim == 2 else up[..., None, None]
+            file[f"{root}.down"] = down
+            whole[name] = theirs[name] + (up @ down.flatten(1)).reshape(weight.shape)
+        elif name.endswith(".bias"):
+            file[name] = whole[name] = weight
+        else:
+            whole[name] = theirs[name]
+    merged = cldm.ControlNet(network.config)
+    merged.load_state_dict(whole)
+    return file, merged.requires_grad_(False).eval()
+
+
+def test_a_control_lora_is_the_controlnet_that_it_makes_with_the_unet(model, network):
+    file, merged = lora_file(network, model.diffusion_model)
+    inputs = Inputs(SDXL_LIKE)
+    before = {k: v.clone() for k, v in model.diffusion_model.state_dict().items()}
+    lora = ControlLora("lora.safetensors", file).set_cond_hint(inputs.hint)
+    whole = ControlNet("whole.safetensors", ModelPatcher(merged), torch.float32)
+    found = flat(ask(lora, model, inputs))
+    wanted = flat(ask(whole.set_cond_hint(inputs.hint), model, inputs))
+    largest = max(
+        float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True)
+    )
+    test = os.environ["PYTEST_CURRENT_TEST"]
+    record("adapter", "control-LoRA", test, "merged weights", largest, TOLERANCE)
+    assert largest < TOLERANCE
+    # Weights without a difference are the UNet's own, not copies.
+    borrowed = dict(lora.network.named_parameters())["input_blocks.1.0.in_layers.2.weight"]
+    own = model.diffusion_model.input_blocks[1][0].in_layers[2].weight
+    assert borrowed.data_ptr() == own.data_ptr()
+    lora.cleanup()
+    with pytest.raises(ValueError, match="pre_run"):
+        _ = lora.network
+    after = model.diffusion_model.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("change", ["rank", "name", "family"])
+def test_a_control_lora_that_does_not_fit_is_refused(model, network, change):
+    file, _ = lora_file(network, model.diffusion_model)
+    target = model
+    if change == "rank":
+        file["input_blocks.1.0.in_layers.2.down"] = torch.zeros(4, 7, 3, 3)
+    elif change == "name":
+        file["input_blocks.40.0.in_layers.2.down"] = torch.zeros(4, 7, 3, 3)
+    else:
+        target = Model(SD1_LIKE)
+    with pytest.raises(UnsupportedModel, match="control-LoRA for another model"):
+        ControlLora("lora.safetensors", file).check_fits(target)
+
+
+# --- T2I-Adapter ------------------------------------------------------------------------------
+
+
+def test_unet_and_adapter_predict_what_diffusers_predicts(model):
+    config = AdapterConfig(unshuffle=16, channels=(64, 128, 256, 256))
+    adapter = Adapter(config)
+    randomise(adapter, 4)
+    inputs = Inputs(SDXL_LIKE)
+    own = T2IAdapter("sketch.safetensors", ModelPatcher(adapter.eval()), torch.float32)
+    additions = ask(own.set_cond_hint(inputs.hint, 0.5), model, inputs)
+    unet = model.diffusion_model
+    with torch.no_grad():
+        maps = [m.repeat(2, 1, 1, 1) * 0.5 for m in adapter(inputs.hint)]
+        found = unet(inputs.x, inputs.t, inputs.context, inputs.y, control=additions)
+        wanted = diffusers_unet(unet)(
+            inputs.x,
+            inputs.t,
+            inputs.context,
+            added_cond_kwargs=inputs.added,
+            down_intrablock_additional_residuals=maps,
+            return_dict=False,
+        )[0]
+    difference = float((found - wanted).abs().max() / wanted.abs().max())
+    name = "T2I-Adapter on the UNet (SDXL)"
+    record("adapter", name, os.environ["PYTEST_CURRENT_TEST"], "diffusers", difference, TOLERANCE)
+    assert difference < TOLERANCE
+
+
+def test_the_maps_of_stable_diffusion_1_come_after_each_level():
+    adapter = Adapter(AdapterConfig(channels=(32, 64, 128, 128)))
+    randomise(adapter, 4)
+    model, inputs = Model(SD1_LIKE), Inputs(SD1_LIKE)
+    own = T2IAdapter("sketch.safetensors", ModelPatcher(adapter.eval()), torch.float32)
+    additions = ask(own.set_cond_hint(inputs.hint), model, inputs)
+    inputs_in_order = additions["input"][::-1]
+    assert [i for i, t in enumerate(inputs_in_order) if t is not None] == [2, 5, 8, 11]
+    assert "middle" not in additions
+    with torch.no_grad():
+        model.diffusion_model(inputs.x, inputs.t, inputs.context, control=additions)
+    with pytest.raises(UnsupportedModel, match="T2I-Adapter for Stable Diffusion 1"):
+        own.check_fits(Model(SDXL_LIKE))
