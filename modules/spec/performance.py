@@ -46,7 +46,6 @@ class PerformanceMode(BaseModel):
     steps: int = Field(ge=1, le=limits.STEPS_MAX)
     steps_upscale: int = Field(ge=1, le=limits.STEPS_MAX)
     lora: ModeLora | None = None
-    model_sampling: str = Field("", pattern=r"^(lcm|x0|)$")  # what the distilled network predicts
     forced: dict[str, Any] = Field(default_factory=dict)
 
     def decided(self, spec: TaskSpec) -> dict[str, Any]:
@@ -107,8 +106,7 @@ MODES: tuple[PerformanceMode, ...] = (
             url=f"{_HUB}/latent-consistency/lcm-lora-sdxl/resolve/main/pytorch_lora_weights.safetensors",
             also=("lcm-lora-sdxl.safetensors", "lcm_lora_sdxl.safetensors"),
         ),
-        model_sampling="lcm",
-        forced=_few(Sampler.LCM, Scheduler.SGM_UNIFORM),
+        forced=_few(Sampler.LCM, Scheduler.LCM),
     ),
     PerformanceMode(
         name="lightning",
@@ -134,7 +132,7 @@ MODES: tuple[PerformanceMode, ...] = (
             url=f"{_HUB}/ByteDance/Hyper-SD/resolve/main/Hyper-SDXL-4steps-lora.safetensors",
             also=("Hyper-SDXL-4steps-lora.safetensors",),
         ),
-        forced=_few(Sampler.DPMPP_SDE, Scheduler.KARRAS),
+        forced=_few(Sampler.DPMPP_SDE_GPU, Scheduler.KARRAS),
     ),
     PerformanceMode(
         name="turbo",
@@ -143,6 +141,6 @@ MODES: tuple[PerformanceMode, ...] = (
         "steps, no LoRA, without a negative prompt.",
         steps=4,
         steps_upscale=4,
-        forced=_few(Sampler.EULER_ANCESTRAL, Scheduler.SGM_UNIFORM),
+        forced=_few(Sampler.EULER_ANCESTRAL, Scheduler.TURBO),
     ),
 )

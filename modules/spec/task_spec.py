@@ -329,7 +329,6 @@ class ResolvedSpec(BaseModel):
     scheduler: Scheduler
     performance: str = ""
     performance_lora: LoraSpec | None = None  # that of the mode, by its name in the list
-    model_sampling: str = ""  # what a mode's distilled network predicts; empty as its file says
     sharpness: float = BEFORE_QUALITY["sharpness"]
     adaptive_cfg: float = BEFORE_QUALITY["adaptive_cfg"]
     adm_positive: float = BEFORE_QUALITY["adm_positive"]

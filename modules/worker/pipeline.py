@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_patched.contrib.external_model_advanced import ModelSamplingDiscrete
 from ldm_patched.modules import sample as sampling
 from ldm_patched.modules import sd
 from ldm_patched.modules.latent_preview import LatentPreviewer
@@ -53,7 +52,6 @@ class LoadedModel:
     previewer: LatentPreviewer
     loras: LoraStamps = ()
     word_loras: WordStamps = ()
-    model_sampling: str = ""
 
 
 class Pipeline:
@@ -125,24 +123,20 @@ class Pipeline:
         return self._loras[key]
 
     def with_loras(
-        self,
-        model: LoadedModel,
-        loras: Sequence[tuple[ModelFile, float, float]],
-        model_sampling: str = "",
+        self, model: LoadedModel, loras: Sequence[tuple[ModelFile, float, float]]
     ) -> LoadedModel:
         """`model` with these adapters on clones of its parts, or itself if there are none.
 
-        loras: files with their weights on the UNet and on the text encoders. model_sampling: what
-        the network predicts with them, if that is another thing; see ModelSamplingDiscrete. The
-        last one that was asked for is kept, so that the weights of a whole batch are changed
-        once. Raises as `lora`.
+        loras: files with their weights on the UNet and on the text encoders. The last one that
+        was asked for is kept, so that the weights of a whole batch are changed once. Raises as
+        `lora`.
         """
         stamps = tuple((stamp_of(file), weight, clip) for file, weight, clip in loras)
-        if not stamps and not model_sampling:
+        if not stamps:
             self._dressed = None
             return model
-        wanted, dressed = (model.stamp, stamps, model_sampling), self._dressed
-        if dressed and (dressed.stamp, dressed.loras, dressed.model_sampling) == wanted:
+        dressed = self._dressed
+        if dressed is not None and (dressed.stamp, dressed.loras) == (model.stamp, stamps):
             return dressed
         self._dressed = None  # let go of the set before while the next one is made
         unet, clip = model.unet.clone(), model.clip.clone()
@@ -154,16 +148,7 @@ class Pipeline:
             if clip_weight and found.clip:
                 clip.add_patches(found.clip, clip_weight)
                 words.append((stamp, clip_weight))
-        if model_sampling:
-            (unet,) = ModelSamplingDiscrete().patch(unet, model_sampling)
-        self._dressed = replace(
-            model,
-            unet=unet,
-            clip=clip,
-            loras=stamps,
-            word_loras=tuple(words),
-            model_sampling=model_sampling,
-        )
+        self._dressed = replace(model, unet=unet, clip=clip, loras=stamps, word_loras=tuple(words))
         return self._dressed
 
     def drop_models(self, keep: int = 0) -> None:

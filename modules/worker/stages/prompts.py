@@ -51,7 +51,7 @@ def encode(job: Job, studio: "Studio") -> None:
         raise RuntimeError("the run part of this stage has not run yet")
     prompt, pipeline = job.prompt, studio.pipeline
     loras = [(job.lora_files[use.file], use.weight, use.clip_weight) for use in job.lora_uses]
-    model = pipeline.with_loras(job.base, loras, job.settled.model_sampling)
+    model = pipeline.with_loras(job.base, loras)
     if model is not job.model:
         job.model, job.unet = model, None
     job.positive = pipeline.encode(model, prompt.positive, prompt.pooled_count)

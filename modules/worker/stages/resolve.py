@@ -48,7 +48,6 @@ def run(job: Job, studio: "Studio") -> None:
         cfg_scale=spec.cfg_scale,
         sampler=spec.sampler,
         scheduler=spec.scheduler,
-        model_sampling=mode.model_sampling if mode else "",
         performance_lora=_lora_spec(mode, job.mode_lora),
         **quality,
     )

@@ -39,19 +39,18 @@ def test_steps(name, title, steps, upscale):
 
 
 @pytest.mark.parametrize(
-    ("name", "lora", "weight", "sampler", "scheduler", "sampling"),
+    ("name", "lora", "weight", "sampler", "scheduler"),
     [
-        ("extreme_speed", "sdxl_lcm_lora", 1.0, "lcm", "sgm_uniform", "lcm"),
-        ("lightning", "sdxl_lightning_4step_lora", 1.0, "euler", "sgm_uniform", ""),
-        ("hyper_sd", "sdxl_hyper_sd_4step_lora", 0.8, "dpmpp_sde", "karras", ""),
+        ("extreme_speed", "sdxl_lcm_lora", 1.0, "lcm", "lcm"),
+        ("lightning", "sdxl_lightning_4step_lora", 1.0, "euler", "sgm_uniform"),
+        ("hyper_sd", "sdxl_hyper_sd_4step_lora", 0.8, "dpmpp_sde_gpu", "karras"),
     ],
 )
-def test_modes_with_a_lora(name, lora, weight, sampler, scheduler, sampling):
+def test_modes_with_a_lora(name, lora, weight, sampler, scheduler):
     mode = BY_NAME[name]
     assert mode.lora.file == f"{lora}.safetensors"
     assert mode.lora.weight == weight
     assert mode.lora.url.startswith("https://huggingface.co/")
-    assert mode.model_sampling == sampling
     assert mode.forced == {
         **NO_GUIDANCE,
         "sampler": Sampler(sampler),
@@ -131,7 +130,6 @@ def test_a_mode_from_outside_is_typed():
         ({"forced": {"prompt": "a cat"}}, ValueError),
         ({"forced": {"cfg_scale": 99}}, SpecError),
         ({"forced": [1]}, ValueError),
-        ({"model_sampling": "edm"}, ValidationError),
         ({"lora": {"file": "a", "url": "http://example.org/a"}}, ValidationError),
         ({"colour": "red"}, ValidationError),
     ],
