@@ -3,6 +3,7 @@
 import os
 import stat
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from modules.spec.errors import NotFound
 from modules.spec.flags import OutputFormat
@@ -11,8 +12,8 @@ MIME_TYPES = {form.suffix: form.mime_type for form in OutputFormat}
 _GONE = "This picture is no longer in the outputs folder."
 
 
-def read_picture(folder: Path, relative: str) -> tuple[bytes, str]:
-    """Bytes and MIME type of the picture `relative` to `folder`.
+def open_picture(folder: Path, relative: str) -> tuple[BinaryIO, str]:
+    """The opened file and the MIME type of the picture `relative` to `folder`.
 
     No link is followed anywhere below `folder`, and nothing but an ordinary picture file is
     read. Raises NotFound for everything else, whatever the reason.
@@ -33,8 +34,7 @@ def read_picture(folder: Path, relative: str) -> tuple[bytes, str]:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise NotFound(_GONE)
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read(), mime_type
+    return os.fdopen(descriptor, "rb"), mime_type
 
 
 def _is_plain(relative: str, name: PurePosixPath) -> bool:

@@ -5,7 +5,7 @@ GET  /api/tasks?limit=             newest tasks, as TaskViews
 GET  /api/tasks/{id}               one TaskView
 GET  /api/tasks/{id}/events        server-sent events: `view`, `preview`
 POST /api/tasks/{id}/stop, /skip   202
-GET  /api/images/{id}/{index}      a finished picture; ?download=1 as an attachment
+GET  /api/images/{id}/{index}      a finished picture; ?download=1 as an attachment, ?thumb=1 small
 GET  /api/history?limit=&before=   finished pictures, newest first; `next` is the next `before`
 GET  /api/status                   version, workers, queue, checkpoints, notices
 GET  /healthz                      {"ok": true}
@@ -21,8 +21,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from modules.api.context import ServerContext
 from modules.api.errors import studio_response
 from modules.api.feed import TaskFeed
-from modules.api.pictures import read_picture
+from modules.api.pictures import open_picture
 from modules.api.security import USER_KEY
+from modules.api.thumbnails import MIME_TYPE, Thumbnails
 from modules.spec.errors import LimitError, NotFound
 from modules.spec.task_spec import TaskSpec
 from modules.spec.version import VERSION
@@ -119,17 +120,34 @@ def _add_event_route(router: APIRouter, feed: TaskFeed) -> None:
 
 def _add_picture_routes(router: APIRouter, context: ServerContext) -> None:
     folder = context.settings.output_path
+    thumbnails = Thumbnails(context.settings.thumbnail_path)
 
     @router.get("/api/images/{task_id}/{index}", response_class=Response)
-    def image(
-        request: Request, task_id: TaskId, index: ImageIndex, download: bool = False
+    async def image(
+        request: Request,
+        task_id: TaskId,
+        index: ImageIndex,
+        download: bool = False,
+        thumb: bool = False,
     ) -> Response:
+        # A strip asks for many thumbnails at once; other requests must not wait behind them.
+        limiter = thumbnails.limiter if thumb else None
+        return await anyio.to_thread.run_sync(
+            answer, request, task_id, index, download, thumb, limiter=limiter
+        )
+
+    def answer(request: Request, task_id: str, index: int, download: bool, thumb: bool) -> Response:
         row = context.store.image(task_id, index)
-        etag = f'"{row.sha256}"'
+        etag = f'"{row.sha256}{"-thumb" if thumb else ""}"'
         headers = {"Cache-Control": "private, max-age=86400", "ETag": etag}
         if request.headers.get("if-none-match") == etag:
             return Response(status_code=304, headers=headers)
-        data, mime_type = read_picture(folder, row.path)
+        file, mime_type = open_picture(folder, row.path)
+        with file:
+            if thumb and (small := thumbnails.of(file, row.sha256)):
+                return Response(small, media_type=MIME_TYPE, headers=headers)
+            file.seek(0)
+            data = file.read()
         name = re.sub(r"[^\w.-]", "_", row.path.rpartition("/")[2], flags=re.ASCII)
         kind = "attachment" if download else "inline"
         headers["Content-Disposition"] = f'{kind}; filename="{name}"'

@@ -66,6 +66,11 @@ class Settings:
         return self.data_path / "tmp"
 
     @property
+    def thumbnail_path(self) -> Path:
+        """Folder of small copies of finished pictures; they are made again when it is deleted."""
+        return self.data_path / "thumbnails"
+
+    @property
     def presets_path(self) -> Path:
         return self.root / "presets"
 

@@ -26,6 +26,12 @@ def test_a_prompt_becomes_pictures(visit, server, how):
     natural = tab.evaluate("[...document.querySelectorAll('#stage img')].map(i => i.naturalWidth)")
     assert natural == [view.images[-1].width]
     assert tab.locator("#strip .place img").count() >= len(view.images) == 2
+    tab.wait_for_function("() => document.querySelector('#strip .place img').naturalWidth > 0")
+    sides = tab.evaluate(
+        """() => [...document.querySelectorAll("#strip .place img")].flatMap(
+             (image) => [image.naturalWidth, image.naturalHeight])"""
+    )
+    assert 0 < max(sides) <= 320  # thumbnails
 
 
 def test_progress_and_preview_appear_before_the_result(visit):
@@ -123,7 +129,7 @@ def test_stop_answers_at_once_and_keeps_what_is_finished(visit, server):
     tab = visit().page
     generate(tab, "hills", pictures=4)
     tab.wait_for_selector("#stage img.preview")
-    tab.wait_for_selector(f"#strip img[src='/api/images/{task_of(tab)}/0']")
+    tab.wait_for_selector(f"#strip img[src^='/api/images/{task_of(tab)}/0']")
     answer = tab.evaluate(
         """() => {
           const start = performance.now();

@@ -94,7 +94,7 @@ function update(element, item, shown) {
     : item.live && shown?.preview;
   if (current) element.setAttribute("aria-current", "true");
   else element.removeAttribute("aria-current");
-  const url = image ? image.url : item.live ? strip.liveUrl : "";
+  const url = image ? `${image.url}?thumb=1` : item.live ? strip.liveUrl : "";
   let picture = element.querySelector("img");
   if (!url) {
     picture?.remove();

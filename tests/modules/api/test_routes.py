@@ -1,11 +1,13 @@
 """Every route of the API, over real HTTP on loopback."""
 
 import hashlib
+import io
 import json
 import re
 import time
 
 import pytest
+from PIL import Image
 
 from modules.spec import limits
 from modules.spec.errors import DiskFull, InstanceRunning, LimitError
@@ -311,6 +313,34 @@ class TestPictures:
         saved = server.client.get(f"/api/images/{task_id}/{index}?download=1")
         assert saved.headers["content-disposition"] == f'attachment; filename="a{suffix}"'
 
+    def test_a_thumbnail_is_small_and_goes_with_its_picture(self, server, stored):
+        task_id, record = stored
+        target = io.BytesIO()
+        Image.effect_noise((1024, 768), 60).convert("RGB").save(target, "PNG")
+        self.put(server, "large.png", target.getvalue())
+        address = f"/api/images/{task_id}/{record('large.png', target.getvalue())}?thumb=1"
+        answer = server.client.get(address)
+        assert answer.headers["content-type"] == "image/webp"
+        assert len(answer.content) < len(target.getvalue()) / 20
+        with Image.open(io.BytesIO(answer.content)) as small:
+            assert small.size == (320, 240)
+        kept = server.client.get(address, headers={"If-None-Match": answer.headers["etag"]})
+        assert kept.status_code == 304
+        full = server.client.get(address.removesuffix("?thumb=1"))
+        assert (full.content, full.headers["etag"] != answer.headers["etag"]) == (
+            target.getvalue(),
+            True,
+        )
+        (server.context.settings.output_path / "large.png").unlink()
+        assert server.client.get(address).status_code == 404
+
+    def test_what_has_no_thumbnail_is_served_as_it_is(self, server, stored):
+        task_id, record = stored
+        self.put(server, "broken.png", b"no picture")
+        address = f"/api/images/{task_id}/{record('broken.png', b'no picture')}?thumb=1"
+        answer = server.client.get(address)
+        assert (answer.content, answer.headers["content-type"]) == (b"no picture", "image/png")
+
     @pytest.mark.parametrize(
         "path",
         [
@@ -364,10 +394,11 @@ class TestPictures:
         if not (outputs / "fifo.png").exists():
             os.mkfifo(outputs / "fifo.png")
         index = record(path)
-        answer = server.client.get(f"/api/images/{task_id}/{index}")
-        assert answer.status_code == 404
-        assert "SECRET" not in answer.text
-        error_of(answer)
+        for address in (f"/api/images/{task_id}/{index}", f"/api/images/{task_id}/{index}?thumb=1"):
+            answer = server.client.get(address)
+            assert answer.status_code == 404
+            assert "SECRET" not in answer.text
+            error_of(answer)
 
     @pytest.mark.parametrize(
         "tail",
