@@ -37,7 +37,7 @@ class BuiltinSizes:
     clip_g_width: int = 128
     clip_g_layers: int = 5
     vae_channels: int = 32
-    vae_mult: tuple[int, ...] = (1, 2, 4, 4)
+    vae_mult: tuple[int, ...] = (1, 2, 2, 4)
     vae_res_blocks: int = 1
 
     def unet_config(self) -> UNetConfig:

@@ -66,6 +66,7 @@ class VaeStage(Stage):
         loss: VaeLoss | None = None,
         bf16: bool = True,
         seed: int = 0,
+        compile_network: bool = False,
     ) -> None:
         """A step takes one group of `pages`; `folder` is where the result goes."""
         torch.manual_seed(seed)
@@ -73,6 +74,8 @@ class VaeStage(Stage):
         self.sizes, self.pages, self.folder, self.device = sizes, pages, folder, device
         self.workers, self.weights, self.bf16 = workers, loss or VaeLoss(), bf16
         self._source: Iterator[PageGroup] | None = None
+        trip = self._noisy_round_trip
+        self._train_trip = torch.compile(trip) if compile_network else trip
 
     @property
     def pictures_per_step(self) -> int:
@@ -89,12 +92,10 @@ class VaeStage(Stage):
         """Reconstruction through noised latents; the groups come in the order of the steps."""
         images = next(self._source).images.to(self.device, non_blocking=True)
         x = to_network(images)
+        noise = torch.randn(len(x), 4, x.shape[2] // 8, x.shape[3] // 8, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            moments = self.model.quant_conv(self.model.encoder(x)).float()
-            mean, log_variance = moments.chunk(2, dim=1)
-            log_variance = log_variance.clamp(-20.0, 10.0)
-            std = (0.5 * log_variance).exp()
-            y = self.model.decode(mean + std * torch.randn_like(mean)).float()
+            y, mean, log_variance = self._train_trip(x, noise)
+        std = (0.5 * log_variance).exp()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=1).mean()
         error = y - x
         edges = (error[..., 1:] - error[..., :-1]).abs().mean()
@@ -103,6 +104,14 @@ class VaeStage(Stage):
         loss = error.abs().mean() + w.squared * error.square().mean()
         loss = loss + w.edges * edges + w.kl * kl
         return loss, {"psnr": psnr(y, x), "kl": kl, "latent_noise": std.mean()}
+
+    def _noisy_round_trip(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(reconstruction through a draw from the posterior, its mean, its log variance)."""
+        moments = self.model.quant_conv(self.model.encoder(x)).float()
+        mean, log_variance = moments.chunk(2, dim=1)
+        log_variance = log_variance.clamp(-20.0, 10.0)
+        y = self.model.decode(mean + (0.5 * log_variance).exp() * noise)
+        return y.float(), mean, log_variance
 
     @torch.no_grad()
     def _round_trip(self, model: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:

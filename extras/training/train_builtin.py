@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--size", choices=sorted(SIZES), default="mini", help="toy is for tests")
     add("--float32", action="store_true", help="never compute in bfloat16")
     add("--checkpointing", action="store_true", help="save memory, compute more")
-    add("--compile", action="store_true", help="compile the network first (worth it on a GPU)")
+    add("--compile", action="store_true", help="compile the network first: minutes, then faster")
     add("--grid-minutes", type=float, default=5.0, help="0 draws none on the way")
     add("--checkpoint-minutes", type=float, default=4.0)
     return parser
@@ -133,6 +133,7 @@ def make_vae_stage(args: argparse.Namespace, device: torch.device, scale: Scale)
         workers=_workers(args),
         bf16=_bf16(args, device),
         seed=args.seed,
+        compile_network=args.compile,
     )
 
 
