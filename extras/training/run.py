@@ -54,9 +54,9 @@ class Stage:
         """(scalar loss with its graph, numbers to log) of a step."""
         raise NotImplementedError
 
-    def grid(self) -> np.ndarray:
-        """A uint8 (H, W, 3) picture that shows what the model can do now."""
-        raise NotImplementedError
+    def grid(self) -> np.ndarray | None:
+        """A uint8 (H, W, 3) picture that shows what the model can do now, if it can be seen."""
+        return None
 
     def finish(self) -> list[Path]:
         """Write what the stage is for, from the weights now in `model`; the files' paths."""
@@ -249,7 +249,8 @@ class Run:
             image = self.stage.grid()
         finally:
             self.ema.restore(parameters)
-        Image.fromarray(image).save(self.folder / f"grid-{self.step:08d}.png")
+        if image is not None:
+            Image.fromarray(image).save(self.folder / f"grid-{self.step:08d}.png")
 
     def _log(self, speed: float, left: float) -> None:
         means = {name: float(value) / self._summed for name, value in self._sums.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from extras.training.grids import tile
 from extras.training.objectives import OBJECTIVES, key_tensors, make_loss
 from extras.training.pages import PagePlan
 from extras.training.run import Stage
+from extras.training.stage_text import load_text_encoders
 from extras.training.stage_vae import VAE_FILE, to_network, to_pixels
 from extras.training.window import LatentWindow, WindowPlan, conditions
 from ldm_patched.k_diffusion.sampling import sample_euler
@@ -65,7 +67,7 @@ def load_vae(sizes: builtin.BuiltinSizes, folder: Path, device: torch.device) ->
     vae = builtin.make_vae(sizes)
     try:
         vae.load_state_dict(load_file(folder / VAE_FILE))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise TrainingFolderError(
             f"The folder {folder.name!r} has no sound {VAE_FILE} of this model: run the stage "
             "`vae` to its end first, in the same folder."
@@ -103,6 +105,7 @@ class BaseStage(Stage):
         self.ids = used_ids()
         unet = builtin.make_unet(sizes, use_checkpoint=plan.use_checkpoint)
         clip_l, clip_g = builtin.make_text_encoders(sizes, self.ids)
+        load_text_encoders(folder, clip_l, clip_g)
         model = nn.ModuleDict({"unet": unet, "clip_l": clip_l, "clip_g": clip_g})
         self.model = model.to(device, memory_format=torch.channels_last)
         self.conditioner = _conditioner(clip_l, clip_g, plan.ucg).to(device)

@@ -2,6 +2,7 @@
 
     train-builtin --stage vae --minutes 10
     train-builtin --stage vae --minutes 10 --resume     (until its steps are done)
+    train-builtin --stage text --minutes 10
     train-builtin --stage base --minutes 10
     ...
 
@@ -12,8 +13,8 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -24,6 +25,7 @@ from extras.training.objectives import OBJECTIVES, WEIGHTINGS
 from extras.training.pages import PagePlan
 from extras.training.run import Run, RunPlan, Stage
 from extras.training.stage_base import MODEL_FILE, BasePlan, BaseStage
+from extras.training.stage_text import TextStage
 from extras.training.stage_vae import VaeStage
 from extras.training.window import WindowPlan
 from ldm_patched.modules.errors import EngineError
@@ -33,26 +35,48 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"mini": builtin.MINI, "toy": builtin.TOY}
 
 
-@dataclass(frozen=True)
-class Scale:
-    """What suits a kind of device: pictures in a step, of the autoencoder's side, in the window."""
+class Pace(NamedTuple):
+    """Samples in a step, steps in all, and the learning rate."""
 
-    vae_batch: int
-    vae_side: int
-    vae_steps: int
-    base_batch: int
-    base_steps: int
+    batch: int
+    steps: int
+    learning_rate: float
+
+
+class Scale(NamedTuple):
+    """What suits a kind of device. side: of the autoencoder's pieces; capacity, start and reuse
+    are those of WindowPlan."""
+
+    paces: dict[str, Pace]
+    side: int
     capacity: int
     start: int
     reuse: float
-    learning_rates: tuple[float, float]
-    """Of the autoencoder and of the base model."""
-    ema_decay: float
 
 
 SCALES = {
-    "cuda": Scale(96, 192, 12_000, 512, 60_000, 131_072, 16_384, 12.0, (6e-4, 8e-4), 0.9995),
-    "cpu": Scale(16, 128, 40_000, 32, 300_000, 12_288, 1_024, 8.0, (6e-4, 3e-4), 0.9995),
+    "cuda": Scale(
+        {
+            "vae": Pace(96, 12_000, 6e-4),
+            "text": Pace(512, 4_000, 1e-3),
+            "base": Pace(512, 60_000, 8e-4),
+        },
+        side=192,
+        capacity=131_072,
+        start=16_384,
+        reuse=12.0,
+    ),
+    "cpu": Scale(
+        {
+            "vae": Pace(16, 40_000, 6e-4),
+            "text": Pace(64, 12_000, 1e-3),
+            "base": Pace(32, 300_000, 3e-4),
+        },
+        side=128,
+        capacity=12_288,
+        start=1_024,
+        reuse=8.0,
+    ),
 }
 
 
@@ -62,14 +86,19 @@ def build_parser() -> argparse.ArgumentParser:
         prog="launch.py train-builtin", description="Train the built-in model from nothing."
     )
     add = parser.add_argument
-    add("--stage", choices=sorted(STAGES), required=True, help="what to train; vae comes first")
+    add(
+        "--stage",
+        choices=sorted(STAGES),
+        required=True,
+        help="vae first, then text and base",
+    )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     add("--folder", type=Path, default=ROOT / ".easel" / "training", help="the run's folder")
     add("--output", type=Path, help=f"a second place for the model file ({MODEL_FILE})")
     add("--minutes", type=float, default=0.0, help="stop after so many; --resume goes on")
     add("--steps", type=int, help="steps in all")
     add("--resume", action="store_true", help="go on from the folder's last checkpoint")
-    add("--batch", type=int, help="pictures in a step")
+    add("--batch", type=int, help="pictures or captions in a step")
     add("--side", type=int, help="vae: train on square pieces of this side (0: whole pages)")
     add("--learning-rate", type=float)
     add("--seed", type=int, default=0)
@@ -121,8 +150,8 @@ def make_vae_stage(args: argparse.Namespace, device: torch.device, scale: Scale)
     """Stage 1 as the command line says."""
     pages = PagePlan(
         seed=args.seed,
-        group=_first(args.batch, scale.vae_batch),
-        side=_first(args.side, scale.vae_side),
+        group=_first(args.batch, scale.paces["vae"].batch),
+        side=_first(args.side, scale.side),
         captions=0,
     )
     return VaeStage(
@@ -137,6 +166,18 @@ def make_vae_stage(args: argparse.Namespace, device: torch.device, scale: Scale)
     )
 
 
+def make_text_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> TextStage:
+    """The stage between as the command line says."""
+    return TextStage(
+        SIZES[args.size],
+        folder=args.folder,
+        device=device,
+        batch=_first(args.batch, scale.paces["text"].batch),
+        bf16=_bf16(args, device),
+        seed=args.seed,
+    )
+
+
 def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> BaseStage:
     """Stage 2 as the command line says."""
     capacity = _first(args.capacity, scale.capacity)
@@ -144,7 +185,7 @@ def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale
         SIZES[args.size],
         PagePlan(seed=args.seed),
         WindowPlan(
-            batch=_first(args.batch, scale.base_batch),
+            batch=_first(args.batch, scale.paces["base"].batch),
             capacity=capacity,
             start=min(scale.start, capacity),
             reuse=_first(args.reuse, scale.reuse),
@@ -168,6 +209,7 @@ def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale
 
 STAGES: dict[str, Callable[[argparse.Namespace, torch.device, Scale], Stage]] = {
     "vae": make_vae_stage,
+    "text": make_text_stage,
     "base": make_base_stage,
 }
 
@@ -182,14 +224,13 @@ def make_run(args: argparse.Namespace) -> Run:
         torch.backends.cudnn.allow_tf32 = True
     scale = SCALES.get(device.type, SCALES["cpu"])
     stage = STAGES[args.stage](args, device, scale)
-    is_vae = args.stage == "vae"
+    pace = scale.paces[args.stage]
     plan = RunPlan(
         folder=args.folder,
-        steps=_first(args.steps, scale.vae_steps if is_vae else scale.base_steps),
+        steps=_first(args.steps, pace.steps),
         minutes=args.minutes,
         seed=args.seed,
-        learning_rate=_first(args.learning_rate, scale.learning_rates[0 if is_vae else 1]),
-        ema_decay=scale.ema_decay,
+        learning_rate=_first(args.learning_rate, pace.learning_rate),
         checkpoint_minutes=args.checkpoint_minutes,
         grid_minutes=args.grid_minutes,
         resume=args.resume,
