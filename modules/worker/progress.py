@@ -26,31 +26,27 @@ _STEPS_REMEMBERED = 20
 class StepClock:
     """Seconds left, from the steps measured so far. Times are of `time.monotonic`.
 
-    The first step of a picture is left out of the estimate as soon as there are others: it
-    carries the warm-up. What a picture takes besides its steps is measured on the ones before.
+    The first step of all carries the warm-up and is left out, so nothing is foretold before the
+    second. What a picture takes besides its steps is measured on the ones before.
     """
 
     now: Callable[[], float] = time.monotonic
     _steps: deque[float] = field(default_factory=lambda: deque(maxlen=_STEPS_REMEMBERED))
-    _first: float | None = None
+    _is_warm: bool = False
     _rests: list[float] = field(default_factory=list)
     _last: float = 0.0
     _sampled: float | None = None
-    _count: int = 0
 
     def start_image(self) -> None:
         """A picture begins."""
-        self._last, self._count, self._sampled = self.now(), 0, None
+        self._last, self._sampled = self.now(), None
 
     def step(self) -> None:
         """A step of the current picture ended."""
         now = self.now()
-        took, self._last, self._count = now - self._last, now, self._count + 1
-        if self._count == 1:
-            self._first = took
-        else:
-            self._steps.append(took)
-        self._sampled = now
+        if self._is_warm:
+            self._steps.append(now - self._last)
+        self._is_warm, self._last, self._sampled = True, now, now
 
     def end_image(self) -> None:
         """The current picture is decoded and on its way to the disk."""
@@ -58,16 +54,13 @@ class StepClock:
             self._rests.append(self.now() - self._sampled)
 
     def seconds_left(self, steps_left: int, images_left: int, steps_per_image: int) -> float | None:
-        """None before the first step ever.
+        """None before the second step.
 
         steps_left: of the current picture; images_left: after it.
         """
-        if self._steps:
-            step = statistics.median(self._steps)
-        elif self._first is not None:
-            step = self._first
-        else:
+        if not self._steps:
             return None
+        step = statistics.median(self._steps)
         rest = statistics.median(self._rests) if self._rests else step
         return step * (steps_left + images_left * steps_per_image) + rest * (1 + images_left)
 

@@ -50,6 +50,18 @@ def test_progress_and_preview_appear_before_the_result(visit):
     assert tab.locator("#generate").inner_text() == "Generate"
 
 
+def test_the_time_that_loading_took_is_not_foretold_again(visit):
+    tab = visit().page
+    about = "() => document.querySelector('#make').innerText.match(/about (\\d+) s/)?.[1]"
+    generate(tab, "quick hills", pictures=1)
+    tab.wait_for_function(about)
+    before = tab.evaluate(about)
+    generate(tab, "quick hills that loads", pictures=1)
+    wait_state(tab, "loading")
+    wait_state(tab, "done")
+    assert tab.evaluate(about) == before
+
+
 def test_a_reload_goes_on_showing_the_running_task(visit, server):
     tab = visit().page
     generate(tab, "hills that stay", pictures=2)

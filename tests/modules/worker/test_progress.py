@@ -15,23 +15,28 @@ class Time:
         return self.now
 
 
-def test_nothing_is_foretold_before_the_first_step():
-    clock = StepClock(Time())
-    clock.start_image()
-    assert clock.seconds_left(10, 0, 10) is None
-
-
-def test_the_warm_up_step_does_not_count_once_there_are_others():
+def test_nothing_is_foretold_before_the_second_step_and_the_warm_up_never_counts():
     time = Time()
     clock = StepClock(time)
     clock.start_image()
+    assert clock.seconds_left(10, 0, 10) is None
     time.now += 9.0
     clock.step()
-    assert clock.seconds_left(9, 0, 10) == pytest.approx(9 * 9.0 + 9.0)
-    for _ in range(3):
-        time.now += 1.0
+    assert clock.seconds_left(9, 0, 10) is None
+    for took, left, median in ((1.0, 8, 1.0), (2.0, 7, 1.5), (9.0, 6, 2.0)):
+        time.now += took
         clock.step()
-    assert clock.seconds_left(6, 0, 10) == pytest.approx(6.0 + 1.0)
+        assert clock.seconds_left(left, 0, 10) == pytest.approx((left + 1) * median)
+
+
+def test_pictures_of_one_step_are_foretold_from_the_second_on():
+    time = Time()
+    clock = StepClock(time)
+    for took in (9.0, 1.0):
+        clock.start_image()
+        time.now += took
+        clock.step()
+    assert clock.seconds_left(0, 2, 1) == pytest.approx(2 * 1.0 + 3 * 1.0)
 
 
 def test_decoding_and_later_pictures_are_counted():
