@@ -111,7 +111,7 @@ def beta_schedule(model: Any, steps: int) -> Tensor:
     """
     shares = 1 - torch.arange(steps, dtype=torch.float64) / steps
     places = schedules.beta_quantiles(shares) * (_table_size(model) - 1)
-    whole = places.round()
+    whole = (places + 1e-6).round()  # the middle one lies between two levels: the noisier
     return _in_table(model, whole if len(whole.unique()) == steps else places)
 
 

@@ -91,62 +91,6 @@ def test_every_name_a_request_may_use_has_a_function():
     assert list(SCHEDULERS) == [s.value for s in Scheduler]
 
 
-@pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
-@pytest.mark.parametrize("steps", [1, 2, 7, 30, 1000])
-def test_schedules_fall_from_the_top_to_zero(scheduler, steps):
-    sigmas = calculate_sigmas_scheduler(FakeModel(), scheduler, steps)
-    assert sigmas.shape == (steps + 1,)
-    assert sigmas.dtype == torch.float32
-    if scheduler == "ddim_uniform":
-        assert 0.03 < float(sigmas[0]) < 14.614641  # by its definition
-    else:
-        top = 120.0 if scheduler == "edm_playground_v2.5" else 14.614641
-        assert float(sigmas[0]) == pytest.approx(top, rel=1e-5)
-    assert float(sigmas[-1]) == 0.0
-    assert (sigmas.diff() < 0).all()
-
-
-def test_the_karras_schedule_of_a_model_has_the_known_values():
-    sigmas = calculate_sigmas_scheduler(FakeModel(), "karras", 30)
-    known = {0: 14.6146, 1: 12.6606, 14: 1.4080, 24: 0.1365, 29: 0.0292}
-    assert {i: round(float(sigmas[i]), 4) for i in known} == known
-
-
-def diffusers_sigmas(steps: int, **options) -> torch.Tensor:
-    from diffusers import EulerDiscreteScheduler
-
-    scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **options
-    )
-    scheduler.set_timesteps(steps)
-    return scheduler.sigmas.float()
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "options", "steps"),
-    [
-        ("karras", {"use_karras_sigmas": True}, [10, 30]),
-        ("exponential", {"use_exponential_sigmas": True}, [10, 30]),
-        # the other two agree where diffusers' timesteps are whole numbers: it interpolates
-        # sigma between them, the field log sigma
-        ("normal", {"timestep_spacing": "linspace"}, [4, 10, 28, 38]),
-        ("simple", {"timestep_spacing": "trailing"}, [4, 10, 20, 25, 40]),
-    ],
-)
-def test_schedules_equal_diffusers(scheduler, options, steps):
-    for count in steps:
-        ours = calculate_sigmas_scheduler(FakeModel(), scheduler, count)
-        theirs = diffusers_sigmas(count, **options)
-        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-6)
-
-
-def test_sgm_uniform_is_even_in_timesteps_and_stops_one_step_above_the_end():
-    model = FakeModel()
-    sigmas = calculate_sigmas_scheduler(model, "sgm_uniform", 4)
-    expected = model.model_sampling.sigma(torch.tensor([999.0, 749.25, 499.5, 249.75]))
-    torch.testing.assert_close(sigmas[:-1], expected)
-
-
 def test_part_of_the_denoising_takes_the_end_of_a_longer_schedule():
     model = FakeModel()
     sampler = KSampler(model, 10, "cpu", "euler", "karras", denoise=0.4)
