@@ -24,12 +24,12 @@ class _Solver:
         self.device = x.device
 
     def wide(self, values: Tensor) -> Tensor:
-        """(B,) ready to multiply x."""
-        return values.to(self.device, self.dtype).reshape(self._shape)
+        """(B,) ready to multiply x; made short before it is moved, for devices without float64."""
+        return values.to(self.dtype).to(self.device).reshape(self._shape)
 
     def eps(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(noise, prediction) at time t."""
-        sigma = torch.exp(-t).to(self.device, self.dtype)
+        sigma = torch.exp(-t).to(self.dtype).to(self.device)
         denoised = self.run.model(x, sigma, **self.run.extra_args)
         return (x - denoised) / sigma.reshape(self._shape), denoised
 

@@ -4,8 +4,15 @@ import pytest
 import torch
 
 from ldm_patched.modules.errors import NotFinite
+from ldm_patched.modules.latent_formats import SDXL_Playground_2_5
+from ldm_patched.modules.model_sampling import rescale_zero_terminal_snr_sigmas
 from ldm_patched.modules.sample import part_of_schedule, prepare_noise, sample
-from ldm_patched.modules.samplers import SAMPLERS
+from ldm_patched.modules.samplers import (
+    SAMPLERS,
+    SCHEDULERS,
+    KSampler,
+    calculate_sigmas_scheduler,
+)
 from tests.support.fake_model import FakeModel, prompt
 
 LATENT = torch.zeros(1, 4, 16, 16)
@@ -24,14 +31,23 @@ class Patcher:
         return getattr(self.model, name)
 
 
-def run(model=None, latent=LATENT, seed=5, steps=4, sampler="dpmpp_2m", cfg=3.0, **options):
+def run(
+    model=None,
+    latent=LATENT,
+    seed=5,
+    steps=4,
+    sampler="dpmpp_2m",
+    cfg=3.0,
+    scheduler="karras",
+    **options,
+):
     return sample(
         model or FakeModel(),
         options.pop("noise", None),
         steps,
         cfg,
         sampler,
-        "karras",
+        scheduler,
         prompt(1),
         prompt(2),
         latent,
@@ -148,19 +164,89 @@ class Stop(Exception):
     """What a cancelled task raises."""
 
 
-def test_an_interrupt_stops_before_the_next_evaluation():
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_an_interrupt_stops_before_the_next_evaluation(sampler):
     calls = {"interrupt": 0}
 
     def interrupt():
         calls["interrupt"] += 1
-        if calls["interrupt"] == 3:
+        if calls["interrupt"] == 6:
             raise Stop
 
     model = FakeModel()
+    sampling = model.model_sampling
     with pytest.raises(Stop):
-        run(Patcher(model, interrupt=interrupt), steps=20)
-    assert len(model.calls) == 2
+        run(Patcher(model, interrupt=interrupt), steps=20, sampler=sampler, scheduler="lcm")
+    assert len(model.calls) == 5
     assert model.calls[0]["interrupt"] is interrupt  # the network may ask more often
+    assert model.model_sampling is sampling  # what a schedule brings along goes with it
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize(("steps", "denoise"), [(1, 1.0), (2, 1.0), (2, 0.4), (1, 0.9), (5, 0.7)])
+def test_every_sampler_ends_on_every_schedule(sampler, steps, denoise):
+    latent = torch.full((1, 4, 8, 8), 0.5)
+    for scheduler in SCHEDULERS:
+        last = []
+        out = run(
+            latent=latent,
+            steps=steps,
+            denoise=denoise,
+            sampler=sampler,
+            scheduler=scheduler,
+            callback=lambda step, denoised, x, total, last=last: last.append((step, total)),
+        )
+        assert out.isfinite().all()
+        assert out.abs().max() < 1e4  # Heun in two steps from sigma 120 leaps far
+        assert not torch.equal(out, latent)
+        assert last[-1] == (steps - 1, steps)
+
+
+@pytest.mark.parametrize("sampler", ["dpm_2", "dpm_2_ancestral", "uni_pc", "uni_pc_bh2"])
+def test_some_samplers_leave_out_the_last_but_one_level(sampler):
+    model = FakeModel()
+    whole = calculate_sigmas_scheduler(model, "karras", 9)
+    sigmas = KSampler(model, 8, "cpu", sampler, "karras").sigmas
+    assert sigmas.tolist() == [*whole[:-2].tolist(), 0.0]
+    assert len(KSampler(model, 8, "cpu", sampler, "karras", denoise=0.5).sigmas) == 9
+
+
+def test_no_steps_leave_the_latents_as_they_are():
+    assert run(steps=0) is LATENT
+
+
+def test_a_schedule_may_bring_the_levels_of_a_distilled_model():
+    class Watched(FakeModel):
+        def apply_model(self, x, t, *args, **kwargs):
+            times.extend(self.model_sampling.timestep(t).tolist())
+            return super().apply_model(x, t, *args, **kwargs)
+
+    times: list[int] = []
+    model = Watched()
+    run(model, steps=4, sampler="lcm", scheduler="lcm")
+    assert all(t % 20 == 19 for t in times)
+    assert times[0] == 999
+    assert len(model.model_sampling.sigmas) == 1000
+
+
+def test_playground_s_schedule_brings_its_latents_scale_along():
+    seen = []
+    out = run(
+        sampler="euler",
+        scheduler="edm_playground_v2.5",
+        callback=lambda step, denoised, x, total: seen.append(denoised),
+    )
+    torch.testing.assert_close(out, SDXL_Playground_2_5().process_out(seen[-1]))
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_every_sampler_starts_from_pure_noise_too(sampler):
+    model = FakeModel()
+    sampling = model.model_sampling
+    sampling.set_sigmas(rescale_zero_terminal_snr_sigmas(sampling.sigmas))
+    out = run(model, steps=12, sampler=sampler, scheduler="sgm_uniform")
+    assert out.isfinite().all()
+    assert out.abs().max() < 2e3
 
 
 def test_options_of_the_model_are_not_written_to():
