@@ -3,6 +3,7 @@
 POST /api/tasks                    TaskSpec as JSON → 201 {"id"}
 GET  /api/tasks?limit=             newest tasks, as TaskViews
 GET  /api/tasks/{id}               one TaskView
+POST /api/forecast                 TaskSpec as JSON → seconds a picture, by performance mode
 GET  /api/tasks/{id}/events        server-sent events: `view`, `preview`
 POST /api/tasks/{id}/stop, /skip   202
 GET  /api/images/{id}/{index}      a finished picture; ?download=1 as an attachment, ?thumb=1 small
@@ -21,6 +22,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from modules.api.context import ServerContext
 from modules.api.errors import studio_response
 from modules.api.feed import TaskFeed
+from modules.api.forecasts import seconds_by_mode
 from modules.api.pictures import open_picture
 from modules.api.security import USER_KEY
 from modules.api.thumbnails import MIME_TYPE, Thumbnails
@@ -41,6 +43,7 @@ def api_routes(context: ServerContext, feed: TaskFeed) -> APIRouter:
     """Every route of the table above. Blocking work runs in threads, never on the event loop."""
     router = APIRouter()
     _add_task_routes(router, context)
+    _add_forecast_route(router, context)
     _add_event_route(router, feed)
     _add_picture_routes(router, context)
     _add_status_routes(router, context)
@@ -97,6 +100,15 @@ def _add_task_routes(router: APIRouter, context: ServerContext) -> None:
     def skip(task_id: TaskId) -> dict[str, str]:
         pool.skip_image(task_id)
         return {"id": task_id}
+
+
+def _add_forecast_route(router: APIRouter, context: ServerContext) -> None:
+    @router.post("/api/forecast", openapi_extra=_spec_in_body())
+    async def forecast(request: Request) -> dict[str, Any]:
+        body = await request.body()
+        return await anyio.to_thread.run_sync(
+            lambda: seconds_by_mode(context, TaskSpec.from_json(body))
+        )
 
 
 def _add_event_route(router: APIRouter, feed: TaskFeed) -> None:

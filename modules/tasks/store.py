@@ -15,6 +15,7 @@ from modules.spec.errors import Conflict, LimitError, NotFound, StudioError, Wor
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import SCHEMA_VERSION, ResolvedSpec, TaskSpec
 from modules.tasks.database import BUSY_SECONDS, Database
+from modules.tasks.forecast import PICTURES_READ, Timing, timings_of
 from modules.tasks.ids import IdMaker
 from modules.tasks.migrations import MIGRATIONS
 from modules.tasks.records import Claim, ClaimLost, ImageRecord, TaskRecord, parse_spec
@@ -262,6 +263,18 @@ class TaskStore:
                 (before, limit),
             ).fetchall()
         return [ImageRecord.from_row(row) for row in rows]
+
+    def timings(self, limit: int = PICTURES_READ) -> list[Timing]:
+        """How long the newest `limit` pictures took, newest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT image.task_id, image.idx, image.created, task.started, task.resolved, "
+                "(SELECT max(at) FROM start WHERE at <= task.started) AS server_start "
+                "FROM image JOIN task ON task.id = image.task_id WHERE task.attempt = 1 "
+                "AND task.resolved IS NOT NULL ORDER BY image.number DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return timings_of(rows)
 
     def recent(self, limit: int = 50) -> list[TaskRecord]:
         """Tasks of any state, newest first."""

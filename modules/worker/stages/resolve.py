@@ -11,45 +11,27 @@ from modules.settings.performance import find_mode
 from modules.settings.presets import ModelFolder
 from modules.spec.errors import ModelMissing
 from modules.spec.performance import PerformanceMode
-from modules.spec.quality import BEFORE_QUALITY, QualityFields
-from modules.spec.sizes import SDXL, Size
-from modules.spec.task_spec import LoraSpec, ResolvedSpec, TaskSpec
+from modules.spec.resolving import resolve_spec
 from modules.worker.job import Job
 
 if TYPE_CHECKING:
     from modules.worker.studio import Studio
 
-_QUALITY = set(ResolvedSpec.model_fields) & set(QualityFields.model_fields)
-_PLAIN_SIZES = ("adm_positive", "adm_negative", "adm_end")
-
 
 def run(job: Job, studio: "Studio") -> None:
     """Raises ModelMissing, which says what to put where, SpecError for a performance mode that
     nobody has, or an error of the file's header."""
-    asked = job.spec
-    mode = find_mode(studio.modes(), asked.performance)
-    spec = asked if mode is None else mode.applied(asked)
-    job.file = studio.catalog.find_checkpoint(spec.checkpoint)
+    mode = find_mode(studio.modes(), job.spec.performance)
+    job.file = studio.catalog.find_checkpoint(job.spec.checkpoint)
     job.sizes = studio.sizes_of(job.file)
-    size = _size(spec, job.sizes.choose(spec.aspect_ratio))
-    quality = spec.model_dump(
-        include=set(ResolvedSpec.model_fields) & set(QualityFields.model_fields)
-    )
-    if job.sizes.area < SDXL.area / 2:  # such a model has learned its own sizes alone
-        quality |= {name: BEFORE_QUALITY[name] for name in _PLAIN_SIZES}
     if mode is not None and mode.lora is not None:
         job.mode_lora = find_mode_lora(mode, studio.catalog)
-    job.resolved = ResolvedSpec(
+    job.resolved = resolve_spec(
+        job.spec,
+        mode,
         checkpoint=job.file.name,
-        width=size.width,
-        height=size.height,
-        seeds=tuple(spec.seed_of(index) for index in range(spec.image_count)),
-        steps=(asked.overwrite_step or asked.steps) if mode is None else spec.steps,
-        cfg_scale=spec.cfg_scale,
-        sampler=spec.sampler,
-        scheduler=spec.scheduler,
-        performance_lora=_lora_spec(mode, job.mode_lora),
-        **quality,
+        sizes=job.sizes,
+        lora=job.mode_lora.name if job.mode_lora else "",
     )
     job.task.set_resolved(job.resolved)
 
@@ -70,16 +52,3 @@ def find_mode_lora(mode: PerformanceMode, catalog: Catalog) -> ModelFile:
         f"The performance mode {mode.title} needs the LoRA {mode.lora.file} in the loras folder "
         f"of the models{source}; put it there, or choose another mode."
     )
-
-
-def _lora_spec(mode: PerformanceMode | None, file: ModelFile | None) -> LoraSpec | None:
-    if mode is None or mode.lora is None or file is None:
-        return None
-    return LoraSpec(name=file.name, weight=mode.lora.weight)
-
-
-def _size(spec: TaskSpec, by_ratio: Size) -> Size:
-    """An explicit width and height win over the ratio."""
-    if spec.width is None or spec.height is None:
-        return by_ratio
-    return Size(spec.width, spec.height)

@@ -452,3 +452,25 @@ def test_gradio_s_doors_do_not_reach_the_outputs_or_the_data(server):
         answer = server.client.get(f"/gradio_api/file={target}")
         assert answer.status_code in (403, 404)
         assert b"SECRET" not in answer.content
+
+
+def test_a_forecast_says_what_is_known(server):
+    from modules.settings.performance import load_modes
+    from modules.spec.resolving import resolve_spec
+    from modules.spec.sizes import SDXL
+    from modules.tasks.forecast import Timing
+
+    empty = server.client.post("/api/forecast", json={"steps": 12})
+    assert empty.json() == {"picture": None, "steps": 12, "modes": {}}
+    folder = server.context.settings.models_path / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "a.ckpt").write_bytes(b"")
+    spec = TaskSpec(seed=1, performance="speed")
+    speed = load_modes(server.context.settings.root)["speed"]
+    past = Timing(resolve_spec(spec, speed, checkpoint="a.ckpt", sizes=SDXL), 30.0)
+    server.context.store.timings = lambda: [past]
+    found = server.client.post("/api/forecast", json={"performance": "speed"}).json()
+    assert (found["picture"], found["steps"]) == (30.0, 30)
+    assert found["modes"]["quality"] == pytest.approx(60.0)
+    assert found["modes"]["lightning"] == pytest.approx(2.0)
+    assert error_of(server.client.post("/api/forecast", json={"steps": 0}))["field"] == "steps"

@@ -433,3 +433,26 @@ def test_the_file_promises_what_the_docstring_says(store):
         }
     assert values == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
     assert os.path.exists(f"{store.path}-wal")
+
+
+def test_timings_come_from_the_pictures(store, monkeypatch):
+    clock = iter([100.0, 101.0, 108.0, 114.0, 130.0])
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    store.submit(spec(2))
+    claim = claimed(store)
+    resolved = ResolvedSpec(
+        checkpoint="a",
+        width=8,
+        height=8,
+        seeds=(1, 2),
+        steps=4,
+        cfg_scale=1.0,
+        sampler="euler",
+        scheduler="karras",
+    )
+    store.set_resolved(claim, resolved)
+    add(store, claim, 0)
+    add(store, claim, 1)
+    found = store.timings()
+    assert [timing.seconds for timing in found] == [6.0, 7.0]
+    assert found[0].resolved == resolved

@@ -1,0 +1,113 @@
+"""How long a request will take, learned from the pictures that this machine has painted.
+
+A picture's seconds are taken for a + b · work, where work counts what the network computes: steps
+times calls a step times pixels. a and b come from the pictures of the same checkpoint by the
+median of all slopes (Theil 1950, Sen 1968), so that a picture that had to wait for a model to
+load, or for another program, moves nothing.
+"""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from modules.spec.flags import Sampler
+from modules.spec.task_spec import ResolvedSpec
+
+PICTURES_READ = 400
+_PICTURES_USED = 40  # of one checkpoint, newest first
+_SAME = 0.02  # works closer than this count as one
+
+# Samplers that ask the network twice in a step.
+_TWICE = frozenset(
+    {
+        Sampler.HEUN,
+        Sampler.HEUNPP2,
+        Sampler.DPM_2,
+        Sampler.DPM_2_ANCESTRAL,
+        Sampler.DPMPP_2S_ANCESTRAL,
+        Sampler.DPMPP_SDE,
+        Sampler.DPMPP_SDE_GPU,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A picture that was painted: what it came from, and the seconds since the one before.
+
+    cold: its model had to be loaded first.
+    """
+
+    resolved: ResolvedSpec
+    seconds: float
+    cold: bool = False
+
+
+def work_of(resolved: ResolvedSpec) -> float:
+    """Network calls for one prompt times megapixels, for one picture."""
+    prompts = 1.0
+    if resolved.cfg_scale != 1.0:
+        prompts += resolved.guidance_end - resolved.guidance_start
+    calls = 2 if resolved.sampler in _TWICE else 1
+    return resolved.steps * calls * prompts * resolved.width * resolved.height / 1e6
+
+
+def timings_of(rows: Iterable[Mapping[str, Any]]) -> list[Timing]:
+    """Timings from pictures, newest first as they are.
+
+    rows: `task_id`, `idx`, `created` of each picture; `started`, `resolved` of its task;
+    `server_start`, when the program was started before it, or None.
+    """
+    pictures = list(rows)
+    made = {(picture["task_id"], picture["idx"]): picture["created"] for picture in pictures}
+    specs: dict[str, ResolvedSpec] = {}
+    before: Mapping[str, Any] | None = None  # the picture before, of any task
+    found = []
+    for picture in reversed(pictures):
+        task, index = picture["task_id"], picture["idx"]
+        if task not in specs:
+            specs[task] = ResolvedSpec.model_validate_json(picture["resolved"])
+        begun = picture["started"] if index == 0 else made.get((task, index - 1))
+        cold = index == 0 and (
+            before is None
+            or specs[before["task_id"]].checkpoint != specs[task].checkpoint
+            or before["created"] < (picture["server_start"] or 0.0)
+        )
+        before = picture
+        # where the one before was skipped, or the clock was set back, nothing is known
+        if begun is not None and picture["created"] > begun:
+            found.append(Timing(specs[task], picture["created"] - begun, cold))
+    return found[::-1]
+
+
+def forecast(timings: Sequence[Timing], resolved: ResolvedSpec) -> float | None:
+    """Seconds for one picture of `resolved`; None until its checkpoint has painted something.
+
+    timings: newest first.
+    """
+    known = [t for t in timings if t.resolved.checkpoint == resolved.checkpoint]
+    if not known:
+        return None
+    known = ([t for t in known if not t.cold] or known)[:_PICTURES_USED]
+    wanted = work_of(resolved)
+    points = [(work_of(t.resolved), t.seconds) for t in known]
+    alike = [seconds for work, seconds in points if abs(work - wanted) <= _SAME * wanted]
+    if alike:
+        return statistics.median(alike)
+    fixed, rate = _line(points)
+    return max(fixed + rate * wanted, rate * wanted * 0.1)
+
+
+def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """(a, b) of seconds = a + b · work, neither below 0; a is 0 where all works are the same."""
+    slopes = [
+        (s2 - s1) / (w2 - w1)
+        for (w1, s1), (w2, s2) in combinations(points, 2)
+        if abs(w2 - w1) > _SAME * max(w1, w2)
+    ]
+    rate = statistics.median(slopes) if slopes else 0.0
+    if rate <= 0.0:
+        return 0.0, statistics.median(seconds / work for work, seconds in points)
+    return max(0.0, statistics.median(seconds - rate * work for work, seconds in points)), rate

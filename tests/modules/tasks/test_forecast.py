@@ -1,0 +1,118 @@
+"""How well the seconds of a picture are foretold from few pictures, some of them spoiled."""
+
+import random
+import statistics
+
+import pytest
+
+from modules.spec.flags import Sampler, Scheduler
+from modules.spec.performance import MODES
+from modules.spec.resolving import resolve_spec
+from modules.spec.sizes import SDXL
+from modules.spec.task_spec import ResolvedSpec, TaskSpec
+from modules.tasks.forecast import Timing, forecast, timings_of, work_of
+
+
+def resolved(mode=None, **values) -> ResolvedSpec:
+    return resolve_spec(TaskSpec(seed=1, **values), mode, checkpoint="a.safetensors", sizes=SDXL)
+
+
+def machine(spec: ResolvedSpec, draw: random.Random, *, fixed=3.0, per_work=0.35) -> float:
+    """Seconds that a made-up machine takes, a few percent off each time."""
+    return (fixed + per_work * work_of(spec)) * draw.gauss(1.0, 0.04)
+
+
+def errors_after_five(seed: int) -> dict[str, list[float]]:
+    """Relative errors by mode, of which some were among the five pictures and some were not."""
+    draw = random.Random(seed)
+    wanted = {mode.name: resolved(mode) for mode in MODES}
+    seen = [wanted[name] for name in ("quality", "speed", "speed", "lightning")]
+    draw.shuffle(seen)
+    timings = [Timing(spec, machine(spec, draw)) for spec in seen]
+    first = draw.choice(list(wanted.values()))
+    timings.append(Timing(first, machine(first, draw) + 20.0, cold=True))  # its model was loaded
+    errors: dict[str, list[float]] = {}
+    for name, spec in wanted.items():
+        took = [machine(spec, draw) for _ in range(5)]
+        errors[name] = [abs(forecast(timings, spec) - t) / t for t in took]
+    return errors
+
+
+def test_after_five_pictures_the_median_error_of_every_mode_is_small():
+    runs = [errors_after_five(seed) for seed in range(40)]
+    for mode in MODES:
+        errors = [error for run in runs for error in run[mode.name]]
+        assert statistics.median(errors) <= 0.15, mode.name
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_same_again_is_foretold_well_though_two_of_five_were_disturbed(seed):
+    draw = random.Random(seed)
+    spec = resolved()
+    timings = [Timing(spec, machine(spec, draw) + (30.0 if i < 2 else 0.0)) for i in range(5)]
+    took = statistics.median(machine(spec, draw) for _ in range(9))
+    assert abs(forecast(timings, spec) - took) / took <= 0.15
+
+
+def test_nothing_is_said_of_a_checkpoint_that_has_painted_nothing():
+    spec = resolved()
+    other = spec.model_copy(update={"checkpoint": "b.safetensors"})
+    assert forecast([], spec) is None
+    assert forecast([Timing(other, 4.0)], spec) is None
+
+
+def test_one_picture_is_scaled_by_work():
+    spec = resolved(steps=30)
+    half = resolved(steps=15)
+    assert forecast([Timing(spec, 30.0)], half) == pytest.approx(15.0)
+
+
+def test_work_counts_calls_and_prompts():
+    base = dict(
+        checkpoint="a", width=1000, height=1000, seeds=(1,), scheduler=Scheduler.KARRAS, steps=10
+    )
+    plain = ResolvedSpec(**base, sampler=Sampler.EULER, cfg_scale=1.0)
+    assert work_of(plain) == 10
+    assert work_of(plain.model_copy(update={"cfg_scale": 4.0})) == 20
+    assert work_of(plain.model_copy(update={"cfg_scale": 4.0, "guidance_end": 0.5})) == 15
+    assert work_of(plain.model_copy(update={"sampler": Sampler.DPMPP_SDE})) == 20
+
+
+def test_slower_is_never_foretold_as_faster_than_nothing():
+    fast, slow = resolved(steps=4), resolved(steps=60)
+    timings = [Timing(fast, 50.0), Timing(slow, 10.0)]  # makes no sense
+    assert forecast(timings, resolved(steps=30)) > 0
+
+
+def row(task, index, created, **values):
+    return {
+        "task_id": task,
+        "idx": index,
+        "created": created,
+        "started": 100.0 if task == "a" else 200.0,
+        "resolved": resolved().model_dump_json(),
+        "server_start": 90.0,
+        **values,
+    }
+
+
+def test_timings_are_the_time_since_the_picture_before():
+    rows = [row("b", 0, 209.0), row("a", 3, 150.0), row("a", 1, 113.0), row("a", 0, 107.0)]
+    assert [timing.seconds for timing in timings_of(rows)] == [9.0, 6.0, 7.0]
+
+
+def test_what_had_a_model_to_load_is_known():
+    other = resolved().model_copy(update={"checkpoint": "b"}).model_dump_json()
+    rows = [row("b", 0, 209.0), row("a", 1, 113.0), row("a", 0, 107.0)]
+    assert [timing.cold for timing in timings_of(rows)] == [False, False, True]
+    rows[0]["server_start"] = 150.0
+    assert [timing.cold for timing in timings_of(rows)] == [True, False, True]
+    rows[0] |= {"server_start": 90.0, "resolved": other}
+    assert [timing.cold for timing in timings_of(rows)] == [True, False, True]
+
+
+def test_a_cold_picture_counts_only_where_there_is_no_other():
+    spec = resolved()
+    cold = Timing(spec, 50.0, cold=True)
+    assert forecast([cold], spec) == 50.0
+    assert forecast([cold, Timing(spec, 30.0), cold], spec) == 30.0
