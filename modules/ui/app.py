@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 # What a preset leaves alone: the user's words and choice of how many, unless it names them.
 KEPT_BY_PRESETS = frozenset({"prompt", "negative_prompt", "seed", "image_count", "preset"})
-SUMMARY_FIELDS = ("image_count", "aspect_ratio", "width", "height", "steps", "checkpoint")
 PANELS = ("settings", "models", "advanced")
 DIRECT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
@@ -64,10 +63,10 @@ def build_app(context: ServerContext) -> gr.Blocks:
             parts.restore,
             kept,
             [*form.components.values(), parts.hint],
-            js="() => window.easel.settingsOfThisTab()",
+            js="() => window.easel.formOfThisTab()",
             **DIRECT,
-        ).then(None, None, None, js="() => window.easel.restored()")
-        _wire_summary(app, form)
+        ).success(None, None, None, js="() => window.easel.restored()")
+        _wire_form(app, form)
     return app
 
 
@@ -189,31 +188,33 @@ class _ModelParts:
         }
 
     def restore(self, text: str | None) -> dict[Component, Any]:
-        """On load: today's models, and the settings this tab sent last (JSON text, or '')."""
-        wanted: dict[str, Any] = {}
+        """On load: today's models, and what this tab's controls held last (JSON text, or '').
+
+        Nothing is checked: half a number was the user's own, and is checked when it is sent.
+        """
         try:
-            given = json.loads(text or "{}")
-            wanted = TaskSpec.from_mapping(given).model_dump(mode="json", include=set(given))
-        except (StudioError, ValueError, TypeError):
-            wanted = {}  # an older page's settings: start afresh
-        initial = self.form.initial
-        name = wanted.pop("checkpoint", initial.checkpoint)
-        ratio = wanted.pop("aspect_ratio", initial.aspect_ratio)
-        if wanted.get("preset") not in self.context.presets:
-            wanted.pop("preset", None)
-        return self.form.updates(wanted) | self.updates(name, ratio)
+            held = dict(json.loads(text or "{}"))
+        except (ValueError, TypeError, RecursionError):
+            held = {}
+        initial, controls = self.form.initial, self.form.components
+        name = held.pop("checkpoint", initial.checkpoint)
+        ratio = held.pop("aspect_ratio", initial.aspect_ratio)
+        if held.get("preset") not in self.context.presets:
+            held.pop("preset", None)
+        known = {controls[name]: gr.update(value=held[name]) for name in held if name in controls}
+        return known | self.updates(name, ratio)
 
 
-def _wire_summary(app: gr.Blocks, form: Form) -> None:
-    """Tell the script whenever a control changes that "What this will make" depends on."""
-    controls = [form.components[name] for name in SUMMARY_FIELDS]
-    names = json.dumps(SUMMARY_FIELDS)
+def _wire_form(app: gr.Blocks, form: Form) -> None:
+    """Tell the script what the controls hold, now and whenever one changes."""
+    controls = list(form.components.values())
+    names = json.dumps(list(form.components))
     gr.on(
         [app.load, *(control.change for control in controls)],
         None,
         controls,
         None,
-        js=f"(...values) => window.easel.summary({names}, values)",
+        js=f"(...values) => window.easel.form({names}, values)",
     )
 
 

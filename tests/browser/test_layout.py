@@ -98,6 +98,19 @@ def test_nothing_scrolls_sideways(visit, width):
         assert overflow(tab) <= 0
 
 
+@pytest.mark.parametrize(("width", "room"), [(1400, 6), (1024, 4), (390, 6)])
+def test_sizes_have_room_in_their_tiles(visit, width, room):
+    tab = visit(viewport={"width": width, "height": 844}).page
+    tab.locator("#advanced-toggle").set_checked(True, force=True)
+    rooms = tab.evaluate(
+        """() => [...document.querySelectorAll("#size label")].filter((tile) => tile.offsetParent)
+          .map((tile) => [tile.getBoundingClientRect(), tile.lastElementChild])
+          .map(([tile, text]) => tile.right - text.getBoundingClientRect().right)"""
+    )
+    assert len(rooms) == 9
+    assert min(rooms) >= room
+
+
 def test_nothing_scrolls_sideways_with_a_long_prompt_and_error(visit):
     tab = visit(**PHONE).page
     generate(tab, "x" * 300 + " waits")

@@ -93,6 +93,33 @@ def test_a_reload_keeps_the_settings_that_were_sent(visit):
     assert "3 pictures · 832 × 1216 · 30 steps" in tab.locator("#make").inner_text()
 
 
+def test_a_reload_keeps_what_was_not_sent_yet(visit):
+    tab = visit().page
+    tab.locator("#negative-prompt textarea").fill("fog")
+    tab.locator("#size label", has_text="832×1216").click()
+    tab.locator("#seed-random input").uncheck()
+    tab.locator("#seed").locator("input, textarea").fill(str(2**60 + 1))
+    tab.get_by_role("tab", name="Advanced").click()
+    tab.locator("#width").locator("input, textarea").fill("100")  # a height is still to come
+    tab.locator("#guidance input[type=number]").fill("6.5")
+    tab.locator("#prompt textarea").fill("hills that nobody sent")
+    tab.wait_for_function("() => sessionStorage['easel.form']?.includes('nobody sent')")
+    for _ in range(2):  # the second time, nothing was touched in between
+        tab.reload()
+        ready(tab)
+        tab.wait_for_function("() => document.querySelector('#prompt textarea').value")
+        assert tab.locator("#prompt textarea").input_value() == "hills that nobody sent"
+        tab.wait_for_function(
+            "() => document.querySelector('#size input:checked')"
+            "?.parentElement.textContent.includes('832')"
+        )
+        assert tab.locator("#negative-prompt textarea").input_value() == "fog"
+        assert tab.locator("#seed").locator("input, textarea").input_value() == str(2**60 + 1)
+        assert not tab.locator("#seed-random input").is_checked()
+        assert tab.locator("#width").locator("input, textarea").input_value() == "100"
+        assert tab.locator("#guidance input[type=number]").input_value() == "6.5"
+
+
 def test_another_device_attaches_by_the_address(visit):
     tab = visit().page
     generate(tab, "hills for two", pictures=1)

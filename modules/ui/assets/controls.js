@@ -8,7 +8,8 @@ const controls = {
   presses: Promise.resolve(), // the last of them
   resolve: () => {}, // ends the wait for the answer
   cleared: false, // the next click on Generate is for Gradio
-  shown: {}, // the form's values that the summary needs
+  shown: {}, // what the form's controls hold
+  isRestored: false,
 
   /** A press of Generate. Presses are sent one after the other, so that none gets lost. */
   generate() {
@@ -64,7 +65,6 @@ const controls = {
       focusField(ticket.error.field);
       return undefined;
     }
-    memory.set("settings", ticket.settings);
     if (page.busy) {
       waiting.add(ticket.id, parse(ticket.settings).prompt);
       page.drawQueue();
@@ -144,8 +144,15 @@ const controls = {
     else setText($("look-result"), say("nomodel.none", { folder: document.querySelector("#no-model code").textContent }));
   },
 
-  summary(names, values) {
+  /** The form has changed. Kept for a reload, but not before what was kept is shown again. */
+  form(names, values) {
     names.forEach((name, index) => (this.shown[name] = values[index]));
+    if (this.isRestored) memory.set("form", JSON.stringify(this.shown));
+    this.summarize();
+  },
+
+  restored() {
+    this.isRestored = true;
     this.summarize();
   },
 

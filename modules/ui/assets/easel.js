@@ -51,9 +51,6 @@ function listen() {
   document.addEventListener("change", (event) => {
     if (event.target.id === "advanced-toggle") sheet.toggle(event.target.checked);
   });
-  document.addEventListener("input", (event) => {
-    if (event.target === promptBox()) memory.set("prompt", event.target.value);
-  });
   document.addEventListener("keydown", (event) => {
     tabs.key(event);
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) {
@@ -112,16 +109,9 @@ function start() {
 
 window.easel = {
   ticket: (ticket) => controls.ticket(ticket),
-  summary: (names, values) => controls.summary(names, values),
-  restored: () => controls.summarize(),
-  /** What the form shows again after a reload: the last settings sent and the words typed since. */
-  settingsOfThisTab() {
-    const sent = memory.get("settings");
-    const prompt = memory.get("prompt");
-    const settings = sent ? parse(sent) : {};
-    if (prompt !== null) settings.prompt = prompt;
-    return Object.keys(settings).length ? unparse(settings) : "";
-  },
+  form: (names, values) => controls.form(names, values),
+  formOfThisTab: () => memory.get("form") ?? "",
+  restored: () => controls.restored(),
 };
 
 // Gradio brings its controls one kind after the other.

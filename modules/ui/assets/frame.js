@@ -121,7 +121,7 @@ function drawSizes() {
   for (const label of document.querySelectorAll("#size label")) {
     const [width, height] = label.textContent.trim().split("×").map(Number);
     if (!width || !height) continue;
-    const scale = 18 / Math.max(width, height);
+    const scale = 16 / Math.max(width, height);
     label.style.setProperty("--w", `${Math.round(width * scale)}px`);
     label.style.setProperty("--h", `${Math.round(height * scale)}px`);
     const input = label.querySelector("input");

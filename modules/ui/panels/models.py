@@ -71,10 +71,12 @@ def download_list(downloads: Sequence[Download], texts: Texts) -> str:
 
 
 def in_bytes(count: int) -> str:
-    """A size people can read, such as '6.9 GB'."""
+    """A size people can read, such as '6.9 GB' or 'empty'."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"
+    if not count:
+        return "empty"
     return f"{max(1, round(count / 1000))} kB"
 
 

@@ -190,4 +190,4 @@ def test_checkpoints_are_offered_with_their_size(context, tmp_path):
     assert checkpoint_choices(context.catalog.checkpoints()) == [
         ("a.safetensors · 6.9 GB", "a.safetensors")
     ]
-    assert (in_bytes(74_000_000), in_bytes(10)) == ("74.0 MB", "1 kB")
+    assert [in_bytes(n) for n in (74_000_000, 10, 0)] == ["74.0 MB", "1 kB", "empty"]
