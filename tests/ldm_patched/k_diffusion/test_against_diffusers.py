@@ -6,6 +6,7 @@ step, divided by sqrt(1 + sigma²), which is the scale that the reference works 
 """
 
 import math
+import os
 from collections.abc import Callable
 
 import diffusers
@@ -18,7 +19,6 @@ from tests.support.engine_report import record
 from tests.support.mixture import Mixture
 
 MIXTURE = Mixture()
-HERE = "tests/ldm_patched/k_diffusion/test_against_diffusers.py"
 SHAPE = (1, 4, 8, 8)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TOLERANCE = 1e-4  # the references compute in float32
@@ -55,9 +55,14 @@ def difference(ours: list[Tensor], theirs: list[Tensor], sigmas: Tensor) -> floa
     return max(float((a - b).abs().max()) / math.sqrt(1 + s**2) for a, b, s in pairs)
 
 
-def check(name: str, words: str, measured: float, test: str, tolerance: float = TOLERANCE) -> None:
-    record("sampler", name, f"{HERE}::{test}", words, measured, tolerance)
-    assert measured <= tolerance
+def check(name: str, words: str, measured: float) -> None:
+    record("sampler", name, os.environ["PYTEST_CURRENT_TEST"], words, measured, TOLERANCE)
+    assert measured <= TOLERANCE
+
+
+def words_for(kind: str, **options) -> str:
+    """`diffusers Kind (solver_order 2, …)`"""
+    return f"diffusers {kind} ({', '.join(f'{k} {v}' for k, v in options.items())})"
 
 
 # --- schedulers that work in sigma ----------------------------------------------------------------
@@ -104,7 +109,7 @@ def test_in_sigma(name, kind, calls, steps):
     assert len(sigmas) == steps + 1
     options = {"noise_sampler": same_noise(4)} if "ancestral" in name else {}
     measured = difference(states_of(name, sigmas, calls=calls, **options), theirs, sigmas)
-    check(name, f"diffusers {kind}", measured, f"test_in_sigma[{steps}-{name}-{kind}-{calls}]")
+    check(name, f"diffusers {kind}", measured)
 
 
 # --- schedulers that work in alpha and sigma ------------------------------------------------------
@@ -154,7 +159,7 @@ def test_multistep(name, ours, kind, options):
         sigmas = torch.cat([sigmas[:-1], torch.zeros(1)])
         theirs = theirs[:-1]
     measured = difference(states_of(name, sigmas, **ours), theirs, sigmas)
-    check(name, f"diffusers {kind} {options}", measured, f"test_multistep[{name}]")
+    check(name, words_for(kind, **options), measured)
 
 
 @pytest.mark.parametrize(
@@ -172,8 +177,8 @@ def test_multistep_with_noise(name, ours, options):
     measured = difference(
         states_of(name, sigmas, noise_sampler=same_noise(6, torch.float32), **ours), theirs, sigmas
     )
-    words = f"diffusers {kind} sde {options}"
-    check(name, words, measured, f"test_multistep_with_noise[{name}]")
+    words = words_for(kind, noise=1, **options)
+    check(name, words, measured)
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2s_ancestral", "dpmpp_sde"])
@@ -187,7 +192,7 @@ def test_singlestep(name):
     theirs = walk_in_alpha(scheduler, sigmas)[:-1:2]
     pairs = sigmas[:-1:2]
     measured = difference(states_of(name, pairs, calls=2, eta=0.0), theirs, pairs)
-    check(name, "diffusers DPMSolverSinglestepScheduler", measured, f"test_singlestep[{name}]")
+    check(name, "diffusers DPMSolverSinglestepScheduler", measured)
 
 
 # --- schedulers that go by timesteps --------------------------------------------------------------
@@ -210,7 +215,6 @@ def test_ddim(eta):
         "ddim",
         f"diffusers DDIMScheduler, eta {eta}",
         difference(ours, theirs, sigmas),
-        f"test_ddim[{eta}]",
     )
 
 
@@ -220,7 +224,7 @@ def test_ddpm():
     sigmas = sigmas_of(scheduler)
     theirs = walk_in_alpha(scheduler, sigmas, generator=torch.Generator().manual_seed(6))
     ours = states_of("ddpm", sigmas, noise_sampler=same_noise(6))
-    check("ddpm", "diffusers DDPMScheduler", difference(ours, theirs, sigmas), "test_ddpm")
+    check("ddpm", "diffusers DDPMScheduler", difference(ours, theirs, sigmas))
 
 
 @pytest.mark.parametrize("steps", [1, 4, 8])
@@ -238,7 +242,7 @@ def test_lcm(steps):
 
     ours = states_of("lcm", sigmas, with_boundary, noise_sampler=same_noise(6))
     measured = difference(ours, theirs, sigmas)
-    check("lcm", "diffusers LCMScheduler", measured, f"test_lcm[{steps}]")
+    check("lcm", "diffusers LCMScheduler", measured)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
@@ -251,7 +255,7 @@ def test_tcd(eta):
     ]  # their last step ends at timestep 0, which has some noise left
     ours = states_of("tcd", sigmas, eta=eta, noise_sampler=same_noise(6))
     measured = difference(ours, theirs, sigmas)
-    check("tcd", f"diffusers TCDScheduler, eta {eta}", measured, f"test_tcd[{eta}]")
+    check("tcd", f"diffusers TCDScheduler, eta {eta}", measured)
 
 
 def test_ipndm():
@@ -269,4 +273,4 @@ def test_ipndm():
         v = (eps - x * sigma * alpha) / alpha
         x = scheduler.step(v, t, x).prev_sample
     measured = difference(states_of("ipndm", sigmas), theirs, sigmas)
-    check("ipndm", "diffusers IPNDMScheduler", measured, "test_ipndm")
+    check("ipndm", "diffusers IPNDMScheduler", measured)

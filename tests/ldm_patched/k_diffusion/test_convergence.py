@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from tests.support.engine_report import record
 from tests.support.mixture import Mixture
 
 MIXTURE = Mixture()
-HERE = "tests/ldm_patched/k_diffusion/test_convergence.py"
 START = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2)).double() * 14.6146
 
 # the error's quotient when steps double: twice as good is first order, four times is second
@@ -55,6 +55,10 @@ def solve(name: str, steps: int, **options) -> torch.Tensor:
     return SAMPLERS[name](MIXTURE.model, START, schedule(steps), **options)
 
 
+def note(name: str, reference: str, difference: float, tolerance: float) -> None:
+    record("sampler", name, os.environ["PYTEST_CURRENT_TEST"], reference, difference, tolerance)
+
+
 @pytest.fixture(scope="module")
 def truth() -> torch.Tensor:
     """Richardson's extrapolation of Heun's method: within 1e-7."""
@@ -74,15 +78,12 @@ def test_the_error_falls_with_the_method_s_order(name, truth):
     counts = (50, 101) if name == "dpm_fast" else (60, 120)  # 17 and 34 steps of up to three calls
     errors = [float((solve(name, n) - truth).abs().mean()) for n in counts]
     gain = errors[0] / errors[1]
-    record(
-        "sampler",
-        name,
-        f"{HERE}::test_the_error_falls_with_the_method_s_order[{name}]",
-        f"exact solution, order {ORDERS[name]}: {counts[1]} steps, {gain:.1f} × better than half",
-        errors[1],
-        0.02 if ORDERS[name] == 1 else 1e-3,
+    words = (
+        f"exact solution, order {ORDERS[name]}, {counts[1]} steps: {gain:.1f} × nearer than half"
     )
-    assert errors[1] < (0.02 if ORDERS[name] == 1 else 1e-3)
+    tolerance = 0.02 if ORDERS[name] == 1 else 1e-3
+    note(name, words, errors[1], tolerance)
+    assert errors[1] < tolerance
     if ORDERS[name] == 1:
         assert 1.8 <= gain <= 2.2
     else:
@@ -104,11 +105,8 @@ def test_the_adaptive_solver_is_as_exact_as_it_is_told_to_be(order, truth):
 
     loose, many = error(0.05), len(calls)
     tight = error(5e-4)
-    test = f"{HERE}::test_the_adaptive_solver_is_as_exact_as_it_is_told_to_be[{order}]"
-    record("sampler", "dpm_adaptive", test, f"exact solution, order {order}, rtol 0.05", loose, 0.1)
-    record(
-        "sampler", "dpm_adaptive", test, f"exact solution, order {order}, rtol 5e-4", tight, 1e-3
-    )
+    note("dpm_adaptive", f"exact solution, order {order}, rtol 0.05", loose, 0.1)
+    note("dpm_adaptive", f"exact solution, order {order}, rtol 5e-4", tight, 1e-3)
     assert loose < 0.1
     assert tight < 1e-3
     assert many < len(calls) - many  # exactness has its price
@@ -131,8 +129,7 @@ def test_the_adaptive_solver_is_as_exact_as_it_is_told_to_be(order, truth):
 def test_without_noise_they_equal_their_deterministic_siblings(sampler, sibling, tolerance):
     options = {"restarts": 0} if sampler == "restart" else {}
     difference = float((solve(sampler, 30, **options) - solve(sibling, 30)).abs().max())
-    test = f"{HERE}::test_without_noise_they_equal_their_deterministic_siblings"
-    record("sampler", sampler, test, f"{sibling}, without noise", difference, tolerance)
+    note(sampler, f"{sibling}, without noise", difference, tolerance)
     assert difference <= tolerance
 
 
@@ -165,15 +162,13 @@ def test_stochastic_samplers_draw_from_the_distribution(name, options, steps):
         for m, w in zip(MIXTURE.means, MIXTURE.weights, strict=True)
     )
     differences = {
-        "mean": (abs(float(out.mean()) - MIXTURE.mean), 0.03),
-        "variance": (abs(float(out.var()) / MIXTURE.variance - 1), 0.05),
-        "share of a mode": (abs(near_left - exact), 0.02),
+        abs(float(out.mean()) - MIXTURE.mean): 0.03,
+        abs(float(out.var()) / MIXTURE.variance - 1): 0.05,
+        abs(near_left - exact): 0.02,
     }
-    test = f"{HERE}::test_stochastic_samplers_draw_from_the_distribution"
-    for what, (difference, tolerance) in differences.items():
-        words = f"{what} of a known distribution, {steps} steps"
-        record("sampler", name, test, words, difference, tolerance)
-    for difference, tolerance in differences.values():
+    words = f"known distribution (mean, variance, share of a mode), {steps} steps"
+    note(name, words, max(differences), 0.05)
+    for difference, tolerance in differences.items():
         assert difference < tolerance
 
 
@@ -191,7 +186,6 @@ def test_one_leap_after_the_other_draws_from_a_gaussian(name):
     out = SAMPLERS[name](consistency, x, sigmas, extra_args={"seed": 4}, **options)
     spread = abs(float(out.std()) / std - 1)
     tolerance = 0.05 if name == "tcd" else 0.02  # tcd leaps to timestep 0, which has sigma 0.03
-    test = f"{HERE}::test_one_leap_after_the_other_draws_from_a_gaussian[{name}]"
-    record("sampler", name, test, "spread of a Gaussian, 4 steps", spread, tolerance)
+    note(name, "spread of a Gaussian, 4 steps", spread, tolerance)
     assert spread < tolerance
     assert abs(float(out.mean()) - mean) < 0.02

@@ -1,5 +1,7 @@
 """Schedules against diffusers' tables, the formulas they stand for, and their promises."""
 
+import os
+
 import diffusers
 import numpy as np
 import pytest
@@ -21,17 +23,16 @@ from ldm_patched.modules.schedulers import sampling_in_force
 from tests.support.engine_report import record
 from tests.support.fake_model import FakeModel
 
-HERE = "tests/ldm_patched/modules/test_schedulers.py"
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def check(name: str, words: str, ours: torch.Tensor, theirs, test: str, tolerance: float) -> None:
+def check(name: str, words: str, ours: torch.Tensor, theirs, tolerance: float) -> None:
     """The largest relative difference of the sigmas above 0; the 0 is one in both."""
     theirs = torch.as_tensor(np.asarray(theirs), dtype=torch.float32)
     assert ours.shape == theirs.shape
     assert float(ours[-1]) == float(theirs[-1]) == 0.0
     measured = float((ours[:-1] / theirs[:-1] - 1).abs().max())
-    record("scheduler", name, f"{HERE}::{test}", words, measured, tolerance)
+    record("scheduler", name, os.environ["PYTEST_CURRENT_TEST"], words, measured, tolerance)
     assert measured <= tolerance
 
 
@@ -104,8 +105,13 @@ def test_schedules_equal_diffusers(scheduler, options, steps):
         theirs = diffusers.EulerDiscreteScheduler(**BETAS, **options)
         theirs.set_timesteps(count)
         ours = calculate_sigmas_scheduler(FakeModel(), scheduler, count)
-        test = f"test_schedules_equal_diffusers[{scheduler}]"
-        check(scheduler, f"diffusers {options}", ours, theirs.sigmas, test, 2e-5)
+        check(
+            scheduler,
+            "diffusers, " + ", ".join(f"{k} {v}" for k, v in options.items()),
+            ours,
+            theirs.sigmas,
+            2e-5,
+        )
 
 
 @pytest.mark.parametrize("steps", [4, 8, 25])
@@ -115,8 +121,7 @@ def test_sgm_uniform_is_nearly_the_trailing_spacing(steps):
     theirs.set_timesteps(steps)
     ours = calculate_sigmas_scheduler(FakeModel(), "sgm_uniform", steps)
     words = "diffusers, trailing timesteps (up to one timestep off)"
-    test = f"test_sgm_uniform_is_nearly_the_trailing_spacing[{steps}]"
-    check("sgm_uniform", words, ours, theirs.sigmas, test, 0.02)
+    check("sgm_uniform", words, ours, theirs.sigmas, 0.02)
     exact = FakeModel().model_sampling.sigma(torch.linspace(999, 0, steps + 1)[:-1])
     torch.testing.assert_close(ours[:-1], exact)
 
@@ -130,7 +135,7 @@ def test_quantiles_of_the_beta_schedule(steps):
     low, high = theirs.sigmas[-2], theirs.sigmas[0]
     ours = torch.cat([low + shares.float() * (high - low), torch.zeros(1)])
     words = "diffusers' beta sigmas, from our quantiles"
-    check("beta", words, ours, theirs.sigmas, f"test_quantiles_of_the_beta_schedule[{steps}]", 1e-5)
+    check("beta", words, ours, theirs.sigmas, 1e-5)
 
     from scipy import stats
 
@@ -139,23 +144,21 @@ def test_quantiles_of_the_beta_schedule(steps):
     exact = [*FakeModel().model_sampling.sigmas[places].tolist(), 0.0]
     ours = calculate_sigmas_scheduler(FakeModel(), "beta", steps)
     words = "levels at SciPy's beta quantiles"
-    check("beta", words, ours, exact, f"test_quantiles_of_the_beta_schedule[{steps}]", 1e-6)
+    check("beta", words, ours, exact, 1e-6)
 
 
 @pytest.mark.parametrize("steps", [2, 10, 25])
 def test_linear_quadratic_equals_mochi_s(steps):
     theirs = np.array([*linear_quadratic_schedule(steps, 0.025), 0.0]) * 14.614641
     ours = calculate_sigmas_scheduler(FakeModel(), "linear_quadratic", steps)
-    test = f"test_linear_quadratic_equals_mochi_s[{steps}]"
-    check("linear_quadratic", "diffusers' Mochi schedule", ours, theirs, test, 1e-5)
+    check("linear_quadratic", "diffusers' Mochi schedule", ours, theirs, 1e-5)
 
 
 def test_align_your_steps_has_the_published_numbers():
     ours = calculate_sigmas_scheduler(FakeModel(), "align_your_steps", 10)
     theirs = [*AysSchedules["StableDiffusionXLSigmas"][:-1], 0.0]
     words = "diffusers' table (rounded to three digits) for SDXL"
-    test = "test_align_your_steps_has_the_published_numbers"
-    check("align_your_steps", words, ours, theirs, test, 0.02)
+    check("align_your_steps", words, ours, theirs, 0.02)
 
     old = FakeModel()
     old.latent_format = SD15()
@@ -163,7 +166,7 @@ def test_align_your_steps_has_the_published_numbers():
     times = torch.tensor(AysSchedules["StableDiffusionTimesteps"])
     theirs = [*old.model_sampling.sigma(times).tolist(), 0.0]
     words = "levels at diffusers' timesteps for SD 1.x (whole numbers)"
-    check("align_your_steps", words, ours, theirs, test, 0.05)
+    check("align_your_steps", words, ours, theirs, 0.05)
 
 
 def test_align_your_steps_keeps_its_table_s_ends_for_other_counts():
@@ -185,8 +188,7 @@ def test_the_karras_schedule_of_a_model_has_the_known_values():
 def test_kl_optimal_is_even_in_the_angle():
     ours = calculate_sigmas_scheduler(FakeModel(), "kl_optimal", 9)
     angles = np.linspace(np.arctan(14.614641), np.arctan(0.0291672), 9)
-    test = "test_kl_optimal_is_even_in_the_angle"
-    check("kl_optimal", "the formula in float64", ours, [*np.tan(angles), 0.0], test, 1e-5)
+    check("kl_optimal", "the formula in float64", ours, [*np.tan(angles), 0.0], 1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 10])
@@ -194,8 +196,7 @@ def test_turbo_takes_the_first_of_ten_timesteps(steps):
     sampling = FakeModel().model_sampling
     exact = [*sampling.sigmas[[999 - 100 * k for k in range(steps)]].tolist(), 0.0]
     ours = calculate_sigmas_scheduler(FakeModel(), "turbo", steps)
-    test = f"test_turbo_takes_the_first_of_ten_timesteps[{steps}]"
-    check("turbo", "timesteps 999, 899, …", ours, exact, test, 1e-6)
+    check("turbo", "timesteps 999, 899, …", ours, exact, 1e-6)
 
 
 def test_turbo_walks_the_same_way_in_more_steps():
@@ -215,8 +216,7 @@ def test_distilled_levels_are_every_twentieth(name):
     places = (np.linspace(999, 19, 9)[:-1] - 19) / 20
     exact = np.exp(np.interp(places, np.arange(50), kept.double().log().numpy()))
     ours = calculate_sigmas_scheduler(model, name, 8)
-    test = f"test_distilled_levels_are_every_twentieth[{name}]"
-    check(name, "sgm_uniform on the 50 distilled levels", ours, [*exact, 0.0], test, 1e-5)
+    check(name, "sgm_uniform on the 50 distilled levels", ours, [*exact, 0.0], 1e-5)
 
 
 def test_a_distilled_model_keeps_its_prediction():
@@ -239,6 +239,5 @@ def test_playground_s_levels_come_along_unless_the_model_has_them():
     assert sampling_in_force("karras", own) is own
     ours = calculate_sigmas_scheduler(FakeModel(), "edm_playground_v2.5", 20)
     ramp = np.linspace(120 ** (1 / 7), 0.002 ** (1 / 7), 20) ** 7
-    test = "test_playground_s_levels_come_along_unless_the_model_has_them"
     words = "Karras' formula from 120 to 0.002"
-    check("edm_playground_v2.5", words, ours, [*ramp, 0.0], test, 1e-4)
+    check("edm_playground_v2.5", words, ours, [*ramp, 0.0], 1e-4)
