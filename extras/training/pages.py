@@ -7,7 +7,7 @@ is interrupted goes on with the very pictures that it would have seen.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -18,12 +18,42 @@ from torch.utils.data import DataLoader, Dataset
 from extras.training import picturebook
 from extras.training.caption_tokens import LENGTH, caption_ids, framed, strew
 from extras.training.captions import caption
+from extras.training.facts import scene_facts
 from extras.training.scenes.scene import SIZES
 
 FIRST_TRAINING_SEED = 1_000_000
 """Seeds below this one are never trained on; tests and evaluations draw from them."""
 _RUN_STRIDE = 1_000_000_000
 SIZE_WEIGHTS = (34.0, 12, 12, 11, 11, 10, 10)
+
+
+class PageGroup(NamedTuple):
+    """images uint8 (G, H, W, 3); tokens int32 (G, captions, 77); numbers int32 (G, 6): original
+    height and width, crop top and left, target height and width; facts uint8 (G, F), see
+    facts.py, or (G, 0) of pictures whose facts nobody knows."""
+
+    images: Tensor
+    tokens: Tensor
+    numbers: Tensor
+    facts: Tensor
+
+
+class GroupSource(Protocol):
+    """An endless row of groups, each a pure function of its number; a frozen dataclass."""
+
+    @property
+    def group(self) -> int:
+        """Pictures in a group."""
+
+    @property
+    def seed(self) -> int:
+        """Of what is drawn from the groups."""
+
+    def group_size(self, number: int) -> tuple[int, int]:
+        """(width, height) of the pictures of a group."""
+
+    def draw_group(self, number: int) -> PageGroup:
+        """The pictures of a group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,40 +75,31 @@ class PagePlan:
     weights: tuple[float, ...] = SIZE_WEIGHTS
     """How often each of `sizes`, (width, height), is taken."""
 
+    def group_size(self, number: int) -> tuple[int, int]:
+        """(width, height) of the pages of a group."""
+        return Random(f"size {self.seed} {number}").choices(self.sizes, self.weights)[0]
 
-class PageGroup(NamedTuple):
-    """images uint8 (G, H, W, 3); tokens int32 (G, captions, 77); numbers int32 (G, 6): original
-    height and width, crop top and left, target height and width."""
-
-    images: Tensor
-    tokens: Tensor
-    numbers: Tensor
-
-
-def group_size(plan: PagePlan, number: int) -> tuple[int, int]:
-    """(width, height) of the pages of a group."""
-    return Random(f"size {plan.seed} {number}").choices(plan.sizes, plan.weights)[0]
-
-
-def draw_group(plan: PagePlan, number: int) -> PageGroup:
-    """The pages of group `number`."""
-    size = group_size(plan, number)
-    images, tokens, numbers = [], [], []
-    for index in range(plan.group):
-        seed = FIRST_TRAINING_SEED + plan.seed * _RUN_STRIDE + number * plan.group + index
-        rng = Random(f"page {seed}")
-        image, six, scene = _page(plan, seed, size, rng)
-        if plan.side:
-            image = _cut(image, plan.side, rng)
-        images.append(image)
-        numbers.append(six)
-        tokens.append([_tokens(scene, plan, rng) for _ in range(plan.captions)])
-    shape = (plan.group, plan.captions, LENGTH)
-    return PageGroup(
-        torch.from_numpy(np.stack(images)),
-        torch.from_numpy(np.array(tokens, np.int32).reshape(shape)),
-        torch.tensor(numbers, dtype=torch.int32),
-    )
+    def draw_group(self, number: int) -> PageGroup:
+        """The pages of group `number`."""
+        size = self.group_size(number)
+        images, tokens, numbers, facts = [], [], [], []
+        for index in range(self.group):
+            seed = FIRST_TRAINING_SEED + self.seed * _RUN_STRIDE + number * self.group + index
+            rng = Random(f"page {seed}")
+            image, six, scene = _page(self, seed, size, rng)
+            if self.side:
+                image = _cut(image, self.side, rng)
+            images.append(image)
+            numbers.append(six)
+            tokens.append([_tokens(scene, self, rng) for _ in range(self.captions)])
+            facts.append(scene_facts(scene))
+        shape = (self.group, self.captions, LENGTH)
+        return PageGroup(
+            torch.from_numpy(np.stack(images)),
+            torch.from_numpy(np.array(tokens, np.int32).reshape(shape)),
+            torch.tensor(numbers, dtype=torch.int32),
+            torch.from_numpy(np.stack(facts)),
+        )
 
 
 def _page(
@@ -109,11 +130,11 @@ def _tokens(scene: picturebook.Scene, plan: PagePlan, rng: Random) -> np.ndarray
 
 
 class _Groups(Dataset):
-    def __init__(self, plan: PagePlan) -> None:
-        self.plan = plan
+    def __init__(self, source: GroupSource) -> None:
+        self.source = source
 
     def __getitem__(self, number: int) -> PageGroup:
-        return draw_group(self.plan, number)
+        return self.source.draw_group(number)
 
 
 def _start_worker(_number: int) -> None:
@@ -121,15 +142,15 @@ def _start_worker(_number: int) -> None:
     torch.set_num_threads(1)
 
 
-def draw_groups(plan: PagePlan, first: int, workers: int) -> Iterator[PageGroup]:
+def draw_groups(source: GroupSource, first: int, workers: int) -> Iterator[PageGroup]:
     """Groups first, first + 1, … without end, drawn by `workers` processes (0: in this one)."""
     if not workers:
         number = first
         while True:
-            yield draw_group(plan, number)
+            yield source.draw_group(number)
             number += 1
     yield from DataLoader(
-        _Groups(plan),
+        _Groups(source),
         batch_size=None,
         sampler=range(first, 2**62),
         num_workers=workers,

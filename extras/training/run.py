@@ -25,16 +25,21 @@ from ldm_patched.ldm.modules.ema import LitEma
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """How long, how fast and where. minutes: stop after so many (0: no limit); steps: in all."""
+    """How long, how fast and where. steps: in all. minutes: pause after so many (0: no limit).
+
+    within: be done after so many minutes (0: when all steps are done), however many steps that
+    are: the learning rate then falls by the clock, so that no two such runs end alike.
+    """
 
     folder: Path
     steps: int = 20_000
     minutes: float = 0.0
+    within: float = 0.0
     seed: int = 0
     learning_rate: float = 3e-4
     warmup: int = 200
     cooldown: float = 0.25
-    """The last part of `steps` in which the learning rate falls to nothing."""
+    """The last part of a run in which the learning rate falls to nothing."""
     weight_decay: float = 0.01
     clip: float = 1.0
     ema_decay: float = 0.9995
@@ -94,6 +99,7 @@ class Run:
         self.ema = LitEma(stage.model, plan.ema_decay)
         self.ema.to(next(iter(self.named.values())).device)
         self.step = 0
+        self._started = time.monotonic()
         self._bad = torch.zeros((), device=next(iter(self.named.values())).device)
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
@@ -158,7 +164,13 @@ class Run:
         """Rises over the warm-up, stays, and falls in a straight line over the cool-down."""
         plan = self.plan
         left = (plan.steps - step) / max(1.0, plan.cooldown * plan.steps)
+        if plan.within:
+            left = min(left, (1.0 - self._elapsed() / plan.within) / max(1e-9, plan.cooldown))
         return plan.learning_rate * min(1.0, (step + 1) / max(1, plan.warmup), max(left, 0.0))
+
+    def _elapsed(self) -> float:
+        """Minutes since training began."""
+        return (time.monotonic() - self._started) / 60
 
     def train_step(self) -> None:
         """One step of the optimiser and the moving average."""
@@ -191,25 +203,27 @@ class Run:
         )
 
     def train(self) -> bool:
-        """Train until the steps, the minutes or the user's patience end; True if all steps are
-        done. A checkpoint of where it stopped is written.
+        """Train until the steps, the minutes or the user's patience end; True if all is done.
+        A checkpoint of where it stopped is written.
 
         Raises TrainingFolderError, CheckpointError, TrainingDiverged.
         """
         self.prepare()
         self.stage.begin(self.step)
-        started = saved = drawn = logged = time.monotonic()
+        started = saved = drawn = logged = self._started = time.monotonic()
         first = mark = self.step
+        done = self.step >= self.plan.steps
         try:
-            while self.step < self.plan.steps:
+            while not done:
                 self.train_step()
                 now = time.monotonic()
-                if now - logged >= self.plan.log_seconds or self.step == self.plan.steps:
+                done = self.step >= self.plan.steps or 0 < self.plan.within <= self._elapsed()
+                if now - logged >= self.plan.log_seconds or done:
                     self._check_finite()
                     speed = (self.step - mark) / max(1e-9, now - logged)
                     left = (self.plan.steps - self.step) * (now - started) / (self.step - first)
-                    if self.plan.minutes:
-                        left = min(left, max(0.0, started + self.plan.minutes * 60 - now))
+                    for limit in filter(None, (self.plan.minutes, self.plan.within)):
+                        left = min(left, max(0.0, started + limit * 60 - now))
                     self._log(speed, left)
                     logged, mark = now, self.step
                 if now - saved >= self.plan.checkpoint_minutes * 60:
@@ -225,7 +239,7 @@ class Run:
         self._check_finite()
         if self.step > first:
             self.save()
-        return self.step >= self.plan.steps
+        return done
 
     def finish(self) -> list[Path]:
         """Write a last grid and the stage's result from the averaged weights."""

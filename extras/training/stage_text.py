@@ -21,7 +21,7 @@ from extras.training import picturebook
 from extras.training.caption_tokens import END_TOKEN, PAD_G, caption_ids, framed, strew, used_ids
 from extras.training.captions import caption
 from extras.training.errors import TrainingFolderError
-from extras.training.facts import fact_index, scene_facts
+from extras.training.facts import fact_index, fact_loss, scene_facts
 from extras.training.pages import FIRST_TRAINING_SEED
 from extras.training.run import Stage
 from ldm_patched.modules.sd1_clip import PENULTIMATE
@@ -95,14 +95,9 @@ class TextStage(Stage):
             return {name: self.model["heads"][name](value) for name, value in read.items()}
 
     def compute_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of all facts, summed over a caption's facts, mean over the readouts."""
+        """The facts' cross-entropy, mean over the readouts."""
         ids, facts = (part.to(self.device) for part in draw_captions(self.seed, step, self.batch))
-        losses = {}
-        for name, logits in self.guesses(ids).items():
-            entropy = nn.functional.binary_cross_entropy_with_logits(
-                logits.float(), facts, reduction="none"
-            )
-            losses[name] = entropy.sum(dim=1).mean()
+        losses = {name: fact_loss(logits, facts) for name, logits in self.guesses(ids).items()}
         return torch.stack(list(losses.values())).mean(), losses
 
     def finish(self) -> list[Path]:

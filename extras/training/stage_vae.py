@@ -14,7 +14,7 @@ from torch import Tensor
 from extras.training import picturebook
 from extras.training.builtin_model import BuiltinSizes, make_vae, normalise_latents
 from extras.training.grids import tile
-from extras.training.pages import PageGroup, PagePlan, draw_group, draw_groups
+from extras.training.pages import PageGroup, PagePlan, draw_groups
 from extras.training.run import Stage
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL
 
@@ -132,7 +132,7 @@ class VaeStage(Stage):
         whole = replace(self.pages, side=0, captions=0)
         rows = []
         for number in range(_STATISTICS_GROUP, _STATISTICS_GROUP + _STATISTICS_GROUPS):
-            x = to_network(draw_group(whole, number).images.to(self.device))
+            x = to_network(whole.draw_group(number).images.to(self.device))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 rows.append(self.model.encode(x).float().transpose(0, 1).flatten(1))
         values = torch.cat(rows, dim=1)

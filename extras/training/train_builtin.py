@@ -19,12 +19,14 @@ from typing import NamedTuple
 import torch
 
 from extras.training import builtin_model as builtin
+from extras.training.detector import MINI_TOWER, TOY_TOWER, Detector, FactNetwork, FactTower
 from extras.training.errors import TrainingError
 from extras.training.loss import LOSS_TYPES
 from extras.training.objectives import OBJECTIVES, WEIGHTINGS
 from extras.training.pages import PagePlan
 from extras.training.run import Run, RunPlan, Stage
 from extras.training.stage_base import MODEL_FILE, BasePlan, BaseStage
+from extras.training.stage_facts import FactsStage
 from extras.training.stage_text import TextStage
 from extras.training.stage_vae import VaeStage
 from extras.training.window import WindowPlan
@@ -60,6 +62,8 @@ SCALES = {
             "vae": Pace(96, 12_000, 6e-4),
             "text": Pace(512, 4_000, 1e-3),
             "base": Pace(512, 60_000, 8e-4),
+            "detector": Pace(128, 6_000, 1e-3),
+            "tower": Pace(256, 6_000, 1e-3),
         },
         side=192,
         capacity=131_072,
@@ -71,6 +75,8 @@ SCALES = {
             "vae": Pace(16, 40_000, 6e-4),
             "text": Pace(64, 12_000, 1e-3),
             "base": Pace(32, 300_000, 3e-4),
+            "detector": Pace(32, 20_000, 1e-3),
+            "tower": Pace(64, 20_000, 5e-4),
         },
         side=128,
         capacity=12_288,
@@ -95,7 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     add("--folder", type=Path, default=ROOT / ".easel" / "training", help="the run's folder")
     add("--output", type=Path, help=f"a second place for the model file ({MODEL_FILE})")
-    add("--minutes", type=float, default=0.0, help="stop after so many; --resume goes on")
+    add("--minutes", type=float, default=0.0, help="pause after so many; --resume goes on")
+    add("--within", type=float, default=0.0, help="be done in so many minutes, whatever the steps")
     add("--steps", type=int, help="steps in all")
     add("--resume", action="store_true", help="go on from the folder's last checkpoint")
     add("--batch", type=int, help="pictures or captions in a step")
@@ -178,6 +185,25 @@ def make_text_stage(args: argparse.Namespace, device: torch.device, scale: Scale
     )
 
 
+def make_facts_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> FactsStage:
+    """A network that tells the facts of pages, as the command line says."""
+    toy = args.size == "toy"
+    if args.stage == "detector":
+        network: FactNetwork = Detector((8, 8, 8, 8)) if toy else Detector()
+    else:
+        network = FactTower(TOY_TOWER if toy else MINI_TOWER)
+    batch = _first(args.batch, scale.paces[args.stage].batch)
+    return FactsStage(
+        args.stage,
+        network,
+        PagePlan(seed=args.seed, group=batch, captions=0),
+        folder=args.folder,
+        device=device,
+        workers=_workers(args),
+        bf16=_bf16(args, device),
+    )
+
+
 def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> BaseStage:
     """Stage 2 as the command line says."""
     capacity = _first(args.capacity, scale.capacity)
@@ -211,6 +237,8 @@ STAGES: dict[str, Callable[[argparse.Namespace, torch.device, Scale], Stage]] = 
     "vae": make_vae_stage,
     "text": make_text_stage,
     "base": make_base_stage,
+    "detector": make_facts_stage,
+    "tower": make_facts_stage,
 }
 
 
@@ -223,12 +251,14 @@ def make_run(args: argparse.Namespace) -> Run:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     scale = SCALES.get(device.type, SCALES["cpu"])
+    torch.manual_seed(args.seed)
     stage = STAGES[args.stage](args, device, scale)
     pace = scale.paces[args.stage]
     plan = RunPlan(
         folder=args.folder,
         steps=_first(args.steps, pace.steps),
         minutes=args.minutes,
+        within=args.within,
         seed=args.seed,
         learning_rate=_first(args.learning_rate, pace.learning_rate),
         checkpoint_minutes=args.checkpoint_minutes,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from extras.training.caption_tokens import END_TOKEN, PAD_G, framed
-from extras.training.pages import PageGroup, PagePlan, draw_groups, group_size
+from extras.training.pages import GroupSource, PageGroup, draw_groups
 
 Batch = dict[str, Tensor]
 """latents (B, 4, h, w) float32 and the inputs of the conditioner, by key."""
@@ -38,7 +38,7 @@ class LatentWindow:
 
     def __init__(
         self,
-        pages: PagePlan,
+        pages: GroupSource,
         plan: WindowPlan,
         encode: Callable[[Tensor], Tensor],
         *,
@@ -70,13 +70,13 @@ class LatentWindow:
         while self._high < self.high(step):
             self._add_one()
         for number in range(self._low, self.low(step)):
-            self._stores[group_size(self.pages, number)].drop(number)
+            self._stores[self.pages.group_size(number)].drop(number)
         self._low = self.low(step)
 
     def _add_one(self) -> None:
         group = next(self._source)
         latents = self.encode(group.images.to(self.device, non_blocking=True))
-        key = group_size(self.pages, self._high)
+        key = self.pages.group_size(self._high)
         if key not in self._stores:
             self._stores[key] = _Store(group, latents)
         self._stores[key].add(self._high, group, latents)

@@ -8,7 +8,7 @@ import torch
 
 from extras.training import pages as pages_module
 from extras.training.caption_tokens import END_TOKEN, START_TOKEN, caption_ids, strew, used_ids
-from extras.training.pages import PageGroup, PagePlan, draw_group, draw_groups, group_size
+from extras.training.pages import PageGroup, PagePlan, draw_groups
 from extras.training.scenes.scene import SIZES
 from extras.training.window import LatentWindow, WindowPlan
 
@@ -24,21 +24,21 @@ def same(first: PageGroup, second: PageGroup) -> bool:
 def test_a_group_depends_on_its_number_alone():
     source = draw_groups(PLAN, 5, workers=0)
     drawn = [next(source), next(source)]
-    assert same(drawn[1], draw_group(PLAN, 6))
-    assert same(drawn[0], draw_group(PLAN, 5))
-    assert not same(draw_group(replace(PLAN, seed=2), 5), drawn[0])
+    assert same(drawn[1], PLAN.draw_group(6))
+    assert same(drawn[0], PLAN.draw_group(5))
+    assert not same(replace(PLAN, seed=2).draw_group(5), drawn[0])
 
 
 def test_worker_processes_draw_the_same_groups():
     source = draw_groups(PLAN, 5, workers=1)
-    assert all(same(next(source), draw_group(PLAN, number)) for number in (5, 6))
+    assert all(same(next(source), PLAN.draw_group(number)) for number in (5, 6))
 
 
 def test_groups_come_in_every_size():
-    found = {group_size(PagePlan(), number) for number in range(200)}
+    found = {PagePlan().group_size(number) for number in range(200)}
     assert found == set(SIZES)
-    group = draw_group(PLAN, 3)
-    width, height = group_size(PLAN, 3)
+    group = PLAN.draw_group(3)
+    width, height = PLAN.group_size(3)
     assert group.images.shape == (3, height, width, 3)
     assert group.tokens.shape == (3, 2, 77)
 
@@ -46,8 +46,8 @@ def test_groups_come_in_every_size():
 def test_crops_are_told_as_they_are():
     whole, cut = 0, 0
     for number in range(12):
-        width, height = group_size(PLAN, number)
-        for h, w, top, left, target_h, target_w in draw_group(PLAN, number).numbers.tolist():
+        width, height = PLAN.group_size(number)
+        for h, w, top, left, target_h, target_w in PLAN.draw_group(number).numbers.tolist():
             assert (target_h, target_w) == (height, width)
             assert 0 <= top <= h - height
             assert 0 <= left <= w - width
@@ -58,7 +58,7 @@ def test_crops_are_told_as_they_are():
 
 
 def test_pieces_have_the_side_that_was_asked_for():
-    assert draw_group(replace(PLAN, side=64, captions=0), 0).images.shape == (3, 64, 64, 3)
+    assert replace(PLAN, side=64, captions=0).draw_group(0).images.shape == (3, 64, 64, 3)
 
 
 def test_training_never_sees_the_held_out_seeds(monkeypatch):
@@ -69,7 +69,7 @@ def test_training_never_sees_the_held_out_seeds(monkeypatch):
         "draw",
         lambda seed, **options: seeds.append(seed) or draw(seed, **options),
     )
-    draw_group(PagePlan(group=4, **SMALL), 0)
+    PagePlan(group=4, **SMALL).draw_group(0)
     assert min(seeds) >= pages_module.FIRST_TRAINING_SEED == 1_000_000
 
 

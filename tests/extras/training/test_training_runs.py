@@ -13,7 +13,7 @@ from PIL import Image
 from extras.training import checkpoints, train_builtin
 from extras.training.builtin_model import TOY
 from extras.training.errors import CheckpointError, TrainingDiverged, TrainingFolderError
-from extras.training.pages import PagePlan, draw_group
+from extras.training.pages import PagePlan
 from extras.training.run import Run, RunPlan, duration
 from extras.training.stage_base import MODEL_FILE, BasePlan, BaseStage, Preview
 from extras.training.stage_vae import VAE_FILE, VaeStage
@@ -129,7 +129,7 @@ def test_gradient_checkpointing_changes_no_gradient(with_vae):
 
 def test_the_autoencoder_learns(tmp_path):
     run = vae_run(tmp_path, steps=40, warmup=1, learning_rate=2e-3)
-    group = draw_group(run.stage.pages, 0)
+    group = run.stage.pages.draw_group(0)
     run.stage.begin = lambda _step: setattr(run.stage, "_source", repeat(group))
     run.train()
     lines = [json.loads(line) for line in (tmp_path / "vae" / "log.jsonl").read_text().splitlines()]
@@ -200,6 +200,15 @@ def test_minutes_end_a_run_early(tmp_path):
     run = vae_run(tmp_path, steps=10_000, minutes=1e-9)
     assert not run.train()
     assert run.step == 1
+
+
+def test_within_ends_a_run_with_the_rate_at_nothing(tmp_path):
+    run = vae_run(tmp_path, steps=10_000, within=8.0, warmup=0, cooldown=0.5, learning_rate=1.0)
+    run._elapsed = lambda: float(run.step)  # a minute for each step
+    assert [run.learning_rate(0) for run.step in range(9)] == [1.0] * 5 + [0.75, 0.5, 0.25, 0.0]
+    run.step = 0
+    assert run.train()
+    assert run.step == 8
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):

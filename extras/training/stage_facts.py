@@ -1,0 +1,88 @@
+"""The stages `detector` and `tower`: networks learn to tell the facts of pages."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from extras.training import picturebook
+from extras.training.detector import FactNetwork
+from extras.training.facts import fact_loss, readings, right, shares
+from extras.training.pages import PageGroup, PagePlan, draw_groups
+from extras.training.run import Stage
+
+HELD_OUT = 1000
+"""Pages, by seeds from 0 on, on which a finished network's accuracy is measured."""
+
+
+@torch.no_grad()
+def accuracy(network: FactNetwork, seeds: range, plan: PagePlan) -> dict[str, tuple[float, int]]:
+    """(share right, pages looked at) of subject, colour, place and style on pages of `seeds`.
+
+    plan: whose sizes are taken in turn.
+    """
+    device = next(network.parameters()).device
+    rows = []
+    for seed in seeds:
+        sample = picturebook.draw(seed, size=plan.sizes[seed % len(plan.sizes)])
+        logits = next(iter(network(torch.from_numpy(sample.image)[None].to(device)).values()))
+        rows.append(right(readings(logits)[0], sample.truth.scene))
+    return shares(rows)
+
+
+class FactsStage(Stage):
+    """See the module's docstring. A step takes one group of the pages."""
+
+    def __init__(
+        self,
+        name: str,
+        network: FactNetwork,
+        pages: PagePlan,
+        *,
+        folder: Path,
+        device: torch.device,
+        workers: int = 0,
+        bf16: bool = True,
+        held_out: int = HELD_OUT,
+    ) -> None:
+        """folder: where the result goes. held_out: pages to measure its accuracy on."""
+        self.name, self.pages, self.folder, self.device = name, pages, folder, device
+        self.workers, self.bf16, self.held_out = workers, bf16, held_out
+        self.model = network.to(device)
+        self._source: Iterator[PageGroup] | None = None
+
+    @property
+    def pictures_per_step(self) -> int:
+        return self.pages.group
+
+    def identity(self) -> dict[str, Any]:
+        return {"stage": self.name, "pages": asdict(self.pages)}
+
+    def begin(self, step: int) -> None:
+        self._source = draw_groups(self.pages, step, self.workers)
+
+    def compute_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
+        """The facts' cross-entropy, mean over the readouts."""
+        group = next(self._source)
+        images = group.images.to(self.device, non_blocking=True)
+        facts = group.facts.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.model(images)
+        losses = {name: fact_loss(values, facts) for name, values in logits.items()}
+        return torch.stack(list(losses.values())).mean(), losses
+
+    def finish(self) -> list[Path]:
+        """Write the network in half precision, and its accuracy on held-out pages as JSON."""
+        path = self.folder / self.model.file
+        weights = {n: w.detach().to("cpu", torch.float16) for n, w in self.model.result().items()}
+        save_file({n: w.contiguous() for n, w in weights.items()}, path)
+        found = accuracy(self.model, range(self.held_out), self.pages)
+        report = self.folder / f"{self.name}-accuracy.json"
+        rounded = {name: {"right": round(s, 4), "of": n} for name, (s, n) in found.items()}
+        report.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
+        return [path, report]
