@@ -227,7 +227,7 @@ def only_one_install():
         told = False
         while True:
             try:
-                if os.name == "nt":
+                if sys.platform == "win32":
                     import msvcrt
 
                     msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
@@ -321,7 +321,7 @@ def run_pip(venv: Path, arguments: list[str], log: Path, title: str) -> None:
 def follow_pip(process: subprocess.Popen[str], log: Path, title: str) -> int:
     """Copy pip's words into the log, the package at hand onto the terminal; its exit code."""
     with log.open("a", encoding="utf-8") as out, LivingLine(f"Installing {title}") as line:
-        for text in process.stdout:
+        for text in process.stdout or ():
             out.write(text)
             out.flush()
             package = re.match(r"\s*(?:Collecting|Downloading|Using cached) ([\w.-]+)", text)
@@ -335,7 +335,7 @@ def follow_pip(process: subprocess.Popen[str], log: Path, title: str) -> int:
 def end_with_children(process: subprocess.Popen[str]) -> None:
     """Kill a process that leads a session of its own, and what it started there."""
     with contextlib.suppress(OSError):
-        if os.name == "nt":
+        if sys.platform == "win32":
             process.kill()
         else:
             os.killpg(process.pid, signal.SIGKILL)

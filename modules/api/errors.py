@@ -1,5 +1,6 @@
 """Errors as the HTTP API tells them: {"error": {"code", "message", "field"}} and a status."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -23,7 +24,7 @@ _INTERNAL = "The server could not do this because of a fault of its own; its log
 
 
 def error_response(
-    status: int, code: str, message: str, field: str = "", headers: dict[str, str] | None = None
+    status: int, code: str, message: str, field: str = "", headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     """The one shape of an error on the wire."""
     body = {"error": {"code": code, "message": message, "field": field}}

@@ -169,18 +169,20 @@ class TaskFeed:
         self, known: list[tuple[str, int | None]]
     ) -> list[tuple[str, TaskView | None, tuple[int, str] | None]]:
         """(id, view or None when gone, new preview or None) of each known task. Any thread."""
-        found = []
+        found: list[tuple[str, TaskView | None, tuple[int, str] | None]] = []
         for task_id, shown in known:
             try:
-                view = self._pool.view(task_id)
-                latest = self._pool.preview(task_id) if view is not None else None
+                view: TaskView | None = self._pool.view(task_id)
+                latest = self._pool.preview(task_id)
             except NotFound:
                 view = latest = None
             except Exception:  # noqa: BLE001 - the watcher serves all followers and must live
                 logger.exception("cannot look at task %s", task_id)
                 continue
-            new = latest is not None and latest[0] != shown
-            found.append((task_id, view, (latest[0], preview_frame(*latest)) if new else None))
+            new = None
+            if latest is not None and latest[0] != shown:
+                new = (latest[0], preview_frame(*latest))
+            found.append((task_id, view, new))
         return found
 
 

@@ -116,9 +116,9 @@ def login_routes(door: Door | None) -> APIRouter:
             seconds = math.ceil(wait)
             plural = "" if seconds == 1 else "s"
             message = f"Too many attempts; try again in {seconds} second{plural}."
-            response = login_page(target, message, 429)
-            response.headers["Retry-After"] = str(seconds)
-            return response
+            refusal = login_page(target, message, 429)
+            refusal.headers["Retry-After"] = str(seconds)
+            return refusal
         if not await door.check(user, password):
             return login_page(target, "Name or password is wrong; try again.", 401)
         door.throttle.succeeded(user, address)

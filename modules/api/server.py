@@ -103,7 +103,7 @@ def import_gradio() -> ModuleType:
             raise FileNotFoundError("typing stubs are not wanted")
         return find(thing)
 
-    inspect.getfile = find_no_component
+    inspect.getfile = find_no_component  # type: ignore[assignment]
     try:
         return importlib.import_module("gradio")
     finally:

@@ -40,11 +40,11 @@ class Thumbnails:
             os.utime(path)
             return data
         except OSError:
-            data = _shrink(picture)
-        if data is not None:
+            made = _shrink(picture)
+        if made is not None:
             with contextlib.suppress(OSError):  # a full disk costs time, not the thumbnail
-                self._keep(path, data)
-        return data
+                self._keep(path, made)
+        return made
 
     def _keep(self, path: Path, data: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

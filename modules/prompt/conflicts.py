@@ -40,8 +40,7 @@ Parts = list[tuple[str, frozenset[str]]]
 
 def parts_of(text: str) -> Parts:
     """The parts of a text between commas and line ends, without weights."""
-    words = parse(text.replace("\n", ",")).words
-    parts = (part.strip() for part in words.split(","))
+    parts = (part.strip() for part in parse(text.replace("\n", ",")).words.split(","))
     return [(part, words) for part in parts if part and (words := content_words(part))]
 
 
