@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from modules.gallery.inputs import InputStore
 from modules.settings.presets import preset_named
 
 if TYPE_CHECKING:
@@ -50,13 +51,20 @@ class ServerContext:
     presets: "Mapping[str, Preset]"
     notices: NoticeBoard = field(default_factory=NoticeBoard)
 
+    @property
+    def inputs(self) -> InputStore:
+        """The pictures that requests refer to."""
+        return InputStore(self.settings.inputs_path)
+
     def submit(
         self, spec: "TaskSpec", owner: str = "local", idempotency_key: str | None = None
     ) -> str:
         """Queue a request from the page or the API and return its task's id.
 
-        Raises SpecError for a preset that is not there, and what WorkerPool.submit raises.
+        Raises SpecError for a preset or an input picture that is not there, and what
+        WorkerPool.submit raises.
         """
+        self.inputs.require(spec.image_prompts)
         if spec.preset:
             preset_named(self.presets, spec.preset)
         return self.pool.submit(spec, owner, idempotency_key)

@@ -6,6 +6,8 @@ GET  /api/tasks/{id}               one TaskView
 POST /api/forecast                 TaskSpec as JSON → seconds a picture, by performance mode
 GET  /api/tasks/{id}/events        server-sent events: `view`, `preview`
 POST /api/tasks/{id}/stop, /skip   202
+POST /api/inputs                   a picture's bytes → 201 {"image", "width", "height"}
+GET  /api/inputs/{hash}            that picture
 GET  /api/images/{id}/{index}      a finished picture; ?download=1 as an attachment, ?thumb=1 small
 GET  /api/history?limit=&before=   finished pictures, newest first; `next` is the next `before`
 GET  /api/status                   version, workers, queue, checkpoints, notices
@@ -26,6 +28,7 @@ from modules.api.forecasts import seconds_by_mode
 from modules.api.pictures import open_picture
 from modules.api.security import USER_KEY
 from modules.api.thumbnails import MIME_TYPE, Thumbnails
+from modules.gallery.read_image import image_type
 from modules.spec.errors import LimitError, NotFound
 from modules.spec.task_spec import TaskSpec
 from modules.spec.version import VERSION
@@ -46,6 +49,7 @@ def api_routes(context: ServerContext, feed: TaskFeed) -> APIRouter:
     _add_forecast_route(router, context)
     _add_event_route(router, feed)
     _add_picture_routes(router, context)
+    _add_input_routes(router, context)
     _add_status_routes(router, context)
 
     @router.api_route(
@@ -184,6 +188,22 @@ def _add_picture_routes(router: APIRouter, context: ServerContext) -> None:
             for row in rows
         ]
         return {"images": images, "next": rows[-1].number if len(rows) == limit else None}
+
+
+def _add_input_routes(router: APIRouter, context: ServerContext) -> None:
+    body = {"requestBody": {"content": {"image/*": {"schema": {"type": "string"}}}}}
+
+    @router.post("/api/inputs", status_code=201, openapi_extra=body)
+    async def store(request: Request) -> dict[str, Any]:
+        data = await request.body()  # bounded for every route, see security.py
+        stored = await anyio.to_thread.run_sync(context.inputs.add, data)
+        return {"image": stored.image, "width": stored.width, "height": stored.height}
+
+    @router.get("/api/inputs/{image}", response_class=Response)
+    def one(image: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]) -> Response:
+        data = context.inputs.bytes_of(image)
+        headers = {"Cache-Control": "private, max-age=86400", "ETag": f'"{image}"'}
+        return Response(data, media_type=image_type(data), headers=headers)
 
 
 def _add_status_routes(router: APIRouter, context: ServerContext) -> None:

@@ -61,6 +61,11 @@ class Settings:
         return self.data_path / "logs"
 
     @property
+    def inputs_path(self) -> Path:
+        """The pictures that requests refer to; see gallery/inputs.py."""
+        return self.data_path / "inputs"
+
+    @property
     def temporary_path(self) -> Path:
         """Folder for files that may be swept at each start."""
         return self.data_path / "tmp"

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from modules.spec import limits
 from modules.spec.errors import LimitError, SpecError
 from modules.spec.flags import OutputFormat, Sampler, Scheduler
+from modules.spec.image_prompt import ImagePrompt
 from modules.spec.quality import BEFORE_QUALITY, QualityFields
 
 SCHEMA_VERSION = 1
@@ -110,6 +111,21 @@ class TaskSpec(QualityFields):
         title="LoRAs",
         description="Small files that teach the checkpoint a style or a subject, with weights; "
         "those named in the prompt come after them.",
+    )
+    image_prompts: tuple[ImagePrompt, ...] = Field(
+        (),
+        max_length=limits.IMAGE_PROMPTS_PER_TASK,
+        title="Image prompts",
+        description="Pictures that steer the painting: by what they show, their edges, structure "
+        "or a face.",
+    )
+    control_softness: float = Field(
+        0.25,
+        ge=0.0,
+        le=1.0,
+        title="Softness of controls",
+        description="How much freer the fine details are of edge and structure pictures than the "
+        "layout.",
     )
     image_count: int = Field(
         2,
@@ -272,8 +288,8 @@ def _as_sentence(model: type[BaseModel], error: ValidationError) -> SpecError | 
         return SpecError("The request must be one JSON object of settings.")
     if name and info is None:
         return SpecError(f"{title[:80]} is not known; remove it.", name[:80])
-    if name == "loras" and len(first["loc"]) > 1:
-        title = _of_lora(first["loc"][1:])
+    if name in _LISTS and len(first["loc"]) > 1:
+        title = _of_entry(name, first["loc"][1:])
         if kind == "extra_forbidden":
             return SpecError(f"{title} is not known; remove it.", name)
     if kind == "value_error":
@@ -292,6 +308,7 @@ def _as_sentence(model: type[BaseModel], error: ValidationError) -> SpecError | 
         "missing": "must not be empty",
         "too_long": "must be at most {max_length} in number",
         "finite_number": "must be a finite number",
+        "string_pattern_mismatch": "must be the SHA-256 of a stored picture",
     }.get(kind)
     if allowed is None:
         wanted = {
@@ -305,12 +322,19 @@ def _as_sentence(model: type[BaseModel], error: ValidationError) -> SpecError | 
     return SpecError(f"{title} {allowed.format(**context)}.", name)
 
 
-def _of_lora(place: tuple[int | str, ...]) -> str:
-    """What a complaint about an entry of the LoRA list is about, as the beginning of a sentence."""
-    number = f"LoRA {int(place[0]) + 1}"
+_LISTS: dict[str, tuple[str, type[BaseModel]]] = {
+    "loras": ("LoRA", LoraSpec),
+    "image_prompts": ("image prompt", ImagePrompt),
+}
+
+
+def _of_entry(name: str, place: tuple[int | str, ...]) -> str:
+    """What a complaint about an entry of a list is about, as the beginning of a sentence."""
+    words, model = _LISTS[name]
+    number = f"{words} {int(place[0]) + 1}"
     if len(place) < 2:
-        return number
-    info = LoraSpec.model_fields.get(str(place[1]))
+        return number[:1].upper() + number[1:]
+    info = model.model_fields.get(str(place[1]))
     return f"{(info.title if info else None) or f'Field {str(place[1])[:80]!r}'} of {number}"
 
 

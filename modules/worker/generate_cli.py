@@ -8,17 +8,21 @@ progress bar and errors to standard error.
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from modules.gallery.inputs import InputStore
 from modules.settings.args import FLAGS
 from modules.settings.config import Settings, load_settings
 from modules.settings.presets import load_presets, preset_named
 from modules.spec.errors import ConfigError, StudioError
 from modules.spec.flags import TaskState
+from modules.spec.image_prompt import ImagePromptType
+from modules.spec.limits import REQUEST_BYTES
 from modules.spec.task_spec import ResolvedSpec, TaskSpec
 from modules.tasks.cancel import CancelToken
 from modules.tasks.events import Event, Loading, Progress
@@ -27,6 +31,10 @@ from modules.tasks.ids import IdMaker
 _SHORT = {"image_count": ("-n",), "output_format": ("--format",)}
 _SETTINGS = ("models-path", "data-path", "disable-metadata")
 _BAR_CHARACTERS = 24
+_IMAGE_PROMPT = re.compile(
+    r"(?P<file>.+?)"
+    rf"(?::(?P<type>{'|'.join(ImagePromptType)})(?::(?P<weight>[\d.]+)(?::(?P<stop>[\d.]+))?)?)?"
+)
 EXIT_STOPPED = 130
 
 
@@ -108,6 +116,16 @@ def build_parser() -> argparse.ArgumentParser:
                 "is its weight for the reading of the prompt, WEIGHT if it is left out",
             )
             continue
+        if name == "image_prompts":
+            parser.add_argument(
+                "--image-prompt",
+                dest=name,
+                action="append",
+                metavar="FILE[:TYPE[:WEIGHT[:STOP]]]",
+                help="a picture that steers the painting, such as house.png:canny:0.8; TYPE is "
+                f"{', '.join(ImagePromptType)}; may be given several times",
+            )
+            continue
         names = (*_SHORT.get(name, ()), "--" + name.replace("_", "-"))
         help_text = (field.description or "").replace("%", "%%")
         if field.annotation is bool:
@@ -146,6 +164,31 @@ def read_lora_option(text: str) -> dict[str, str]:
     return {"name": name} | dict(zip(("weight", "clip_weight"), weights, strict=False))
 
 
+def read_image_prompt_option(text: str, store: InputStore) -> dict[str, str]:
+    """The entry of TaskSpec.image_prompts that `--image-prompt file:type:weight:stop` means.
+
+    The picture goes into `store`. Raises ConfigError or what is wrong with the picture.
+    """
+    match = _IMAGE_PROMPT.fullmatch(text)
+    if match is None:
+        raise ConfigError(
+            f"--image-prompt {text[:80]} cannot be read; write --image-prompt "
+            "file:type:weight:stop, such as --image-prompt house.png:canny:0.8."
+        )
+    path = Path(match["file"]).expanduser()
+    try:
+        with path.open("rb") as file:
+            data = file.read(REQUEST_BYTES + 1)
+    except OSError:
+        raise ConfigError(
+            f"The picture {path.name[:80]} of --image-prompt cannot be read; check its name."
+        ) from None
+    if len(data) > REQUEST_BYTES:
+        raise ConfigError(f"The picture {path.name[:80]} is larger than 25 MB; make it smaller.")
+    given = {name: match[name] for name in ("type", "weight", "stop") if match[name]}
+    return {"image": store.add(data).image, **given}
+
+
 def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
     """(spec with a fixed seed, settings, whether a folder was given). Raises StudioError."""
     given = vars(build_parser().parse_args(list(argv)))
@@ -159,6 +202,10 @@ def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
         if value is not True:
             settings_argv.append(str(value))
     settings = load_settings(settings_argv)
+    if "image_prompts" in values:
+        store = InputStore(settings.inputs_path)
+        texts = values["image_prompts"]
+        values["image_prompts"] = [read_image_prompt_option(text, store) for text in texts]
     if folder is not None:
         settings = replace(settings, output_path=Path(os.path.abspath(Path(folder).expanduser())))
     preset = values.pop("preset", "")

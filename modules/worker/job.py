@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from ldm_patched.modules.control_base import ControlBase
     from ldm_patched.modules.model_patcher import ModelPatcher
     from modules.worker.pipeline import LoadedModel
 
@@ -65,7 +66,9 @@ class Job:
     lora_files: dict[str, ModelFile] = field(default_factory=dict)  # prompts; by name
     base: "LoadedModel | None" = None  # prompts; the checkpoint as it is
     model: "LoadedModel | None" = None  # prompts; with the LoRAs of the current picture
-    control_tasks: tuple[Any, ...] = ()  # objects with attach(unet); none exist without adapters
+    control_tasks: tuple[Any, ...] = ()  # control; objects with attach(unet)
+    control: "ControlBase | None" = None  # control; a chain that goes with the conditions
+    controls_ready: bool = False  # control; both of them are what the spec asks for
     unet: "ModelPatcher | None" = None  # control; a clone, so that nothing sticks to the model
     clock: StepClock = field(default_factory=StepClock)
     tiled: bool = False  # decode in tiles: the second try after memory ran out

@@ -15,6 +15,8 @@ def _other(file: ModelFile) -> str:
     """What else to do about a file that cannot be read."""
     if file.kind is ModelFolder.LORAS:
         return "take the LoRA out of the list and the prompt"
+    if file.kind in (ModelFolder.CONTROLNET, ModelFolder.IPADAPTER, ModelFolder.CLIP_VISION):
+        return "take out the image prompts that need it"
     return "choose another checkpoint"
 
 

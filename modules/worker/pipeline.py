@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm_patched.modules import sample as sampling
 from ldm_patched.modules import sd
+from ldm_patched.modules.controlnet import apply_controls
 from ldm_patched.modules.latent_preview import LatentPreviewer
 from ldm_patched.modules.lora import Lora, read_lora
 from ldm_patched.modules.model_management import DevicePolicy, soft_empty_cache
@@ -25,6 +26,7 @@ from ldm_patched.modules.weight_file import open_weights
 from modules.library.catalog import ModelFile
 from modules.spec.errors import ModelUnsupported, NotANumber
 from modules.worker.guidance import guided_conditions
+from modules.worker.image_prompts import ImagePromptShelf
 from modules.worker.job import Job
 from modules.worker.model_files import FileStamp, reading, size_in_words, stamp_of
 
@@ -66,6 +68,7 @@ class Pipeline:
         loras_kept: int = 16,
     ) -> None:
         self.policy = policy
+        self.image_prompts = ImagePromptShelf(policy)
         self._models: OrderedDict[FileStamp, LoadedModel] = OrderedDict()
         self._prompts: OrderedDict[PromptKey, Conditions] = OrderedDict()
         self._loras: OrderedDict[tuple[FileStamp, FileStamp], Lora] = OrderedDict()
@@ -168,6 +171,7 @@ class Pipeline:
     def make_room(self) -> None:
         """After memory ran out: the model used last leaves the device, everything else goes."""
         self.drop_models(keep=1)
+        self.image_prompts.clear()
         for model in self._models.values():
             model.unet.unpatch_model("cpu")  # sampling takes it back to its device
         self.free_memory()
@@ -227,8 +231,8 @@ class Pipeline:
             resolved.cfg_scale,
             resolved.sampler.value,
             resolved.scheduler.value,
-            positive,
-            negative,
+            apply_controls(positive, job.control),
+            apply_controls(negative, job.control),
             empty,
             callback=on_step,
             seed=[job.seed],

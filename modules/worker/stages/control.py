@@ -1,13 +1,21 @@
-"""Control: adapters go onto a clone of the UNet and vanish with it. Sets job.unet."""
+"""Control: what steers the painting beside the words. Sets job.unet and job.control.
+
+Adapters go onto a clone of the UNet and vanish with it; ControlNets go with the conditions.
+"""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from modules.gallery.inputs import InputStore
+from modules.tasks.events import Loading
 from modules.worker.guidance import guidance_of
 from modules.worker.job import Job
 
 if TYPE_CHECKING:
+    from ldm_patched.modules.control_base import ControlBase
     from ldm_patched.modules.model_patcher import ModelPatcher
+    from modules.library.catalog import ModelFile
+    from modules.worker.image_prompts import Picture
     from modules.worker.studio import Studio
 
 
@@ -25,12 +33,65 @@ def apply_control_nets(unet: "ModelPatcher", control_tasks: Iterable[Any] = ()) 
     return clone
 
 
-def run(job: Job, studio: "Studio") -> None:  # noqa: ARG001 - the signature of every stage
-    """A clone of the model's UNet that knows this task's adapters and its Stop."""
+def run(job: Job, studio: "Studio") -> None:
+    """A clone of the model's UNet that knows this task's adapters and its Stop.
+
+    The pictures of image prompts are prepared once a task. Raises SpecError, ModelMissing, or what
+    is wrong with a file.
+    """
     if job.model is None:
         raise RuntimeError("the prompts stage has not run yet")
+    if not job.controls_ready:
+        _prepare(job, studio)
+        job.controls_ready = True
     unet = job.model.unet.clone()
     options = unet.model_options.setdefault("transformer_options", {})
     options["interrupt"] = job.check
     guidance_of(job.settled).attach(unet)
     job.unet = apply_control_nets(unet, job.control_tasks)
+
+
+def _prepare(job: Job, studio: "Studio") -> None:
+    """Read the pictures, load what they need, make maps and keys and values of them."""
+    prompts = [prompt for prompt in job.spec.image_prompts if prompt.counts]
+    if not prompts or job.base is None:
+        return
+    from modules.worker.image_prompts import NEEDED, Picture, find_file, loading_words
+
+    store, unet = InputStore(studio.settings.inputs_path), job.base.unet
+    context_dim = unet.model.diffusion_model.config.context_dim
+
+    def on_loading(file: "ModelFile") -> None:
+        job.check_stop()
+        job.task.emit(Loading(message=loading_words(file)))
+
+    # First of all, whether everything is there: nothing is loaded for a task that cannot be done.
+    files = [find_file(studio.catalog, NEEDED[p.type], p.type, context_dim) for p in prompts]
+    pictures = [Picture(prompt, store.read(prompt.image)) for prompt in prompts]
+    shelf = studio.pipeline.image_prompts
+    contents = [picture for picture in pictures if not picture.prompt.type.is_structure]
+    if contents:
+        task = shelf.picture_task(contents, studio.catalog, context_dim, on_loading)
+        job.control_tasks = (*job.control_tasks, task)
+    for file, picture in zip(files, pictures, strict=True):
+        if picture.prompt.type.is_structure:
+            job.check_stop()
+            base = shelf.control(file, unet, on_loading)
+            job.control = _chained(job, base, picture)
+
+
+def _chained(job: Job, base: "ControlBase", picture: "Picture") -> "ControlBase":
+    """A copy of `base` for a picture, after the controls that there are."""
+    from modules.worker.image_prompts import hint_of
+
+    return (
+        base.copy()
+        .set_cond_hint(
+            hint_of(picture, job.settled.width, job.settled.height),
+            picture.prompt.weighs,
+            (0.0, picture.prompt.stops_at),
+            softness=job.spec.control_softness,
+            positive_only=True,
+        )
+        .set_previous_controlnet(job.control)
+    )

@@ -1,0 +1,124 @@
+"""Pictures that requests refer to: stored once, by the SHA-256 of their bytes.
+
+    data_path/inputs/ab/ab12…   the file as it was sent
+
+A request names the hash, so that it stays small, repeats for nothing, and means the same picture
+for as long as the file is there.
+"""
+
+import hashlib
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from modules.gallery.read_image import image_size, read_image
+from modules.spec import limits
+from modules.spec.errors import DiskFull, LimitError, NotFound, SpecError
+from modules.spec.image_prompt import ImagePrompt
+
+FIELD = "image_prompts"
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInput:
+    """A picture in the store."""
+
+    image: str
+    """SHA-256 of the file, 64 small hex digits."""
+    width: int
+    height: int
+
+
+class InputStore:
+    """The input pictures below a folder. Safe from any thread and process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(self, data: bytes) -> StoredInput:
+        """Store a picture, if it is one. The same bytes are kept once.
+
+        Raises SpecError for what is no picture, LimitError for one that is too large or where no
+        more are kept, DiskFull.
+        """
+        width, height = image_size(data, FIELD)
+        image = hashlib.sha256(data).hexdigest()
+        path = self._path(image)
+        if not path.exists():
+            read_image(data, FIELD)  # a sound header may be followed by anything
+            self._require_room(len(data))
+            self._write(path, data)
+        return StoredInput(image, width, height)
+
+    def has(self, image: str) -> bool:
+        """Whether the picture with this hash is there."""
+        return bool(_HASH.fullmatch(image)) and self._path(image).is_file()
+
+    def bytes_of(self, image: str) -> bytes:
+        """The file as it was sent. Raises NotFound."""
+        try:
+            if not _HASH.fullmatch(image):
+                raise FileNotFoundError
+            return self._path(image).read_bytes()
+        except OSError:
+            raise NotFound("There is no such input picture; send it again.") from None
+
+    def read(self, image: str) -> np.ndarray:
+        """Its pixels, as `read_image` gives them. Raises SpecError if it is gone or damaged."""
+        try:
+            return read_image(self.bytes_of(image), FIELD)
+        except NotFound:
+            raise missing_input() from None
+
+    def require(self, prompts: tuple[ImagePrompt, ...]) -> None:
+        """Raises SpecError unless the picture of every prompt is there."""
+        for number, prompt in enumerate(prompts, 1):
+            if not self.has(prompt.image):
+                raise missing_input(f"The picture of image prompt {number}")
+
+    def _path(self, image: str) -> Path:
+        return self._folder / image[:2] / image
+
+    def _require_room(self, size: int) -> None:
+        used = sum(
+            entry.stat().st_size
+            for folder in _folders(self._folder)
+            for entry in os.scandir(folder)
+            if entry.is_file()
+        )
+        if used + size > limits.INPUTS_BYTES:
+            raise LimitError(
+                f"The input pictures fill their {limits.INPUTS_BYTES // 1024**3} GB; delete old "
+                "ones from the inputs folder of the data folder.",
+                FIELD,
+            )
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """The whole file or none of it, whoever else writes the same."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+                temporary = Path(file.name)
+                file.write(data)
+            temporary.replace(path)
+        except OSError as error:
+            raise DiskFull(
+                "The picture could not be stored; make room on the disk of the data folder."
+            ) from error
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()]
+    except OSError:
+        return []
+
+
+def missing_input(what: str = "The picture of an image prompt") -> SpecError:
+    """What to say where a request names a picture that is not stored here."""
+    return SpecError(f"{what} is not stored here; send it to /api/inputs first.", FIELD)

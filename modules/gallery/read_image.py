@@ -1,0 +1,97 @@
+"""A picture from outside, read within bounds: bytes in, pixels out, or a sentence why not.
+
+Nothing is decoded before its size is known. Whatever the file's kind (palette, CMYK, 16 bits,
+turned by EXIF, animated, transparent), what comes out is upright 8-bit RGB of the first frame.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from modules.gallery.metadata.carriers import BROKEN_FILE
+from modules.spec import limits
+from modules.spec.errors import LimitError, SpecError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+WHITE = (255, 255, 255, 255)
+
+
+def read_image(source: bytes | Path, field: str = "") -> np.ndarray:
+    """uint8 (H, W, 3), RGB. field: the TaskSpec field that a complaint is about.
+
+    What is transparent shows white. Raises SpecError for what is no picture or shows nothing,
+    LimitError for one that is too large, OSError if a path cannot be read.
+    """
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    try:
+        with _opened(data, field) as image:
+            return _pixels(image, field)
+    except (SpecError, LimitError, MemoryError):
+        raise
+    except BROKEN_FILE:
+        raise _no_picture(field) from None
+
+
+def image_size(data: bytes, field: str = "") -> tuple[int, int]:
+    """(width, height) as `read_image` would give them, without decoding. Raises as it does."""
+    try:
+        with _opened(data, field) as image:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return (image.height, image.width) if turned else (image.width, image.height)
+    except (SpecError, LimitError, MemoryError):
+        raise
+    except BROKEN_FILE:
+        raise _no_picture(field) from None
+
+
+def image_type(data: bytes) -> str:
+    """Media type of a picture that `read_image` reads; of anything else, that of bytes."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return f"image/{str(image.format).lower()}"
+    except BROKEN_FILE:
+        return "application/octet-stream"
+
+
+def _opened(data: bytes, field: str) -> Image.Image:
+    """The picture, its header read and its size found to be within bounds."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large(field) from None
+    if image.width * image.height > limits.INPUT_PIXELS_MAX:
+        raise _too_large(field)
+    return image
+
+
+def _pixels(image: Image.Image, field: str) -> np.ndarray:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16 bits a grey pixel, which Pillow would cut off at 255
+        wide = np.asarray(upright).astype(np.int64).clip(0, 65_535)
+        grey = (wide // 257).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if not upright.has_transparency_data:
+        return np.array(upright.convert("RGB"))
+    clear = upright.convert("RGBA")
+    if clear.getextrema()[3][1] == 0:
+        raise SpecError(
+            "The picture is transparent all over; choose one that shows something.", field
+        )
+    ground = Image.new("RGBA", clear.size, WHITE)
+    return np.array(Image.alpha_composite(ground, clear).convert("RGB"))
+
+
+def _no_picture(field: str) -> SpecError:
+    return SpecError(
+        "The file is no picture that can be read; choose a PNG, JPEG, WebP, GIF or BMP.", field
+    )
+
+
+def _too_large(field: str) -> LimitError:
+    megapixels = limits.INPUT_PIXELS_MAX // 1_000_000
+    return LimitError(
+        f"The picture has more than the {megapixels} megapixels that are read; make it smaller.",
+        field,
+    )

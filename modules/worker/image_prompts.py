@@ -1,0 +1,208 @@
+"""Image prompts in the worker: which files they need, and from pictures to what steers a run.
+
+Files are found by what they are called, the released names first. What was loaded is kept for the
+next task; the keys and values of pictures are kept by the IP-Adapter store.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from extras.ip_adapter import IPAdapterStore, patch_model
+from extras.preprocessors import canny_pyramid, cpds
+from ldm_patched.modules.control_base import ControlBase, fit_hint
+from ldm_patched.modules.controlnet import load_controlnet
+from ldm_patched.modules.model_management import DevicePolicy
+from modules.library.catalog import Catalog, ModelFile
+from modules.settings.presets import ModelFolder
+from modules.spec.errors import ModelMissing
+from modules.spec.image_prompt import ImagePrompt, ImagePromptType
+from modules.worker.model_files import FileStamp, reading, size_in_words, stamp_of
+
+if TYPE_CHECKING:
+    from ldm_patched.modules.model_patcher import ModelPatcher
+
+Type = ImagePromptType
+CONTROLS_KEPT = 2
+SD1_NAME = re.compile(r"sd_?-?1\.?5|sd1|_v11|v1-5")
+XL_NAME = re.compile(r"xl")
+WORDS = {
+    Type.IMAGE_PROMPT: "An image prompt",
+    Type.FACE: "A face",
+    Type.CANNY: "Edges (canny)",
+    Type.CPDS: "Structure (cpds)",
+    Type.DEPTH: "Depth",
+    Type.LINEART: "Line art",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """A model file that a type needs: where, under which name, or any with one of the words."""
+
+    folder: ModelFolder
+    file: str
+    words: tuple[str, ...]
+    without: tuple[str, ...] = ()
+
+
+_CONTROL, _ADAPTER = ModelFolder.CONTROLNET, ModelFolder.IPADAPTER
+NEEDED = {
+    Type.IMAGE_PROMPT: Needed(
+        _ADAPTER, "ip-adapter-plus_sdxl_vit-h.bin", ("ip-adapter", "ip_adapter"), ("face",)
+    ),
+    Type.FACE: Needed(_ADAPTER, "ip-adapter-plus-face_sdxl_vit-h.bin", ("face",)),
+    Type.CANNY: Needed(_CONTROL, "control-lora-canny-rank128.safetensors", ("canny",)),
+    Type.CPDS: Needed(_CONTROL, "fooocus_xl_cpds_128.safetensors", ("cpds",)),
+    Type.DEPTH: Needed(_CONTROL, "control-lora-depth-rank128.safetensors", ("depth",)),
+    Type.LINEART: Needed(
+        _CONTROL,
+        "control-lora-sketch-rank128-metadata.safetensors",
+        ("lineart", "sketch", "scribble"),
+    ),
+}
+VISION = Needed(ModelFolder.CLIP_VISION, "clip_vision_vit_h.safetensors", ("",))
+NEGATIVE = Needed(_ADAPTER, "fooocus_ip_negative.safetensors", ("ip_negative",))
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image prompt with its pixels, uint8 (H, W, 3)."""
+
+    prompt: ImagePrompt
+    pixels: np.ndarray
+
+
+class PictureTask:
+    """Pictures whose content counts, to be attached to a clone of the UNet."""
+
+    def __init__(self, tasks: Sequence[tuple[Any, float, float]]) -> None:
+        """tasks: (what preprocess gave, stop, weight) each."""
+        self.tasks = tuple(tasks)
+
+    def attach(self, unet: "ModelPatcher") -> None:
+        """Let the cross-attention of this clone see the pictures. Raises UnsupportedModel."""
+        unet.model_options = patch_model(unet, self.tasks).model_options
+
+
+class ImagePromptShelf:
+    """The files that image prompts need, loaded when first asked for."""
+
+    def __init__(self, policy: DevicePolicy) -> None:
+        self._policy = policy
+        self._adapters = IPAdapterStore(policy)
+        self._controls: OrderedDict[FileStamp, ControlBase] = OrderedDict()
+
+    def clear(self) -> None:
+        """Forget everything, to make room."""
+        self._adapters.clear()
+        self._controls.clear()
+
+    def picture_task(
+        self,
+        pictures: Sequence[Picture],
+        catalog: Catalog,
+        context_dim: int | None,
+        on_loading: Callable[[ModelFile], None] = lambda _: None,
+    ) -> PictureTask:
+        """What attaches the content of `pictures` (of the types image_prompt and face).
+
+        context_dim: the text width of the network. on_loading: told a file before it is read.
+        Raises ModelMissing, or what is wrong with a file.
+        """
+        vision = find_file(catalog, VISION, Type.IMAGE_PROMPT)
+        negative = _find(catalog, NEGATIVE, None)
+        tasks = []
+        for picture in pictures:
+            kind = picture.prompt.type
+            file = find_file(catalog, NEEDED[kind], kind, context_dim)
+            on_loading(file)
+            paths = [str(f.path) if f else None for f in (vision, negative, file)]
+            with reading(file):
+                self._adapters.load_ip_adapter(*paths)
+                conds = self._adapters.preprocess(picture.pixels, paths[2])
+            tasks.append((conds, picture.prompt.stops_at, picture.prompt.weighs))
+        return PictureTask(tasks)
+
+    def control(
+        self, file: ModelFile, unet: "ModelPatcher", on_loading: Callable[[ModelFile], None]
+    ) -> ControlBase:
+        """The control in `file`, to be copied for a picture.
+
+        Raises ModelMissing, ModelCorrupt, or what the engine says of a file that does not fit.
+        """
+        stamp = stamp_of(file)
+        if stamp not in self._controls:
+            on_loading(file)
+            while len(self._controls) >= CONTROLS_KEPT:
+                self._controls.popitem(last=False)
+            with reading(file):
+                self._controls[stamp] = load_controlnet(file.path, policy=self._policy)
+        self._controls.move_to_end(stamp)
+        self._controls[stamp].check_fits(unet.model)
+        return self._controls[stamp]
+
+
+def hint_of(picture: Picture, width: int, height: int) -> Tensor:
+    """The map that a control follows, (1, 3, height, width) in 0..1.
+
+    Edges are looked for in the picture at that size. Depth and lines are taken as they are.
+    """
+    prompt = picture.prompt
+    pixels = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].float() / 255.0
+    pixels = fit_hint(pixels, height, width)
+    if prompt.skip_preprocess or prompt.type not in (Type.CANNY, Type.CPDS):
+        return pixels
+    sized = pixels[0].permute(1, 2, 0).mul(255.0).round().to(torch.uint8).contiguous().numpy()
+    if prompt.type is Type.CANNY:
+        found = canny_pyramid(sized, prompt.canny_low, prompt.canny_high)
+    else:
+        found = cpds(sized)
+    return (torch.from_numpy(found).float() / 255.0)[None, None].repeat(1, 3, 1, 1)
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def find_file(
+    catalog: Catalog, needed: Needed, kind: ImagePromptType, context_dim: int | None = None
+) -> ModelFile:
+    """The file that `kind` needs. Raises ModelMissing, which says what to put where."""
+    found = _find(catalog, needed, context_dim)
+    if found is None:
+        raise ModelMissing(
+            f"{WORDS[kind]} needs {needed.file} in models/{needed.folder}; put it there, or take "
+            "that image prompt out."
+        )
+    return found
+
+
+def _find(catalog: Catalog, needed: Needed, context_dim: int | None) -> ModelFile | None:
+    """The file of the known name, else the first one that a word fits; of the right family."""
+
+    def base(file: ModelFile) -> str:
+        return PurePosixPath(file.name).name.casefold()
+
+    def fits(file: ModelFile) -> bool:
+        name = base(file)
+        if context_dim == 2048 and SD1_NAME.search(name):
+            return False
+        if context_dim == 768 and XL_NAME.search(name):
+            return False
+        has_word = any(word in name for word in needed.words)
+        return has_word and not any(word in name for word in needed.without)
+
+    files = [file for file in catalog.files(needed.folder) if fits(file)]
+    return min(files, key=lambda file: base(file) != needed.file.casefold(), default=None)
+
+
+def loading_words(file: ModelFile) -> str:
+    """What viewers are told while a file is read."""
+    return f"loading {file.name} ({size_in_words(file.size)})"

@@ -1,0 +1,81 @@
+"""The store of input pictures: by content, once, whole or not at all."""
+
+import hashlib
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modules.gallery import inputs
+from modules.gallery.inputs import InputStore
+from modules.spec import limits
+from modules.spec.errors import DiskFull, LimitError, NotFound, SpecError
+from modules.spec.image_prompt import ImagePrompt
+
+
+def picture(colour="red", size=(8, 6)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def store(tmp_path):
+    return InputStore(tmp_path / "inputs")
+
+
+def test_a_picture_is_kept_by_its_content(store, tmp_path):
+    data = picture()
+    stored = store.add(data)
+    assert stored.image == hashlib.sha256(data).hexdigest()
+    assert (stored.width, stored.height) == (8, 6)
+    assert store.add(data) == stored
+    files = [path for path in (tmp_path / "inputs").rglob("*") if path.is_file()]
+    assert [path.name for path in files] == [stored.image]
+    assert store.bytes_of(stored.image) == data
+    assert np.array_equal(store.read(stored.image), np.full((6, 8, 3), (255, 0, 0), np.uint8))
+    assert store.has(stored.image)
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", picture()[:-30]])
+def test_what_is_no_picture_leaves_nothing_behind(store, tmp_path, data):
+    with pytest.raises(SpecError):
+        store.add(data)
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("image", ["", "../../etc/passwd", "a" * 64, "A" * 64, "a" * 63])
+def test_what_is_not_there_is_said(store, image):
+    assert not store.has(image)
+    with pytest.raises(NotFound):
+        store.bytes_of(image)
+    with pytest.raises(SpecError, match="/api/inputs"):
+        store.read(image)
+
+
+def test_a_request_needs_its_pictures(store):
+    there = ImagePrompt(image=store.add(picture()).image)
+    store.require((there,))
+    with pytest.raises(SpecError, match="image prompt 2 is not stored here") as caught:
+        store.require((there, ImagePrompt(image="b" * 64)))
+    assert caught.value.field == "image_prompts"
+
+
+def test_there_is_a_bound_to_all_of_them(store, monkeypatch):
+    first = picture()
+    monkeypatch.setattr(limits, "INPUTS_BYTES", len(first) + 10)
+    store.add(first)
+    store.add(first)  # the same again takes no room
+    with pytest.raises(LimitError, match="delete old ones"):
+        store.add(picture("blue"))
+
+
+def test_a_full_disk_is_said_and_nothing_half_stays(store, monkeypatch, tmp_path):
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(inputs.tempfile, "NamedTemporaryFile", full)
+    with pytest.raises(DiskFull):
+        store.add(picture())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

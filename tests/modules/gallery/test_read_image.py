@@ -1,0 +1,161 @@
+"""Pictures from outside: every kind comes out as upright RGB, every oddity in words."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modules.gallery.read_image import image_size, image_type, read_image
+from modules.spec.errors import LimitError, SpecError
+
+RED, BLUE = (220, 30, 40), (20, 60, 200)
+
+
+def halves(mode="RGB", size=(40, 20)):
+    """Red on the left, blue on the right."""
+    image = Image.new("RGB", size, RED)
+    image.paste(BLUE, (size[0] // 2, 0, size[0], size[1]))
+    return image.convert(mode)
+
+
+def data_of(image, image_format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def bomb(width, height):
+    """A PNG that claims a size and holds no pixels to speak of."""
+
+    def chunk(name, content):
+        crc = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+
+
+def is_halves(pixels, tolerance=30):
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (20, 40, 3)
+    left, right = pixels[:, 4:16].reshape(-1, 3), pixels[:, 24:36].reshape(-1, 3)
+    assert np.abs(left.mean(0) - RED).max() < tolerance, left.mean(0)
+    assert np.abs(right.mean(0) - BLUE).max() < tolerance, right.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "image_format", "options"),
+    [
+        ("RGB", "PNG", {}),
+        ("P", "PNG", {}),
+        ("RGBA", "PNG", {}),
+        ("RGB", "JPEG", {"quality": 95}),
+        ("CMYK", "JPEG", {"quality": 95}),
+        ("RGB", "WEBP", {"lossless": True}),
+        ("RGB", "GIF", {}),
+        ("RGB", "BMP", {}),
+    ],
+)
+def test_every_kind_gives_the_same_pixels(mode, image_format, options):
+    data = data_of(halves(mode), image_format, **options)
+    is_halves(read_image(data))
+    assert image_size(data) == (40, 20)
+    assert image_type(data) == f"image/{image_format.lower()}"
+
+
+@pytest.mark.parametrize("image_format", ["WEBP", "GIF", "PNG"])
+def test_of_an_animation_the_first_frame_counts(image_format):
+    others = [Image.new("RGB", (40, 20), colour) for colour in ("white", "black")]
+    options = {"save_all": True, "append_images": others, "duration": 100}
+    if image_format == "WEBP":
+        options["lossless"] = True
+    is_halves(read_image(data_of(halves(), image_format, **options)))
+
+
+def test_sixteen_bits_keep_their_tones():
+    ramp = np.linspace(0, 65_535, 256).astype(np.uint16)[None].repeat(4, 0)
+    found = read_image(data_of(Image.fromarray(ramp), "PNG"))
+    assert found.shape == (4, 256, 3)
+    assert np.abs(found[0, :, 0].astype(int) - np.arange(256)).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_it_upright(orientation):
+    turn = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    stored = halves() if turn is None else halves().transpose(turn)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = data_of(stored, "JPEG", quality=95, exif=exif)
+    is_halves(read_image(data))
+    assert image_size(data) == (40, 20)
+
+
+def test_what_is_transparent_shows_white():
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((*RED, 255), (0, 0, 4, 8))
+    found = read_image(data_of(image))
+    assert tuple(found[0, 7]) == (255, 255, 255)
+    assert tuple(found[0, 0]) == RED
+
+
+def test_a_picture_that_shows_nothing_is_refused():
+    with pytest.raises(SpecError, match="transparent all over") as caught:
+        read_image(data_of(Image.new("RGBA", (8, 8), (9, 9, 9, 0))), "image_prompts")
+    assert caught.value.field == "image_prompts"
+
+
+def test_a_long_thin_picture_is_read():
+    assert read_image(data_of(Image.new("RGB", (1, 5000), RED))).shape == (5000, 1, 3)
+
+
+@pytest.mark.parametrize("size", [(30_000, 30_000), (12_000, 8_000), (2**31 - 1, 2**31 - 1)])
+def test_a_bomb_is_refused_unread(size):
+    for function in (read_image, image_size):
+        with pytest.raises((LimitError, SpecError), match=r"megapixels|no picture"):
+            function(bomb(*size))
+    if size[0] < 100_000:
+        with pytest.raises(LimitError, match="80 megapixels"):
+            read_image(bomb(*size))
+
+
+GOOD = data_of(halves(size=(400, 200)))
+JPEG = data_of(halves(size=(400, 200)), "JPEG")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.4",
+        GOOD[:40],
+        GOOD[:-60],
+        JPEG[: len(JPEG) // 2],
+        bomb(100, 100),
+        GOOD[:60] + b"\xff" * 40 + GOOD[100:],
+    ],
+)
+def test_what_is_no_whole_picture_is_refused(data):
+    with pytest.raises(SpecError, match="no picture that can be read"):
+        read_image(data)
+
+
+def test_a_path_is_read_too(tmp_path):
+    (tmp_path / "a.png").write_bytes(data_of(halves()))
+    is_halves(read_image(tmp_path / "a.png"))
+    with pytest.raises(FileNotFoundError):
+        read_image(tmp_path / "none.png")

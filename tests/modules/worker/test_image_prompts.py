@@ -1,0 +1,316 @@
+"""Image prompts from the request to the picture: files found, maps made, nothing left behind."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from ldm_patched.controlnet import cldm
+from ldm_patched.modules import control_networks
+from modules.async_worker import run_task
+from modules.gallery.inputs import InputStore
+from modules.gallery.recipe import read_full_recipe
+from modules.spec.flags import TaskState
+from modules.spec.image_prompt import ImagePrompt
+from modules.spec.task_spec import TaskSpec
+from modules.tasks.events import Loading
+from modules.worker import generate_cli, image_prompts
+from modules.worker.image_prompts import Picture, hint_of
+from tests.support.recording_task import RecordingTask
+from tests.support.tiny_checkpoint import TINY
+from tests.support.tiny_ip_adapter import write_adapter, write_vision
+from tests.support.unet_oracle import randomise
+
+
+def picture_bytes(colour=(200, 40, 30), size=(96, 64)):
+    image = Image.new("RGB", size, (20, 90, 160))
+    image.paste(colour, (size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def put(studio, colour=(200, 40, 30)):
+    """The hash of a stored picture."""
+    return InputStore(studio.settings.inputs_path).add(picture_bytes(colour)).image
+
+
+def folder(studio, name):
+    path = studio.settings.models_path / name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def network_config(studio):
+    file = studio.catalog.find_checkpoint("tiny.safetensors")
+    return studio.pipeline.refresh(file).unet.model.diffusion_model.config
+
+
+def put_control(studio, name="my-canny.safetensors", seed=8):
+    network = cldm.ControlNet(network_config(studio))
+    randomise(network, seed)
+    save_file(dict(network.state_dict()), str(folder(studio, "controlnet") / name))
+
+
+def put_adapter(studio, name="ip-adapter-tiny.safetensors", seed=2):
+    config = network_config(studio)
+    blocks = sorted(
+        config.attention_blocks, key=lambda b: (("input", "output", "middle").index(b[0]), b[1])
+    )
+    from extras.ip_attention import site_width
+
+    widths = [site_width(config, (n, i, 0)) for n, i, depth in blocks for _ in range(depth)]
+    write_adapter(folder(studio, "ipadapter") / name, widths, TINY.context, seed=seed)
+    write_vision(folder(studio, "clip_vision") / "tower.safetensors")
+
+
+def run(studio, entries=(), **values):
+    values = {"prompt": "a red house", "steps": 2, "seed": 7, "image_count": 1} | values
+    task = RecordingTask(TaskSpec.from_mapping({**values, "image_prompts": list(entries)}))
+    run_task(task, studio)
+    return task
+
+
+def pixels(studio, entries=(), index=0, **values):
+    task = run(studio, entries, **values)
+    assert task.state is TaskState.DONE, task.message
+    with Image.open(studio.settings.output_path / task.commits[index]["path"]) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def differ(one, other):
+    return bool(np.abs(one - other).max() > 2)
+
+
+# --- structure --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("canny", "x-Canny.safetensors"),
+        ("cpds", "cpds_a.safetensors"),
+        ("depth", "depth.safetensors"),
+    ],
+)
+def test_structure_changes_the_picture_and_leaves_no_trace(studio, kind, name):
+    put_control(studio, name)
+    plain = pixels(studio)
+    entry = {"image": put(studio), "type": kind}
+    steered = pixels(studio, [entry])
+    assert differ(plain, steered)
+    assert np.array_equal(steered, pixels(studio, [entry]))
+    assert np.array_equal(plain, pixels(studio))
+    assert np.array_equal(plain, pixels(studio, [{**entry, "weight": 0}]))
+    assert np.array_equal(plain, pixels(studio, [{**entry, "stop": 0}]))
+
+
+def test_weight_stop_softness_and_thresholds_matter(studio):
+    put_control(studio)
+    entry = {"image": put(studio), "type": "canny"}
+    base = pixels(studio, [entry], steps=4)
+    for change in ({"weight": 0.4}, {"stop": 1.0}, {"skip_preprocess": True}):
+        changed = pixels(studio, [{**entry, **change}], steps=4)
+        assert not np.array_equal(base, changed), change
+    assert differ(base, pixels(studio, [entry], steps=4, control_softness=0.9))
+
+
+def test_several_at_once_count_together(studio):
+    put_control(studio)
+    put_control(studio, "cpds.safetensors", seed=9)
+    one = {"image": put(studio), "type": "canny"}
+    two = {"image": put(studio, (10, 200, 10)), "type": "cpds"}
+    pictures = [pixels(studio, entries) for entries in ([one], [two], [one, two], [two, one])]
+    assert differ(pictures[2], pictures[0])
+    assert differ(pictures[2], pictures[1])
+    assert np.abs(pictures[2] - pictures[3]).max() <= 2  # but for rounding, the order is nothing
+
+
+def test_a_control_is_loaded_once(studio):
+    put_control(studio)
+    entry = {"image": put(studio), "type": "canny"}
+    first = run(studio, [entry])
+    again = run(studio, [entry, entry])
+    words = [[e.message for e in t.events if isinstance(e, Loading)] for t in (first, again)]
+    assert any("my-canny.safetensors" in message for message in words[0])
+    assert words[1] == []
+
+
+def test_maps_have_the_size_of_the_picture_that_is_painted():
+    image = np.zeros((40, 100, 3), np.uint8)
+    image[:, 50:] = 255
+    for kind in ("canny", "cpds", "depth"):
+        picture = Picture(ImagePrompt(image="a" * 64, type=kind), image)
+        hint = hint_of(picture, 128, 64)
+        assert hint.shape == (1, 3, 64, 128)
+        assert 0.0 <= float(hint.min()) < float(hint.max()) <= 1.0
+    edges = hint_of(Picture(ImagePrompt(image="a" * 64, type="canny"), image), 128, 64)
+    assert abs(int(edges[0, 0].sum(0).argmax()) - 64) <= 3
+
+
+# --- content ----------------------------------------------------------------------------------
+
+
+def test_a_picture_s_content_changes_the_picture_and_leaves_no_trace(studio):
+    put_adapter(studio)
+    plain = pixels(studio)
+    entry = {"image": put(studio), "stop": 1.0, "weight": 1.0}
+    steered = pixels(studio, [entry])
+    assert differ(plain, steered)
+    assert not np.array_equal(
+        steered, pixels(studio, [{**entry, "image": put(studio, (0, 255, 0))}])
+    )
+    assert np.array_equal(plain, pixels(studio))
+    assert np.array_equal(plain, pixels(studio, [{**entry, "weight": 0}]))
+
+
+def test_the_same_picture_runs_no_tower_again(studio):
+    put_adapter(studio)
+    entry = {"image": put(studio)}
+    run(studio, [entry])
+    store = studio.pipeline.image_prompts._adapters
+    runs = store.runs
+    run(studio, [entry], seed=8)
+    assert store.runs == runs
+
+
+def test_a_face_takes_the_adapter_for_faces(studio):
+    put_adapter(studio)
+    put_adapter(studio, "ip-adapter-plus-face.safetensors", seed=5)
+    entry = {"image": put(studio), "stop": 1.0, "weight": 1.0}
+    assert differ(pixels(studio, [entry]), pixels(studio, [{**entry, "type": "face"}]))
+
+
+def test_content_and_structure_go_together(studio):
+    put_adapter(studio)
+    put_control(studio)
+    content = {"image": put(studio), "stop": 1.0, "weight": 1.0}
+    edges = {"image": put(studio), "type": "canny"}
+    both = pixels(studio, [content, edges])
+    assert differ(both, pixels(studio, [content]))
+    assert differ(both, pixels(studio, [edges]))
+
+
+# --- what goes wrong --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("image_prompt", "ip-adapter-plus_sdxl_vit-h.bin in models/ipadapter"),
+        ("face", "ip-adapter-plus-face_sdxl_vit-h.bin in models/ipadapter"),
+        ("canny", "control-lora-canny-rank128.safetensors in models/controlnet"),
+        ("cpds", "fooocus_xl_cpds_128.safetensors in models/controlnet"),
+        ("depth", "control-lora-depth-rank128.safetensors in models/controlnet"),
+    ],
+)
+def test_a_missing_file_is_named_with_its_folder(studio, kind, words):
+    task = run(studio, [{"image": put(studio), "type": kind}])
+    assert (task.state, task.code) == (TaskState.FAILED, "E_MODEL_MISSING")
+    assert words in task.message
+    assert str(studio.settings.root) not in task.message
+    assert run(studio).state is TaskState.DONE
+
+
+def test_without_an_image_encoder_it_is_named(studio):
+    put_adapter(studio)
+    (studio.settings.models_path / "clip_vision" / "tower.safetensors").unlink()
+    task = run(studio, [{"image": put(studio)}])
+    assert "clip_vision_vit_h.safetensors in models/clip_vision" in task.message
+
+
+def test_a_picture_that_is_gone_is_said(studio):
+    put_control(studio)
+    task = run(studio, [{"image": "f" * 64, "type": "canny"}])
+    assert (task.state, task.code) == (TaskState.FAILED, "E_INPUT")
+    assert "/api/inputs" in task.message
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"<html>"])
+def test_a_broken_file_ends_this_task_alone(studio, content):
+    (folder(studio, "controlnet") / "canny.safetensors").write_bytes(content)
+    task = run(studio, [{"image": put(studio), "type": "canny"}])
+    assert (task.state, task.code) == (TaskState.FAILED, "E_MODEL_CORRUPT")
+    assert task.message.startswith("canny.safetensors")
+    assert run(studio).state is TaskState.DONE
+
+
+def test_memory_that_runs_out_forgets_controls_and_tries_again(studio, monkeypatch):
+    put_control(studio)
+    entry = {"image": put(studio), "type": "canny"}
+    whole = pixels(studio, [entry])
+    asked = []
+    real = control_networks.ControlNet.get_control
+
+    def fail_once(self, *args):
+        asked.append(1)
+        if len(asked) == 1:
+            raise torch.OutOfMemoryError("no room")
+        return real(self, *args)
+
+    monkeypatch.setattr(control_networks.ControlNet, "get_control", fail_once)
+    assert np.abs(whole - pixels(studio, [entry])).max() <= 2
+
+
+# --- finding files ----------------------------------------------------------------------------
+
+
+def test_the_known_name_is_preferred_and_the_other_family_passed_over(studio):
+    path = folder(studio, "controlnet")
+    names = ["a_canny.safetensors", "control-lora-canny-rank128.safetensors"]
+    names += ["control_v11p_sd15_canny.pth", "diffusers_xl_canny_mid.safetensors"]
+    for name in names:
+        (path / name).write_bytes(b"x")
+
+    def found(context_dim):
+        kind = image_prompts.Type.CANNY
+        return image_prompts.find_file(
+            studio.catalog, image_prompts.NEEDED[kind], kind, context_dim
+        ).name
+
+    assert found(2048) == found(None) == names[1]
+    (path / names[1]).unlink()
+    (path / names[0]).unlink()
+    assert found(2048) == names[3]
+    assert found(768) == names[2]
+
+
+# --- recipe and command line ------------------------------------------------------------------
+
+
+def test_the_recipe_names_the_pictures_by_their_hash(studio):
+    put_control(studio)
+    entry = {"image": put(studio), "type": "canny", "weight": 0.8}
+    task = run(studio, [entry])
+    recipe = read_full_recipe(studio.settings.output_path / task.commits[0]["path"])
+    assert recipe.spec == task.spec
+    assert recipe.spec.image_prompts[0].image == entry["image"]
+
+
+def test_the_command_line_takes_pictures(tmp_path):
+    path = tmp_path / "a house.png"
+    path.write_bytes(picture_bytes())
+    argv = ["x", "--data-path", str(tmp_path / "data")]
+    for text in (f"{path}", f"{path}:canny", f"{path}:cpds:0.5", f"{path}:face:0.5:0.25"):
+        argv += ["--image-prompt", text]
+    spec, settings, _ = generate_cli.read_request(argv)
+    found = [(p.type.value, p.weight, p.stop) for p in spec.image_prompts]
+    assert found == [
+        ("image_prompt", None, None),
+        ("canny", None, None),
+        ("cpds", 0.5, None),
+        ("face", 0.5, 0.25),
+    ]
+    assert InputStore(settings.inputs_path).has(spec.image_prompts[0].image)
+
+
+@pytest.mark.parametrize("text", ["none.png", "none.png:canny", "", "x:canny:high"])
+def test_a_picture_that_cannot_be_read_is_a_sentence(tmp_path, text, capsys):
+    argv = ["x", "--data-path", str(tmp_path / "data"), "--image-prompt", text]
+    assert generate_cli.main(argv) == 1
+    error = capsys.readouterr().err
+    assert "--image-prompt" in error
+    assert error.count("\n") == 1
