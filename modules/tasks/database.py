@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from modules.spec.errors import ConfigError, DiskFull, InstanceRunning, StudioError
 
 BUSY_SECONDS = 10.0
+_TURN_SECONDS = 0.1
 _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     # An acknowledged task must survive a power cut, not only a crash.
@@ -28,6 +30,7 @@ class Database:
         self, path: Path, migrations: Sequence[str], *, busy_seconds: float = BUSY_SECONDS
     ) -> None:
         self._lock = threading.RLock()
+        self._busy_seconds = busy_seconds
         with in_words():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(
@@ -65,9 +68,12 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, which no other process can write in between; all or nothing."""
-        with self._lock, in_words():
-            self._connection.execute("BEGIN IMMEDIATE")
+        """One transaction, which no other process can write in between; all or nothing.
+
+        While another program holds the file, other threads of this one may read it.
+        """
+        with in_words():
+            self._begin()
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
@@ -75,6 +81,28 @@ class Database:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+            finally:
+                self._lock.release()
+
+    def _begin(self) -> None:
+        """Take the lock and begin to write, within `busy_seconds` of trying."""
+        began = time.monotonic()
+        while True:
+            self._lock.acquire()
+            try:
+                self._set_busy(min(_TURN_SECONDS, self._busy_seconds))
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._set_busy(self._busy_seconds)
+                return
+            except BaseException as error:
+                self._set_busy(self._busy_seconds)
+                self._lock.release()
+                if not _is_busy(error) or time.monotonic() - began >= self._busy_seconds:
+                    raise
+            time.sleep(_TURN_SECONDS / 2)  # the others' turn
+
+    def _set_busy(self, seconds: float) -> None:
+        self._connection.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
 
     def verify(self) -> None:
         """ConfigError if the file is damaged."""
@@ -87,9 +115,10 @@ class Database:
 
         For the end of the process: whoever closes it should not wait for a stranger.
         """
+        self._busy_seconds = seconds
         if self._lock.acquire(timeout=seconds):
             try:
-                self._connection.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+                self._set_busy(seconds)
             finally:
                 self._lock.release()
 
@@ -110,12 +139,20 @@ def in_words() -> Iterator[None]:
         raise _unwritable() from error
 
 
+def _code(error: BaseException) -> int:
+    """SQLite's reason; extended codes carry the base code in their low byte."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _is_busy(error: BaseException) -> bool:
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 def _translate(error: sqlite3.Error) -> StudioError:
-    # Extended codes carry the base code in their low byte.
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    code = _code(error)
     if code == sqlite3.SQLITE_FULL:
         return DiskFull("The disk of the data folder is full; free some space there and try again.")
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    if _is_busy(error):
         return InstanceRunning(
             "Another program holds the task list (easel.db) locked; end it and try again."
         )

@@ -43,6 +43,13 @@ class Progress(_Frozen):
         )
 
 
+class Held(_Frozen):
+    """Something keeps the task from going on for now; `message` is a sentence on what."""
+
+    kind: Literal["held"] = "held"
+    message: str
+
+
 class Preview(_Frozen):
     """A small JPEG of the picture as it forms. Lossy: only the newest counts."""
 
@@ -71,7 +78,7 @@ class Ended(_Frozen):
     message: str = ""
 
 
-Event = Loading | Progress | Preview | ImageSaved | Ended
+Event = Loading | Progress | Held | Preview | ImageSaved | Ended
 
 
 class ImageView(_Frozen):

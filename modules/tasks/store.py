@@ -11,14 +11,21 @@ import time
 from pathlib import Path
 
 from modules.spec import limits
-from modules.spec.errors import Conflict, LimitError, NotFound, StudioError, WorkerCrashed
+from modules.spec.errors import LimitError, NotFound, StudioError, WorkerCrashed
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import SCHEMA_VERSION, ResolvedSpec, TaskSpec
 from modules.tasks.database import BUSY_SECONDS, Database
 from modules.tasks.forecast import PICTURES_READ, Timing, timings_of
 from modules.tasks.ids import IdMaker
 from modules.tasks.migrations import MIGRATIONS
-from modules.tasks.records import Claim, ClaimLost, ImageRecord, TaskRecord, parse_spec
+from modules.tasks.records import (
+    Claim,
+    ClaimLost,
+    ImageRecord,
+    TaskRecord,
+    insist_on_same,
+    parse_spec,
+)
 
 
 class TaskStore:
@@ -64,7 +71,7 @@ class TaskStore:
                     (owner, idempotency_key),
                 ).fetchone()
                 if known:
-                    _insist_on_same(spec, known["spec"])
+                    insist_on_same(spec, known["spec"])
                     return known["id"]
             if self._count_queued(connection) >= limits.QUEUE_LENGTH:
                 raise LimitError(
@@ -371,12 +378,3 @@ class TaskStore:
         if state:
             self._end(connection, row["id"], state, "", "")
         return state is not None
-
-
-def _insist_on_same(spec: TaskSpec, stored: str) -> None:
-    """Conflict unless `stored` is what `spec` was stored as; the seed may have been drawn."""
-    first = parse_spec(stored)
-    if spec not in (first, first.model_copy(update={"seed": None})):
-        raise Conflict(
-            "This Idempotency-Key came with another request before; send this one with a new key."
-        )

@@ -15,6 +15,7 @@ from modules.tasks.events import (
     Ended,
     ErrorView,
     Event,
+    Held,
     ImageSaved,
     ImageView,
     Loading,
@@ -138,8 +139,10 @@ class ViewBoard:
                 if live.progress and live.progress.image != event.image:
                     live.wish = ""
                 live.loading, live.progress, live.message = None, event, ""
+            elif isinstance(event, Held):
+                live.message = event.message
             elif isinstance(event, ImageSaved):
-                live.preview = None
+                live.preview, live.message = None, ""
             self._changed(task_id, live)
 
     def refresh(self, task_id: str, message: str = "") -> None:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from modules.spec.errors import DiskFull, InstanceRunning, StudioError
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import ResolvedSpec, TaskSpec
 from modules.tasks.cancel import CancelToken
-from modules.tasks.events import Ended, Event, ImageSaved
+from modules.tasks.database import BUSY_SECONDS
+from modules.tasks.events import Ended, Event, Held, ImageSaved
 from modules.tasks.records import Claim, ClaimLost
 from modules.tasks.store import TaskStore
 
@@ -32,6 +34,11 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS = 1.0
 POLL_SECONDS = 2.0
 _RETRIES = 5
+_RETRY_SECONDS = 1.0
+_LOCKED = (
+    "Another program holds the task list (easel.db) locked; end it. Easel waits, and nothing is "
+    "lost."
+)
 _EXIT_ORPHANED = 87
 
 
@@ -61,7 +68,7 @@ class ClaimedTask:
 
     def set_resolved(self, resolved: ResolvedSpec) -> None:
         """Store what the spec came to. Raises ClaimLost when the task was given to another."""
-        self._session.store.set_resolved(self._claim, resolved)
+        self._insist(lambda: self._session.store.set_resolved(self._claim, resolved))
 
     def commit_image(
         self,
@@ -77,7 +84,7 @@ class ClaimedTask:
         relative_path: below the output folder, with forward slashes. Raises ClaimLost when the
         task was given to another or the picture is stored already: remove the file then.
         """
-        _insist(
+        self._insist(
             lambda: self._session.store.add_image(
                 self._claim,
                 index,
@@ -92,7 +99,7 @@ class ClaimedTask:
 
     def commit_skip(self, index: int) -> None:
         """Record that the user skipped picture `index`, so that a retry leaves it out too."""
-        _insist(lambda: self._session.store.add_skipped(self._claim, index))
+        self._insist(lambda: self._session.store.add_skipped(self._claim, index))
 
     def finish(self, state: TaskState, code: str = "", message: str = "") -> None:
         """End the task. Does nothing if it is no longer this worker's, or has ended.
@@ -107,11 +114,29 @@ class ClaimedTask:
             if leaving and not self._session.store.stop_is_requested(self._claim):
                 self._session.store.release(self._claim)
                 return
-            _insist(lambda: self._session.store.finish(self._claim, state, code, message))
+            self._insist(lambda: self._session.store.finish(self._claim, state, code, message))
         except ClaimLost as error:
             logger.warning("result dropped: %s", error)
             return
         self.emit(Ended(state=state, code=code, message=message))
+
+    def _insist(self, write: Callable[[], None]) -> None:
+        """Repeat a write that was refused: the result is worth the wait.
+
+        A full disk gets a few seconds; another program's lock, which costs nothing but time, all
+        it takes, and viewers are told. Only the end of this process ends the wait.
+        """
+        for attempt in count(1):
+            try:
+                return write()
+            except (DiskFull, InstanceRunning) as error:
+                is_locked = isinstance(error, InstanceRunning)
+                if self._session.is_leaving or not (is_locked or attempt < _RETRIES):
+                    raise
+                if is_locked:
+                    self.emit(Held(message=_LOCKED))
+            time.sleep(_RETRY_SECONDS)
+        return None
 
 
 class WorkerSession:
@@ -124,8 +149,9 @@ class WorkerSession:
         worker_id: str,
         *,
         beat_seconds: float = BEAT_SECONDS,
+        busy_seconds: float = BUSY_SECONDS,
     ) -> None:
-        self.store = TaskStore(store_path)
+        self.store = TaskStore(store_path, busy_seconds=busy_seconds)
         self.worker_id = worker_id
         self._connection = connection
         self._send_lock = threading.Lock()
@@ -239,18 +265,6 @@ def run_worker(target: str, connection: Connection, settings: Settings, worker_i
         sentence = str(error) if isinstance(error, StudioError) else "The log says why."
         connection.send(("trouble", sentence))
         sys.exit(1)
-
-
-def _insist(write: Callable[[], None]) -> None:
-    """Repeat a write that a full or locked disk refused: the result is worth a few seconds."""
-    for attempt in range(_RETRIES):
-        try:
-            return write()
-        except (DiskFull, InstanceRunning):
-            if attempt == _RETRIES - 1:
-                raise
-            time.sleep(1.0)
-    return None
 
 
 def _end_with_parent() -> None:

@@ -34,7 +34,9 @@ SIDE = 8
 
 def worker_main(connection: Connection, settings: Settings, worker_id: str) -> None:
     """The stub's front door, as a pool calls it."""
-    session = WorkerSession(connection, settings.database_path, worker_id, beat_seconds=0.05)
+    session = WorkerSession(
+        connection, settings.database_path, worker_id, beat_seconds=0.05, busy_seconds=0.3
+    )
     for task in session.tasks():
         words = set(task.spec.prompt.split())
         try:

@@ -358,6 +358,24 @@ def test_a_locked_database_is_said_in_words(path):
     store.close()
 
 
+def test_while_a_write_waits_for_another_program_others_may_read(path):
+    store = TaskStore(path, busy_seconds=10)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    writer = threading.Thread(target=store.submit, args=[spec()])
+    writer.start()
+    time.sleep(0.2)
+    began = time.monotonic()
+    assert [store.queue_length() for _ in range(3)] == [0, 0, 0]
+    assert time.monotonic() - began < 2
+    assert writer.is_alive()
+    other.execute("ROLLBACK")
+    other.close()
+    writer.join(5)
+    assert store.queue_length() == 1
+    store.close()
+
+
 def test_a_full_disk_is_said_in_words_and_nothing_is_half_written(store, path):
     kept = store.submit(spec())
     with store._database.write() as connection:

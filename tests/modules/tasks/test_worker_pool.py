@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from modules.settings.config import Settings, load_settings
-from modules.spec.errors import NotFound
+from modules.spec.errors import InstanceRunning, NotFound
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import TaskSpec
+from modules.tasks.database import BUSY_SECONDS
 from modules.tasks.events import TaskView
 from modules.tasks.store import TaskStore
 from modules.tasks.worker_pool import LocalWorkerPool, PoolTimings
@@ -38,8 +39,13 @@ def settings(tmp_path: Path) -> Settings:
 def make_pool(settings: Settings) -> Iterator[Callable[..., LocalWorkerPool]]:
     made: list[tuple[LocalWorkerPool, TaskStore]] = []
 
-    def make(timings: PoolTimings = QUICK, target: str = STUB, count: int = 1) -> LocalWorkerPool:
-        store = TaskStore(settings.database_path)
+    def make(
+        timings: PoolTimings = QUICK,
+        target: str = STUB,
+        count: int = 1,
+        busy_seconds: float = BUSY_SECONDS,
+    ) -> LocalWorkerPool:
+        store = TaskStore(settings.database_path, busy_seconds=busy_seconds)
         pool = LocalWorkerPool(settings, store, target, count, timings=timings)
         made.append((pool, store))
         pool.start()
@@ -306,6 +312,30 @@ def test_close_waits_for_no_other_program(make_pool, settings):
     assert not again.view(task_id).state.is_final
     again.stop_task(task_id)
     assert ended(again, task_id).state is TaskState.STOPPED
+
+
+def test_a_list_locked_by_another_program_holds_up_and_loses_nothing(make_pool, settings):
+    pool = make_pool(busy_seconds=0.3)
+    task_id = pool.submit(spec("slow", images=2, steps=8))
+    until(pool, task_id, lambda v: v.progress is not None and v.progress.step >= 2)
+    other = sqlite3.connect(settings.database_path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    view = until(pool, task_id, lambda v: "locked" in v.message)
+    assert view.message.startswith("Another program holds the task list")
+    assert view.message.endswith("nothing is lost.")
+    with pytest.raises(InstanceRunning, match="locked; end it"):
+        pool.submit(spec())
+    with pytest.raises(InstanceRunning, match="locked; end it"):
+        pool.stop_task(task_id)
+    assert pool.view(task_id).state is TaskState.RUNNING
+    other.execute("ROLLBACK")
+    other.close()
+    view = until(pool, task_id, lambda v: len(v.images) == 1)
+    assert view.message == ""
+    next_id = pool.submit(spec())
+    assert len(ended(pool, task_id).images) == 2
+    assert ended(pool, next_id).state is TaskState.DONE
+    assert pool.status().workers[0].restarts == 0
 
 
 def test_a_listener_hears_of_changes_until_it_is_removed(make_pool):
