@@ -11,6 +11,7 @@ from extras import ip_attention
 from extras.ip_attention import ImagePrompt, ImagePromptAttention, own_sites, region_weights
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
 from ldm_patched.modules.errors import UnsupportedModel
+from tests.support.engine_report import agree
 from tests.support.tiny_ip_adapter import SD1_WIDTHS, SDXL_WIDTHS
 
 HEADS, WIDTH = 2, 32
@@ -79,7 +80,8 @@ def test_joint_is_its_description(halves, step):
     replace = ImagePromptAttention(Step(step), prompts).at(0)
     out = replace(q, k, v, options(halves))
     expected = written_out(q, k, v, prompts, halves, step)
-    np.testing.assert_allclose(out.numpy(), expected, atol=1e-5)
+    expected = torch.from_numpy(expected)
+    agree("adapter", "IP-Adapter, joint", "its description in float64", out, expected, 1e-5)
 
 
 def test_after_its_stop_a_prompt_leaves_text_alone():
@@ -141,7 +143,7 @@ def test_decoupled_is_diffusers_ip_adapter():
     q, k, v = layer.to_q(x), layer.to_k(context), layer.to_v(context)
     out = layer.to_out[0](replace(q, k, v, options()))
     assert expected.std() > 0.01
-    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+    agree("adapter", "IP-Adapter, decoupled", "diffusers", out, expected, 1e-5)
     plain = layer.to_out[0](ip_attention.sdp(q, k, v, options()))
     assert not torch.allclose(plain, expected, atol=1e-2)
 

@@ -5,6 +5,8 @@ import math
 import os
 from pathlib import Path
 
+from torch import Tensor
+
 VARIABLE = "EASEL_ENGINE_REPORT"
 
 
@@ -35,3 +37,13 @@ def record(
     # one short write in append mode, so that tests which run side by side do not mix their lines
     with Path(where).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def agree(
+    kind: str, name: str, reference: str, found: Tensor, expected: Tensor, tolerance: float
+) -> None:
+    """Record the largest difference of two tensors for the test that runs, and assert on it."""
+    assert found.shape == expected.shape
+    difference = float((found.double() - expected.double()).abs().max())
+    record(kind, name, os.environ["PYTEST_CURRENT_TEST"], reference, difference, tolerance)
+    assert difference <= tolerance

@@ -15,6 +15,8 @@ TARGET = Path(__file__).parents[2] / "docs" / "ENGINE.md"
 HEADINGS = {
     "family": "Model families",
     "text encoder": "Text encoders",
+    "image encoder": "Image encoders",
+    "VAE": "VAE",
     "adapter": "Adapters",
     "sampler": "Samplers",
     "scheduler": "Schedulers",
@@ -54,7 +56,7 @@ def page(lines: Iterable[Mapping[str, Any]]) -> str:
     )
     parts = [HEAD.format(how=how, versions=versions)]
     for kind in order:
-        parts.append(f"## {HEADINGS.get(kind, kind.capitalize())}\n")
+        parts.append(f"## {HEADINGS.get(kind, kind[:1].upper() + kind[1:])}\n")
         parts.append(
             "| | held against | test | largest difference | allowed |\n|---|---|---|---|---|"
         )

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from ldm_patched.modules import clip_vision
 from ldm_patched.modules.errors import CorruptModelFile, UnsupportedModel
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
+from tests.support.engine_report import agree
 
 transformers = pytest.importorskip("transformers")
 POLICY = DevicePolicy(DeviceFlags(always_cpu=True, all_in_fp32=True))
@@ -82,7 +83,8 @@ def test_outputs_are_those_of_transformers(tmp_path, layout, width, heads, activ
         (out.penultimate_hidden_states, expected.hidden_states[-2]),
         (out.image_embeds, expected.image_embeds),
     ):
-        torch.testing.assert_close(mine.clone(), right, atol=1e-4, rtol=1e-4)
+        name = f"CLIP image encoder, {layout} layout"
+        agree("image encoder", name, "transformers CLIPVisionModel", mine, right, 1e-4)
 
 
 def vit_h_shapes() -> dict[str, tuple[int, ...]]:

@@ -13,6 +13,7 @@ from ldm_patched.modules.lora import read_lora
 from ldm_patched.modules.lora_names import KeyMap, split_key
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy, Hardware
 from ldm_patched.modules.weight_file import open_weights
+from tests.support.engine_report import agree
 from tests.support.lora_files import (
     deltas,
     kohya_file,
@@ -119,7 +120,7 @@ def test_every_layer_of_the_unet_is_found_under_the_names_of_diffusers(model, di
 # --- against diffusers --------------------------------------------------------------------------
 
 
-def check_against_hand_made(model, file, added, strength):
+def check_against_hand_made(model, file, added, strength, form):
     """The patched UNet gives what diffusers' UNet gives with the deltas added by hand."""
     oracle = diffusers_unet(model.model.diffusion_model)
     scaled = {name: strength * delta for name, delta in added.items()}
@@ -131,18 +132,19 @@ def check_against_hand_made(model, file, added, strength):
     with torch.inference_mode():
         expected = call_diffusers(oracle, x, t, context, pooled, SIZES)
     assert (expected - plain).abs().max() > 0.05  # it does change the picture
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
+    name, reference = f"LoRA file, {form}", "diffusers' UNet with the deltas added by hand"
+    agree("adapter", name, reference, found, expected, 2e-4)
 
 
 def test_a_kohya_file_agrees_with_deltas_added_by_hand(model, diffusers_layers):
     file = kohya_file(diffusers_layers, "lora_unet_", alpha=1.5)
     added = deltas(diffusers_layers, scale=0.5)
-    check_against_hand_made(model, file, added, 0.8)
+    check_against_hand_made(model, file, added, 0.8, "kohya's names")
 
 
 def test_a_peft_file_agrees_with_deltas_added_by_hand(model, diffusers_layers):
     check_against_hand_made(
-        model, peft_file(diffusers_layers, "unet."), deltas(diffusers_layers), -0.5
+        model, peft_file(diffusers_layers, "unet."), deltas(diffusers_layers), -0.5, "PEFT's names"
     )
 
 
@@ -187,7 +189,8 @@ def test_peft_itself_writes_files_that_agree(model, tmp_path):
     found, (x, t, context, pooled) = unet_output(patched)
     with torch.no_grad():
         expected = call_diffusers(oracle, x, t, context, pooled, SIZES)
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
+    name, reference = "LoRA file with DoRA, written by PEFT", "diffusers and PEFT"
+    agree("adapter", name, reference, found, expected, 2e-4)
 
 
 # --- text encoders ------------------------------------------------------------------------------
@@ -215,7 +218,8 @@ def test_both_text_encoders_take_their_own_part(model, clip):
     before = clip.cond_stage_model.get_parameter(f"{name}.weight").clone()
     patched.patcher.patch_model()
     after = clip.cond_stage_model.get_parameter(f"{name}.weight")
-    torch.testing.assert_close(after - before, 0.5 * up @ down, rtol=0, atol=1e-5)
+    name, reference = "LoRA file, both text encoders", "the deltas by hand"
+    agree("adapter", name, reference, after - before, 0.5 * up @ down, 1e-5)
     again, _ = clip.encode_from_tokens(tokens)  # the one without patches takes them out
     assert torch.equal(again, plain)
 

@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from ldm_patched.modules.weight_patches import delta_of, patched_weight
+from tests.support.engine_report import agree
 
+NAMES = {
+    "lora": "LoRA, LoCon",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "glora": "GLoRA",
+    "dora": "DoRA",
+    "diff": "full difference",
+}
 LINEAR = (6, 10)
 CONV = (6, 4, 3, 3)
 
@@ -23,7 +32,8 @@ def check(patch, weight: torch.Tensor, expected: np.ndarray) -> None:
     found = delta_of(patch, weight)
     assert found.dtype == torch.float32
     assert found.shape == weight.shape
-    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
+    name, reference = NAMES[patch[0]], "the formula in float64"
+    agree("adapter", name, reference, found, torch.from_numpy(expected), 1e-5)
 
 
 def test_lora_of_a_linear_layer():

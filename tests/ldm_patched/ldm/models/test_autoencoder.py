@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL as LibraryVAE
 
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL, detect_autoencoder_config
+from tests.support.engine_report import agree
 from tests.support.tiny_checkpoint import SDXL, TINY, jittered_weights, vae_shapes
 
 RENAMES = (
@@ -60,10 +61,6 @@ def library(weights):
     return model.eval().requires_grad_(False)
 
 
-def relative_error(actual, expected):
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("size", [(64, 64), (65, 43), (8, 120)])
 def test_encode_gives_the_librarys_posterior_mean(ours, library, size, channels_last):
@@ -72,7 +69,8 @@ def test_encode_gives_the_librarys_posterior_mean(ours, library, size, channels_
     layout = torch.channels_last if channels_last else torch.contiguous_format
     actual = ours.to(memory_format=layout).encode(pixels.contiguous(memory_format=layout))
     assert actual.shape == (2, 4, size[0] // 8, size[1] // 8)
-    assert relative_error(actual, expected) <= 1e-4
+    top = expected.abs().max()
+    agree("VAE", "encoder", "diffusers AutoencoderKL", actual / top, expected / top, 1e-4)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -83,7 +81,8 @@ def test_decode_gives_the_librarys_picture(ours, library, size, channels_last):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     actual = ours.to(memory_format=layout).decode(latents.contiguous(memory_format=layout))
     assert actual.shape == (2, 3, size[0] * 8, size[1] * 8)
-    assert relative_error(actual, expected) <= 1e-4
+    top = expected.abs().max()
+    agree("VAE", "decoder", "diffusers AutoencoderKL", actual / top, expected / top, 1e-4)
 
 
 def test_channels_last_stays_so_from_end_to_end(ours):
