@@ -75,8 +75,6 @@ class TaskFeed:
                 f"{limits.SSE_CONNECTIONS} pages follow tasks already; close some and try again."
             )
         view = await anyio.to_thread.run_sync(self._pool.view, task_id)
-        if view is None:
-            raise NotFound("There is no such task; it may have been removed.")
         if view.state.is_final and view.seq == after:
             return None
         return self._frames(task_id, view, after)

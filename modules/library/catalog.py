@@ -7,7 +7,6 @@
 Links that the user put into the folders are followed: people keep big files elsewhere.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ from pathlib import Path
 from modules.settings.config import Settings
 from modules.settings.presets import Download, ModelFolder, Preset, load_presets
 from modules.spec.errors import ModelMissing
+from modules.spec.file_scan import scan_files
 
 MODEL_SUFFIXES = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
 CHECKPOINT_SUFFIXES = frozenset({".safetensors", ".ckpt", ".pt"})
 BUILTIN_PREFIX = "builtin/"
 _NAME_CHARACTERS = 255
-_DEPTH = 8
 _HEADER_BYTES = 16 * 1024 * 1024
 _NETWORK = b'"model.diffusion_model.'
 
@@ -112,30 +111,8 @@ class Catalog:
 
 
 def _scan(folder: Path, suffixes: frozenset[str]) -> Iterator[tuple[str, Path, int]]:
-    """(name, path, size) of each model file under `folder`; a missing folder holds none."""
-    pending: list[tuple[Path, str, int]] = [(folder, "", 0)]
-    seen: set[str] = set()
-    while pending:
-        directory, prefix, depth = pending.pop()
-        real = os.path.realpath(directory)
-        if real in seen or depth > _DEPTH:  # a link that leads back up
-            continue
-        seen.add(real)
-        try:
-            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
-        except OSError:
-            continue
-        for entry in entries:
-            name = prefix + entry.name
-            if not _may_be_named(entry.name, name):
-                continue
-            try:
-                if entry.is_dir():
-                    pending.append((Path(entry.path), f"{name}/", depth + 1))
-                elif Path(entry.name).suffix.lower() in suffixes and entry.is_file():
-                    yield name, Path(entry.path), entry.stat().st_size
-            except OSError:
-                continue  # a broken link, or a file that went away meanwhile
+    """The model files under `folder` that a request can name."""
+    return (found for found in scan_files(folder, suffixes) if _may_be_named(found[0]))
 
 
 def _may_paint(path: Path) -> bool:
@@ -153,11 +130,10 @@ def _may_paint(path: Path) -> bool:
         return False
 
 
-def _may_be_named(entry: str, name: str) -> bool:
-    """False for hidden files and for names that no request could hold."""
+def _may_be_named(name: str) -> bool:
+    """False for names that no request could hold."""
     return (
-        not entry.startswith(".")
-        and entry.isprintable()
-        and not set(entry) & {"\\", ":"}
+        name.isprintable()
+        and not set(name) & {"\\", ":"}
         and len(name) + len(BUILTIN_PREFIX) <= _NAME_CHARACTERS
     )

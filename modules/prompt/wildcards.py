@@ -7,16 +7,16 @@ A blank line and a line that begins with # hold no entry. Names are looked up am
 are there and are never made into a path. The user's folder comes before the one that ships.
 """
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 from modules.prompt.template import read_template
 from modules.spec import limits
+from modules.spec.file_scan import scan_files
 
 _SUFFIX = ".txt"
-_DEPTH = 8
 
 
 class WildcardBook:
@@ -99,8 +99,9 @@ class WildcardBook:
         if self._paths is None:
             paths: dict[str, Path] = {}
             for folder in self._folders:
-                for name, path in _scan(folder):
-                    paths.setdefault(name.casefold(), path)
+                files = islice(scan_files(folder, {_SUFFIX}), limits.WILDCARD_FILES)
+                for name, path, _ in files:
+                    paths.setdefault(name[: -len(_SUFFIX)].casefold(), path)
             self._paths = dict(sorted(paths.items()))
             self._short = {}
             for name in self._paths:
@@ -114,33 +115,3 @@ def _decoded(raw: bytes) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         return raw.decode("cp1252", "replace")
-
-
-def _scan(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(name, path) of each list below `folder`; a missing folder holds none."""
-    pending: list[tuple[Path, str, int]] = [(folder, "", 0)]
-    seen: set[str] = set()
-    found = 0
-    while pending:
-        directory, prefix, depth = pending.pop()
-        real = os.path.realpath(directory)
-        if real in seen or depth > _DEPTH:  # a link that leads back up
-            continue
-        seen.add(real)
-        try:
-            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
-        except OSError:
-            continue
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            try:
-                if entry.is_dir():
-                    pending.append((Path(entry.path), f"{prefix}{entry.name}/", depth + 1))
-                elif entry.name.lower().endswith(_SUFFIX) and entry.is_file():
-                    found += 1
-                    yield prefix + entry.name[: -len(_SUFFIX)], Path(entry.path)
-            except OSError:
-                continue
-            if found >= limits.WILDCARD_FILES:
-                return
