@@ -46,3 +46,9 @@ def test_the_page_lists_every_sampler_and_scheduler_and_real_tests():
     assert len(found) > 60
     for function, path in set(found):
         assert f"def {function}(" in (ROOT / path).read_text(encoding="utf-8"), (path, function)
+
+
+def test_the_guide_to_samplers_names_every_one():
+    text = (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8")
+    for name in [*Sampler, *Scheduler]:
+        assert f"`{name.value}`" in text, name

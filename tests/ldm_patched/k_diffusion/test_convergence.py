@@ -3,6 +3,8 @@
 import inspect
 import math
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,3 +191,35 @@ def test_one_leap_after_the_other_draws_from_a_gaussian(name):
     note(name, "spread of a Gaussian, 4 steps", spread, tolerance)
     assert spread < tolerance
     assert abs(float(out.mean()) - mean) < 0.02
+
+
+def documented() -> dict[str, tuple[int, bool]]:
+    """Sampler → (calls, noise) as docs/samplers.md has it."""
+    text = (Path(__file__).parents[3] / "docs" / "samplers.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]*`) \| (\d) \| (yes|no) \|", text, re.MULTILINE)
+    return {
+        name: (int(calls), noise == "yes")
+        for names, calls, noise in rows
+        for name in re.findall("`(.*?)`", names)
+    }
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_calls_and_noise_are_as_documented(name):
+    steps, seen = 24, []
+    sigmas = sampling.get_sigmas_karras(steps, 0.03, 14.6)
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 14.6
+
+    def picture(seed: int) -> torch.Tensor:
+        def model(x, sigma, seed):
+            seen.append(1)
+            return MIXTURE.model(x, sigma)
+
+        return SAMPLERS[name](model, x, sigmas, extra_args={"seed": seed})
+
+    calls, noise = documented()[name]
+    assert torch.equal(picture(1), picture(2)) != noise
+    if name == "dpm_adaptive":
+        assert (len(seen) // 2 - 1) % calls == 0
+    else:
+        assert round(len(seen) / 2 / steps) == calls
