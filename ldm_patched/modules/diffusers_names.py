@@ -1,8 +1,11 @@
-"""The names that diffusers gives the parts of a UNet, beside those of the checkpoint layout.
+"""The names that diffusers gives the parts of a UNet and a VAE, beside those of checkpoints.
 
 LoRA files and model folders speak of `down_blocks.1.attentions.0`, where a checkpoint says
 `input_blocks.4.1`. The plan of the network says which is which.
 """
+
+import re
+from collections.abc import Collection
 
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
 
@@ -74,4 +77,93 @@ def module_names(config: UNetConfig, modules: list[str]) -> dict[str, str]:
         elif leaf == "op":
             leaf = "conv"
         names[module] = f"{block}.{leaf}"
+    return names
+
+
+# --- From diffusers' names to ours ------------------------------------------------------------
+
+BLOCK = re.compile(
+    r"((?:(?:down|up)_blocks\.\d+|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.\d+)\."
+)
+DOWN_RESNET = re.compile(r"down_blocks\.(\d+)\.resnets\.(\d+)\.conv1\.weight")
+
+
+def is_diffusers_unet(keys: Collection[str]) -> bool:
+    """Whether these are the names of a UNet in diffusers' layout."""
+    return "conv_in.weight" in keys and "time_embedding.linear_1.weight" in keys
+
+
+def unet_names(keys: Collection[str]) -> dict[str, str]:
+    """diffusers' name of each weight of a UNet → ours; a name without a place stays as it is."""
+    blocks = {theirs: ours for ours, theirs in block_names(_plan(keys)).items()}
+    tops = {theirs: ours for ours, theirs in TOP.items()}
+    resnets = {theirs: ours for ours, theirs in RESNET.items()}
+    names: dict[str, str] = {}
+    for key in keys:
+        module, _, kind = key.rpartition(".")
+        match = BLOCK.match(key)
+        if match is None:
+            names[key] = f"{tops.get(module, module)}.{kind}"
+            continue
+        leaf = module[match.end() :]
+        if match[2] == "resnets":
+            leaf = resnets.get(leaf, leaf)
+        elif match[2] == "downsamplers":
+            leaf = "op"
+        names[key] = f"{blocks.get(match[1], match[1])}.{leaf}.{kind}"
+    return names
+
+
+def _plan(keys: Collection[str]) -> UNetConfig:
+    """What the order of the blocks depends on: how many there are, and where attention is."""
+    found = [tuple(map(int, match.groups())) for key in keys if (match := DOWN_RESNET.match(key))]
+    levels = max((level for level, _ in found), default=-1) + 1
+    counts = tuple(sum(level == mine for level, _ in found) for mine in range(levels))
+    attention = {key.rsplit(".proj_in.", 1)[0] for key in keys if ".proj_in." in key}
+    ups = (
+        f"up_blocks.{level}.attentions.{index}" in attention
+        for level, count in enumerate(reversed(counts))
+        for index in range(count + 1)
+    )
+    return UNetConfig(
+        channel_mult=(1,) * levels,
+        num_res_blocks=counts,
+        transformer_depth=(0,) * sum(counts),
+        transformer_depth_output=tuple(map(int, ups)),
+    )
+
+
+VAE_PARTS = (
+    (r"\bmid_block\.resnets\.0\.", "mid.block_1."),
+    (r"\bmid_block\.resnets\.1\.", "mid.block_2."),
+    (r"\bmid_block\.attentions\.0\.", "mid.attn_1."),
+    (r"\battn_1\.group_norm\.", "attn_1.norm."),
+    (r"\battn_1\.(?:to_q|query)\.", "attn_1.q."),
+    (r"\battn_1\.(?:to_k|key)\.", "attn_1.k."),
+    (r"\battn_1\.(?:to_v|value)\.", "attn_1.v."),
+    (r"\battn_1\.(?:to_out\.0|proj_attn)\.", "attn_1.proj_out."),
+    (r"\bdown_blocks\.(\d+)\.resnets\.", r"down.\1.block."),
+    (r"\bdown_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample."),
+    (r"\bup\.(\d+)\.resnets\.", r"up.\1.block."),
+    (r"\bup\.(\d+)\.upsamplers\.0\.", r"up.\1.upsample."),
+    (r"\bconv_shortcut\.", "nin_shortcut."),
+    (r"\bconv_norm_out\.", "norm_out."),
+)
+UP_BLOCK = re.compile(r"\bup_blocks\.(\d+)\.")
+
+
+def is_diffusers_vae(keys: Collection[str]) -> bool:
+    """Whether these are the names of an autoencoder in diffusers' layout."""
+    return any(key.startswith(("encoder.down_blocks.", "decoder.up_blocks.")) for key in keys)
+
+
+def vae_names(keys: Collection[str]) -> dict[str, str]:
+    """diffusers' name of each weight of an autoencoder → ours, which counts up from the finest."""
+    levels = max((int(m[1]) for key in keys if (m := UP_BLOCK.search(key))), default=0)
+    names: dict[str, str] = {}
+    for key in keys:
+        ours = UP_BLOCK.sub(lambda match: f"up.{levels - int(match[1])}.", key)
+        for theirs, part in VAE_PARTS:
+            ours = re.sub(theirs, part, ours)
+        names[key] = ours
     return names

@@ -1,5 +1,7 @@
 """What a network predicts: as its file says, by names or metadata, or as it shows when asked."""
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,7 +30,8 @@ class Said:
 def said_prediction(state_dict: Mapping[str, Tensor]) -> Said:
     """What the marker keys `v_pred`, `ztsnr`, `edm_mean`, `edm_std` and `edm_vpred.*` say.
 
-    Without them, the `modelspec.prediction_type` and `easel.zero_snr` entries of a file's metadata.
+    Without them, entries of the file's metadata: `modelspec.prediction_type`, `easel.zero_snr`,
+    `easel.latents_mean` and `easel.latents_std`.
     """
     metadata: Mapping[str, str] = getattr(state_dict, "metadata", {})
     if "edm_mean" in state_dict and "edm_std" in state_dict:
@@ -38,26 +41,36 @@ def said_prediction(state_dict: Mapping[str, Tensor]) -> Said:
         keys = {name: f"edm_vpred.{name}" for name in EDM_RANGE}
         found = {name: float(state_dict[key]) for name, key in keys.items() if key in state_dict}
         return Said(kind="edm-v", sigmas=found)
-    kind = (
-        "v"
-        if "v_pred" in state_dict
-        else PREDICTION_WORDS.get(metadata.get("modelspec.prediction_type", "").lower())
-    )
+    word = metadata.get("modelspec.prediction_type", "").lower()
+    kind = "v" if "v_pred" in state_dict else PREDICTION_WORDS.get(word)
+    if kind == "edm":
+        mean, std = (_list(metadata.get(f"easel.latents_{name}")) for name in ("mean", "std"))
+        return Said(kind=kind, mean=mean, std=std)
     zero_snr = "ztsnr" in state_dict or metadata.get("easel.zero_snr") == "true"
     return Said(kind=kind, zero_snr=kind == "v" and zero_snr)
 
 
-PREDICTION_WORDS = {"v": "v", "v_prediction": "v", "epsilon": "eps", "eps": "eps"}
+PREDICTION_WORDS = {
+    "v": "v",
+    "v_prediction": "v",
+    "epsilon": "eps",
+    "eps": "eps",
+    "edm": "edm",
+}
 
 
 def _numbers(tensor: Tensor) -> tuple[float, ...] | None:
     """A number for each of four channels, or None if the tensor holds something else."""
     numbers = tuple(float(number) for number in tensor.flatten()[:5])
-    return numbers if len(numbers) == 4 and all(map(_is_finite, numbers)) else None
+    return numbers if len(numbers) == 4 and all(map(math.isfinite, numbers)) else None
 
 
-def _is_finite(number: float) -> bool:
-    return number - number == 0.0
+def _list(text: str | None) -> tuple[float, ...] | None:
+    """As `_numbers`, of a list in JSON."""
+    try:
+        return _numbers(torch.tensor(json.loads(text or "null"), dtype=torch.float32))
+    except (ValueError, TypeError, RuntimeError, RecursionError):
+        return None
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ldm_patched.modules.lora import read_lora
 from ldm_patched.modules.model_base import LoadReport
 from ldm_patched.modules.model_management import DevicePolicy
 from ldm_patched.modules.model_patcher import ModelPatcher
+from ldm_patched.modules.model_source import VAE_PREFIX, JoinedWeights, open_model, vae_places
 from ldm_patched.modules.supported_models import BASE, UNET_PREFIX
 from ldm_patched.modules.vae import VAE
 from ldm_patched.modules.weight_file import LazyWeights, WeightFile, open_weights
@@ -30,6 +31,7 @@ __all__ = [
     "ModelMetadata",
     "load_checkpoint_guess_config",
     "load_lora_for_models",
+    "load_vae",
     "read_model_metadata",
 ]
 
@@ -49,18 +51,21 @@ def load_checkpoint_guess_config(
     output_model: bool = True,
     *,
     policy: DevicePolicy | None = None,
+    text_encoder_paths: Iterable[str | Path] = (),
 ) -> tuple[ModelPatcher | None, CLIP | None, VAE | None, None]:
-    """(model, text encoders, VAE, None) of a checkpoint file whose family its weights tell.
+    """(model, text encoders, VAE, None) of a checkpoint whose family its weights tell.
 
-    A part is None if it is not asked for or not in the file. policy: devices and precisions; None
-    detects them. Weights whose precision fits stay in the file's memory; others are read and cast
-    one by one. What the file holds besides is in each part's `load_report`, and logged.
+    ckpt_path: a file, a diffusers folder, or a file with the UNet alone. text_encoder_paths: files
+    with text encoders, for a model that has none of its own. A part is None if it is not asked for
+    or not there. policy: devices and precisions; None detects them. Weights whose precision fits
+    stay in the file's memory; others are read and cast one by one. What the file holds besides is
+    in each part's `load_report`, and logged.
     Raises CorruptModelFile, UnsafeModelFile, UnsupportedModel or OSError.
     """
     if output_clipvision:
         raise UnsupportedModel("Checkpoints of the known families hold no image encoder.")
     policy = policy or DevicePolicy.detect()
-    file = open_weights(ckpt_path)
+    file = open_model(ckpt_path, text_encoder_paths if output_clip else ())
     config = _require_family(file)
     model = _load_model(file, config, policy) if output_model else None
     clip = load_clip(file, config, policy) if output_clip else None
@@ -148,6 +153,21 @@ def _load_vae(file: WeightFile, prefix: str, policy: DevicePolicy) -> VAE | None
         memory_format=policy.memory_format,
         load_report=report,
     )
+
+
+def load_vae(path: str | Path, policy: DevicePolicy | None = None) -> VAE:
+    """The VAE in a file, in the layout of checkpoints or that of diffusers.
+
+    Raises CorruptModelFile, UnsafeModelFile, UnsupportedModel or OSError.
+    """
+    file = open_weights(path)
+    joined = JoinedWeights(file.name, vae_places(file), file.metadata)
+    vae = _load_vae(joined, VAE_PREFIX, policy or DevicePolicy.detect())
+    if vae is None:
+        kind = likely_kind(file)
+        found = f" It looks like {kind[0]}." if kind else ""
+        raise UnsupportedModel(f"{file.name} holds no VAE.{found} Choose another in the VAE list.")
+    return vae
 
 
 def _rest(file: WeightFile, config: BASE) -> tuple[str, ...]:

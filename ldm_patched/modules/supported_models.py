@@ -58,6 +58,11 @@ class BASE:
         """What the network predicts; some files say so by a key of their own."""
         return ModelType.EPS
 
+    @classmethod
+    def text_widths(cls, unet_config: UNetConfig) -> dict[str, int]:
+        """How wide each text encoder is that such a network reads, by short name."""
+        return {name: unet_config.context_dim or 0 for name in cls.text_encoder_prefixes}
+
     def settle(self, model: BaseModel, state_dict: Mapping[str, Tensor]) -> None:
         """Decide what only the loaded weights tell; called once they are in their place."""
 
@@ -199,6 +204,11 @@ class SDXL(BASE):
         c = unet_config
         pooled = c.adm_in_channels - 6 * 256
         return is_sdxl_shaped(c) and 0 < pooled < (c.context_dim or 0)
+
+    @classmethod
+    def text_widths(cls, unet_config: UNetConfig) -> dict[str, int]:
+        pooled = unet_config.adm_in_channels - 6 * 256
+        return {"l": (unet_config.context_dim or 0) - pooled, "g": pooled}
 
     def model_type(self, state_dict: Mapping[str, Tensor]) -> ModelType:
         said = said_prediction(state_dict)
