@@ -172,6 +172,29 @@ def _has_area(shape: tuple[int, ...]) -> bool:
 # --- Pickles ----------------------------------------------------------------------------------
 
 
+class Inert:
+    """Stands for what trainers leave beside the weights; takes anything and does nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        """Nothing is kept."""
+
+    def __setstate__(self, _: Any) -> None:
+        """Nothing is kept."""
+
+
+# Old checkpoints name these, mostly as keys of a dictionary. Their names are all that is read.
+HARMLESS = tuple(
+    (Inert, name)
+    for name in (
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+        "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        "numpy.dtype",
+    )
+)
+
+
 def _read_pickle(path: Path, *, is_zip: bool) -> WeightFile:
     """Tensors of a file that torch.save wrote; nothing in it is executed.
 
@@ -180,11 +203,12 @@ def _read_pickle(path: Path, *, is_zip: bool) -> WeightFile:
     # By its name torch would take it for safetensors; an open file has none, nor can it be mapped.
     misnamed = path.name.endswith(".safetensors")
     try:
-        if is_zip and not misnamed:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        else:
-            with path.open("rb") as file:
-                content = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(HARMLESS)):
+            if is_zip and not misnamed:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            else:
+                with path.open("rb") as file:
+                    content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnsafeModelFile(
             f"{path.name} holds more than plain weights, so it was not opened: such a file can run "
@@ -248,11 +272,13 @@ def open_weights(path: str | Path) -> WeightFile:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The text entries in a safetensors file's header; empty for any other kind of file.
+    """The text entries in a safetensors file's header; empty for another kind, or for a folder.
 
     Raises CorruptModelFile or OSError.
     """
     path = Path(path)
+    if path.is_dir():
+        return {}
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:9] == b"{"
     return dict(read_header(path)[1]) if is_safetensors else {}

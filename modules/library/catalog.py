@@ -2,6 +2,7 @@
 
     models_path/checkpoints/a.safetensors        → "a.safetensors"
     models_path/checkpoints/sub/b.safetensors    → "sub/b.safetensors"
+    models_path/checkpoints/d/model_index.json   → "d", a diffusers folder
     root/models/builtin/c.safetensors            → "builtin/c.safetensors", listed last
 
 Links that the user put into the folders are followed: people keep big files elsewhere.
@@ -20,6 +21,7 @@ MODEL_SUFFIXES = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
 CHECKPOINT_SUFFIXES = frozenset({".safetensors", ".ckpt", ".pt"})
 BUILTIN_PREFIX = "builtin/"
 _NAME_CHARACTERS = 255
+_INDEX = "model_index.json"  # of a model that diffusers wrote: a folder with one for each part
 _HEADER_BYTES = 16 * 1024 * 1024
 _NETWORK = b'"model.diffusion_model.'
 
@@ -51,7 +53,7 @@ class Catalog:
         folder = ModelFolder.CHECKPOINTS
         own = {
             name: ModelFile(name, path, size, folder)
-            for name, path, size in _scan(self._models_path / folder, CHECKPOINT_SUFFIXES)
+            for name, path, size in _scan(self._models_path / folder, CHECKPOINT_SUFFIXES, _INDEX)
         }
         shipped = {
             BUILTIN_PREFIX + name: ModelFile(BUILTIN_PREFIX + name, path, size, folder)
@@ -65,6 +67,16 @@ class Catalog:
         found = _scan(self._models_path / folder, MODEL_SUFFIXES)
         files = (ModelFile(name, path, size, folder) for name, path, size in found)
         return sorted(files, key=lambda file: (file.name.casefold(), file.name))
+
+    def find(self, folder: ModelFolder, name: str) -> ModelFile:
+        """The file of a kind called `name`. Raises ModelMissing."""
+        for file in self.files(folder):
+            if file.name == name:
+                return file
+        raise ModelMissing(
+            f"The file {name[:80]!r} is not in {self._models_path.name}/{folder}. "
+            "Put it there and press Refresh, or choose another one."
+        )
 
     def find_checkpoint(self, name: str = "") -> ModelFile:
         """The checkpoint called `name`, or for '' the first that can paint. Raises ModelMissing.
@@ -110,9 +122,15 @@ class Catalog:
         return f"{self._models_path.name}/{ModelFolder.CHECKPOINTS}"
 
 
-def _scan(folder: Path, suffixes: frozenset[str]) -> Iterator[tuple[str, Path, int]]:
-    """The model files under `folder` that a request can name."""
-    return (found for found in scan_files(folder, suffixes) if _may_be_named(found[0]))
+def _scan(
+    folder: Path, suffixes: frozenset[str], index: str = ""
+) -> Iterator[tuple[str, Path, int]]:
+    """The model files under `folder` that a request can name.
+
+    index: a folder with a file of this name is one model.
+    """
+    found = scan_files(folder, suffixes, index)
+    return (model for model in found if _may_be_named(model[0]))
 
 
 def _may_paint(path: Path) -> bool:

@@ -39,8 +39,11 @@ class HashCache:
             return self._read().get(key, "") if key else ""
 
     def compute_soon(self, *files: ModelFile) -> None:
-        """Hash files in a thread, one after the other, unless that is done or being done."""
-        unknown = [file for file in files if not self.known(file)]
+        """Hash files in a thread, one after the other, unless that is done or being done.
+
+        A model that is a folder has no hash.
+        """
+        unknown = [file for file in files if file.path.is_file() and not self.known(file)]
         if not unknown:
             return
         with self._lock:

@@ -9,12 +9,14 @@ this is quick for a file of any size.
 import json
 import re
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 from modules.library.catalog import ModelFile
 from modules.spec import limits
 from modules.spec.sizes import SD1, SD2, SDXL, SizeTable, parse_ratio
 
+PIXELS_PER_LATENT = 8
 HEADER_BYTES = 100 * 1024 * 1024
 _FAMILIES = ((b"cond_stage_model.transformer.", SD1), (b"cond_stage_model.model.", SD2))
 _RESOLUTION = re.compile(r"(\d{2,4})x(\d{2,4})")
@@ -24,6 +26,8 @@ def model_sizes(file: ModelFile | None) -> SizeTable:
     """The sizes of `file`; SDXL's for one that says nothing or cannot be read."""
     if file is None:
         return SDXL
+    if file.path.is_dir():
+        return _sizes_of_folder(file)
     head = _head(file)
     metadata = _metadata(head)
     try:
@@ -32,9 +36,26 @@ def model_sizes(file: ModelFile | None) -> SizeTable:
         known = [ratio for ratio in ratios if _is_ratio(ratio)]
     except (TypeError, ValueError):
         area, known = 0, []
-    if limits.SIDE_MIN**2 <= area <= limits.PIXELS_MAX:
-        return SDXL if area == 1024**2 and not known else SizeTable.from_area(area, known)
-    return next((table for name, table in _FAMILIES if name in head), SDXL)
+    by_area = _by_area(area, known)
+    return by_area or next((table for name, table in _FAMILIES if name in head), SDXL)
+
+
+def _by_area(area: int, ratios: Sequence[str] = ()) -> SizeTable | None:
+    """Sizes of an area that a file names; None for one that makes no sense."""
+    if not limits.SIDE_MIN**2 <= area <= limits.PIXELS_MAX:
+        return None
+    return SDXL if area == 1024**2 and not ratios else SizeTable.from_area(area, ratios)
+
+
+def _sizes_of_folder(file: ModelFile) -> SizeTable:
+    """A diffusers folder says in its network's settings how many latents a side has."""
+    try:
+        path = file.path / "unet" / "config.json"
+        text = path.read_text(encoding="utf-8") if path.stat().st_size <= HEADER_BYTES else ""
+        side = json.loads(text)["sample_size"] * PIXELS_PER_LATENT
+        return _by_area(int(side) ** 2) or SDXL
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return SDXL
 
 
 def _head(file: ModelFile) -> bytes:

@@ -30,6 +30,7 @@ class ModelFolder(StrEnum):
     LORAS = "loras"
     EMBEDDINGS = "embeddings"
     VAE = "vae"
+    TEXT_ENCODERS = "text_encoders"
     VAE_APPROX = "vae_approx"
     CONTROLNET = "controlnet"
     CLIP_VISION = "clip_vision"

@@ -7,12 +7,15 @@ from pathlib import Path
 _DEPTH = 8
 
 
-def scan_files(folder: Path, suffixes: Set[str]) -> Iterator[tuple[str, Path, int]]:
+def scan_files(
+    folder: Path, suffixes: Set[str], index: str = ""
+) -> Iterator[tuple[str, Path, int]]:
     """(name, path, bytes) of each file under `folder` with one of the small-letter `suffixes`.
 
     A name has its sub-folders before it, as in "sub/a.txt". A folder's own files come first, in
     order; links are followed, but not in circles. Hidden files and folders are left out, and so is
-    whatever cannot be read; a missing folder holds nothing.
+    whatever cannot be read; a missing folder holds nothing. index: a folder with a file of this
+    name is given whole, with the bytes of the files one level below it.
     """
     pending: list[tuple[Path, str, int]] = [(folder, "", 0)]
     seen: set[str] = set()
@@ -31,7 +34,10 @@ def scan_files(folder: Path, suffixes: Set[str]) -> Iterator[tuple[str, Path, in
                 continue
             path = Path(entry.path)
             try:
-                if entry.is_dir():
+                if entry.is_dir() and index and (path / index).is_file():
+                    parts = (part for part in path.glob("*/*") if part.suffix in suffixes)
+                    yield prefix + entry.name, path, sum(part.stat().st_size for part in parts)
+                elif entry.is_dir():
                     pending.append((path, f"{prefix}{entry.name}/", depth + 1))
                 elif path.suffix.lower() in suffixes and entry.is_file():
                     yield prefix + entry.name, path, entry.stat().st_size

@@ -23,6 +23,7 @@ SCHEMA_VERSION = 1
 Side = Annotated[int, Field(ge=limits.SIDE_MIN, le=limits.SIDE_MAX, multiple_of=limits.SIDE_STEP)]
 
 
+ClipSkip = Annotated[int, Field(ge=1, le=limits.CLIP_SKIP_MAX)]
 LoraWeight = Annotated[
     float, Field(ge=-limits.LORA_LIST_WEIGHT_MAX, le=limits.LORA_LIST_WEIGHT_MAX)
 ]
@@ -104,6 +105,19 @@ class TaskSpec(QualityFields):
         max_length=255,
         title="Checkpoint",
         description="The model file that paints; empty takes the first one there is.",
+    )
+    vae: str = Field(
+        "",
+        max_length=255,
+        title="VAE",
+        description="A file of models/vae that turns latents into the picture; empty takes the "
+        "checkpoint's own.",
+    )
+    clip_skip: ClipSkip | None = Field(
+        None,
+        title="CLIP skip",
+        description="Which layer of the text encoder is read, counted from its end; empty takes "
+        "the one that the checkpoint was trained with, 2 suits many drawn styles.",
     )
     loras: tuple[LoraSpec, ...] = Field(
         (),
@@ -205,7 +219,7 @@ class TaskSpec(QualityFields):
             raise ValueError("must be names from the list; choose them there")
         return tuple(dict.fromkeys(name.replace("\x00", "") for name in styles))
 
-    @field_validator("checkpoint", "preset", "performance")
+    @field_validator("checkpoint", "vae", "preset", "performance")
     @classmethod
     def _name_is_no_path_trick(cls, name: str) -> str:
         return _listed_name(name)

@@ -144,8 +144,10 @@ def _wire_choices(form: Form, parts: "_ModelParts", preset: gr.Dropdown) -> None
         changes = form.updates(wanted | {"checkpoint": models.name_of(file)})
         return changes | parts.size(file, ratio)
 
-    def look_again(name: str | None, ratio: str | None) -> dict[Component, Any]:
-        return parts.updates(name, ratio)
+    def look_again(
+        name: str | None, ratio: str | None, chosen_vae: str | None
+    ) -> dict[Component, Any]:
+        return parts.updates(name, ratio, chosen_vae)
 
     def other_model(name: str | None, ratio: str | None) -> dict[Component, Any]:
         return parts.size(parts.find(name), ratio)
@@ -154,7 +156,9 @@ def _wire_choices(form: Form, parts: "_ModelParts", preset: gr.Dropdown) -> None
     size, checkpoint = form.components["aspect_ratio"], parts.checkpoint
     preset.input(apply_preset, [preset, checkpoint], [*kept, *named], **DIRECT)
     checkpoint.input(other_model, [checkpoint, size], [size], **DIRECT)
-    parts.refresh.click(look_again, [checkpoint, size], [checkpoint, size, parts.hint], **DIRECT)
+    vae = form.components["vae"]
+    shown = [checkpoint, vae, size, parts.hint]
+    parts.refresh.click(look_again, [checkpoint, size, vae], shown, **DIRECT)
 
 
 @dataclass(frozen=True)
@@ -176,12 +180,17 @@ class _ModelParts:
         table = model_sizes(file)
         return {self.form.components["aspect_ratio"]: settings.size_update(table, ratio)}
 
-    def updates(self, name: str | None, ratio: str | None) -> dict[Component, Any]:
-        """Every control for the models of this moment, with `name` chosen if it is there."""
+    def updates(
+        self, name: str | None, ratio: str | None, vae: str | None = ""
+    ) -> dict[Component, Any]:
+        """Every control for the models of this moment, with `name` and `vae` chosen if there."""
         files = self.context.catalog.checkpoints()
         file = models.chosen(files, name)
         choices = models.checkpoint_choices(files)
+        vaes = models.vae_choices(self.context, self.form.texts)
+        vae = vae if vae in (value for _, value in vaes) else ""
         return {
+            self.form.components["vae"]: gr.update(choices=vaes, value=vae),
             self.checkpoint: gr.update(choices=choices, value=models.name_of(file)),
             self.hint: models.models_hint(self.context, self.form.texts),
             **self.size(file, ratio),
@@ -199,10 +208,11 @@ class _ModelParts:
         initial, controls = self.form.initial, self.form.components
         name = held.pop("checkpoint", initial.checkpoint)
         ratio = held.pop("aspect_ratio", initial.aspect_ratio)
+        vae = held.pop("vae", initial.vae)
         if held.get("preset") not in self.context.presets:
             held.pop("preset", None)
         known = {controls[name]: gr.update(value=held[name]) for name in held if name in controls}
-        return known | self.updates(name, ratio)
+        return known | self.updates(name, ratio, vae)
 
 
 def _wire_form(app: gr.Blocks, form: Form) -> None:

@@ -126,6 +126,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "make.time": "about {time}",
         # models
         "help.checkpoint": "The model file that paints; it decides style and subject most.",
+        "help.vae": "What turns the model's latents into a picture; files in models/vae.",
+        "vae.own": "The checkpoint's own",
         "models.none": "No checkpoint found",
         "models.where": "Checkpoints are .safetensors files in {folder}; after adding one, "
         "press Refresh.",

@@ -59,6 +59,7 @@ class Job:
 
     task: TaskPort
     file: ModelFile | None = None  # resolve
+    vae_file: ModelFile | None = None  # resolve; None is the checkpoint's own
     resolved: ResolvedSpec | None = None  # resolve
     sizes: SizeTable | None = None  # resolve
     mode_lora: ModelFile | None = None  # resolve; of the performance mode

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from modules.library.catalog import ModelFile
 from modules.settings.presets import ModelFolder
-from modules.spec.errors import ModelCorrupt, ModelMissing
+from modules.spec.errors import ModelCorrupt, ModelMissing, ModelUnsupported
 from modules.worker.failures import is_out_of_memory
 
 FileStamp = tuple[str, int, int]
@@ -17,6 +17,8 @@ def _other(file: ModelFile) -> str:
         return "take the LoRA out of the list and the prompt"
     if file.kind in (ModelFolder.CONTROLNET, ModelFolder.IPADAPTER, ModelFolder.CLIP_VISION):
         return "take out the image prompts that need it"
+    if file.kind is ModelFolder.VAE:
+        return "choose another VAE"
     return "choose another checkpoint"
 
 
@@ -44,11 +46,25 @@ def reading(file: ModelFile) -> Iterator[None]:
         ) from error
 
 
+def missing_part(file: ModelFile, part: str, folder: str) -> ModelUnsupported:
+    """The error for a checkpoint that lacks something to paint with, to be put into `folder`."""
+    choose = " and choose it in the VAE list" if folder == ModelFolder.VAE else ""
+    return ModelUnsupported(
+        f"{file.name} holds no {part}, so it cannot paint by itself; put a file with its {part} "
+        f"into models/{folder}{choose}, or choose a complete checkpoint."
+    )
+
+
 def stamp_of(file: ModelFile) -> FileStamp:
-    """Path, size and time of a file's content as it is now. Raises as `reading`."""
+    """Path, size and time of a file's content as it is now; of a folder's, all told.
+
+    Raises as `reading`.
+    """
     with reading(file):
-        status = file.path.stat()
-    return str(file.path), status.st_size, status.st_mtime_ns
+        parts = sorted(file.path.glob("*/*")) if file.path.is_dir() else ()
+        stats = [path.stat() for path in (file.path, *parts)]
+    newest = max(status.st_mtime_ns for status in stats)
+    return str(file.path), sum(status.st_size for status in stats), newest
 
 
 def size_in_words(size: int) -> str:

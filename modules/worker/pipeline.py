@@ -28,13 +28,14 @@ from modules.spec.errors import ModelUnsupported, NotANumber
 from modules.worker.guidance import guided_conditions
 from modules.worker.image_prompts import ImagePromptShelf
 from modules.worker.job import Job
-from modules.worker.model_files import FileStamp, reading, size_in_words, stamp_of
+from modules.worker.model_files import FileStamp, missing_part, reading, size_in_words, stamp_of
 
 logger = logging.getLogger(__name__)
 
 LoraStamps = tuple[tuple[FileStamp, float, float], ...]
 WordStamps = tuple[tuple[FileStamp, float], ...]
-PromptKey = tuple[FileStamp, WordStamps, tuple[str, ...], int]
+PromptKey = tuple[FileStamp, WordStamps, tuple[str, ...], int, int | None]
+VAE_SHAPE = (4, 8)  # channels of latents, and pixels per latent along a side
 Conditions = list[Any]  # [[cond (1, 77·n, C), {"pooled_output": (1, P)}]]
 
 
@@ -42,8 +43,9 @@ Conditions = list[Any]  # [[cond (1, 77·n, C), {"pooled_output": (1, P)}]]
 class LoadedModel:
     """A checkpoint in memory. `stamp` says which version of the file it was.
 
-    loras: stamps and weights of the adapters on `unet` and `clip`, in order; word_loras: of those
-    that change `clip`, with their weights there.
+    vae_stamp: of the file that `vae` is from, None if none was asked for. loras: stamps and weights
+    of the adapters on `unet` and `clip`, in order; word_loras: of those that change `clip`, with
+    their weights there.
     """
 
     stamp: FileStamp
@@ -52,6 +54,7 @@ class LoadedModel:
     clip: sd.CLIP
     vae: sd.VAE
     previewer: LatentPreviewer
+    vae_stamp: FileStamp | None = None
     loras: LoraStamps = ()
     word_loras: WordStamps = ()
 
@@ -81,35 +84,76 @@ class Pipeline:
         file: ModelFile,
         on_loading: Callable[[str], None] = lambda _: None,
         check: Callable[[], None] = lambda: None,
+        *,
+        vae: ModelFile | None = None,
+        spare_vaes: Sequence[ModelFile] = (),
+        text_encoders: Sequence[ModelFile] = (),
     ) -> LoadedModel:
         """The model of `file`: the one in memory if the file has not changed since.
 
         on_loading: told a sentence before a file is read. check: may raise to stop before that.
-        Raises ModelMissing, ModelUnsupported, or what the engine's loader raises.
+        vae: a file to take in the place of the checkpoint's own. spare_vaes, text_encoders: files
+        for a checkpoint without the part; of the VAEs only a single one, for no name tells which
+        fits. Raises ModelMissing, ModelUnsupported, or what the engine's loader raises.
         """
         stamp = stamp_of(file)
+        vae_stamp = None if vae is None else stamp_of(vae)
         if stamp in self._models:
             self._models.move_to_end(stamp)
-            return self._models[stamp]
+            model = self._models[stamp]
+            if model.vae_stamp != vae_stamp:
+                self._models[stamp] = model = self._with_vae(model, file, vae, spare_vaes)
+            return model
         check()
         self.drop_models(keep=self._models_kept - 1)
         on_loading(f"loading {file.name} ({size_in_words(file.size)})")
-        model = self._load(file, stamp)
+        logger.info("loading %s", file.name)
+        with reading(file):
+            unet, clip, own, _ = sd.load_checkpoint_guess_config(
+                str(file.path),
+                policy=self.policy,
+                output_vae=vae is None,
+                text_encoder_paths=[encoder.path for encoder in text_encoders],
+            )
+        if unet is None or clip is None:
+            raise missing_part(file, "text encoders", "text_encoders")
+        if own is None:
+            own = self._load_vae(file, vae, spare_vaes)
+        previewer = LatentPreviewer(unet.model.latent_format)
+        model = LoadedModel(stamp, file.name, unet, clip, own, previewer, vae_stamp)
         self._models[stamp] = model
         return model
 
-    def _load(self, file: ModelFile, stamp: FileStamp) -> LoadedModel:
-        logger.info("loading %s", file.name)
-        with reading(file):
-            unet, clip, vae, _ = sd.load_checkpoint_guess_config(str(file.path), policy=self.policy)
-        if unet is None or clip is None or vae is None:
-            missing = "text encoders" if clip is None else "VAE" if vae is None else "UNet"
+    def _with_vae(
+        self, model: LoadedModel, file: ModelFile, vae: ModelFile | None, spare: Sequence[ModelFile]
+    ) -> LoadedModel:
+        """`model` with the VAE of a file, or with its own again."""
+        own = None
+        if vae is None:
+            with reading(file):
+                *_, own, _ = sd.load_checkpoint_guess_config(
+                    str(file.path), policy=self.policy, output_model=False, output_clip=False
+                )
+        self._dressed = None  # it holds on to the VAE before
+        stamp = None if vae is None else stamp_of(vae)
+        return replace(model, vae=own or self._load_vae(file, vae, spare), vae_stamp=stamp)
+
+    def _load_vae(
+        self, file: ModelFile, vae: ModelFile | None, spare: Sequence[ModelFile]
+    ) -> sd.VAE:
+        """The VAE of a file of its own for the checkpoint `file`, which has none."""
+        if vae is None:
+            if len(spare) != 1:
+                raise missing_part(file, "VAE", "vae")
+            (vae,) = spare
+        with reading(vae):
+            loaded = sd.load_vae(vae.path, self.policy)
+        if (loaded.latent_channels, loaded.downscale_ratio) != VAE_SHAPE:
             raise ModelUnsupported(
-                f"{file.name} holds no {missing}, so it cannot paint by itself; "
-                "choose a complete checkpoint."
+                f"{vae.name} is the VAE of another kind of model and does not fit {file.name}; "
+                "choose another VAE."
             )
-        previewer = LatentPreviewer(unet.model.latent_format)
-        return LoadedModel(stamp, file.name, unet, clip, vae, previewer)
+        return loaded
 
     def lora(self, model: LoadedModel, file: ModelFile) -> Lora:
         """The patches of `file` for `model`: those in memory if neither has changed since.
@@ -182,26 +226,34 @@ class Pipeline:
         soft_empty_cache(self.policy.device)
 
     @torch.inference_mode()
-    def encode(self, model: LoadedModel, texts: Sequence[str], pooled_count: int = 1) -> Conditions:
+    def encode(
+        self,
+        model: LoadedModel,
+        texts: Sequence[str],
+        pooled_count: int = 1,
+        clip_skip: int | None = None,
+    ) -> Conditions:
         """The condition of texts that are encoded apart, each computed once for each model.
 
         Their tokens stand one after another; the pooled output is the sum over the first
         `pooled_count` texts. The same texts give the same tensors, so that a network may keep
-        what it computed from them. texts: at least one.
+        what it computed from them. texts: at least one. clip_skip: which layer of the text encoder
+        is read, counted from its end; None is the one that the family was trained with.
         """
-        key = (model.stamp, model.word_loras, tuple(texts), pooled_count)
+        key = (model.stamp, model.word_loras, tuple(texts), pooled_count, clip_skip)
         if key not in self._prompts:
             if len(texts) == 1:
-                self._keep(key, self._encode_text(model, texts[0]))
+                self._keep(key, self._encode_text(model, texts[0], clip_skip))
             else:
-                parts = [self.encode(model, [text])[0] for text in texts]
+                parts = [self.encode(model, [text], 1, clip_skip)[0] for text in texts]
                 pooled = sum(part[1]["pooled_output"] for part in parts[:pooled_count])
                 cond = torch.cat([part[0] for part in parts], dim=1)
                 self._keep(key, [[cond, {"pooled_output": pooled}]])
         self._prompts.move_to_end(key)
         return self._prompts[key]
 
-    def _encode_text(self, model: LoadedModel, text: str) -> Conditions:
+    def _encode_text(self, model: LoadedModel, text: str, clip_skip: int | None) -> Conditions:
+        model.clip.clip_layer(None if clip_skip is None else -clip_skip)
         cond, pooled = model.clip.encode_from_tokens(model.clip.tokenize(text), return_pooled=True)
         if not bool(torch.isfinite(cond).all() and torch.isfinite(pooled).all()):
             raise NotANumber(

@@ -14,7 +14,7 @@ from modules.ui.texts import Texts
 
 
 def build(context: ServerContext, form: Form) -> tuple[gr.Dropdown, gr.Button, gr.HTML]:
-    """#checkpoint, #refresh and the hint below them."""
+    """#checkpoint, #vae, #refresh and the hint below them."""
     files = context.catalog.checkpoints()
     checkpoint = form.choice(
         "checkpoint",
@@ -22,6 +22,7 @@ def build(context: ServerContext, form: Form) -> tuple[gr.Dropdown, gr.Button, g
         value=name_of(chosen(files, form.value("checkpoint"))),
         elem_id="checkpoint",
     )
+    form.choice("vae", vae_choices(context, form.texts), elem_id="vae")
     refresh = gr.Button(form.texts("refresh"), elem_id="refresh", size="sm")
     hint = markup(models_hint(context, form.texts), "models-hint")
     return checkpoint, refresh, hint
@@ -30,6 +31,12 @@ def build(context: ServerContext, form: Form) -> tuple[gr.Dropdown, gr.Button, g
 def checkpoint_choices(files: Sequence[ModelFile]) -> list[tuple[str, str]]:
     """(name and size, name) of each checkpoint."""
     return [(f"{file.name} · {in_bytes(file.size)}", file.name) for file in files]
+
+
+def vae_choices(context: ServerContext, texts: Texts) -> list[tuple[str, str]]:
+    """(name and size, name) of each VAE file, after the checkpoint's own."""
+    files = context.catalog.files(ModelFolder.VAE)
+    return [(texts("vae.own"), ""), *checkpoint_choices(files)]
 
 
 def chosen(files: Sequence[ModelFile], name: str | None) -> ModelFile | None:

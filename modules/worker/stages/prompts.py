@@ -28,7 +28,12 @@ def run(job: Job, studio: "Studio") -> None:
     job.plan = make_plan(job.spec, studio.shelf.books(tuple(job.lora_files)))
     job.plan.raise_if_missing()
     job.base = job.model = studio.pipeline.refresh(
-        job.file, lambda words: job.task.emit(Loading(message=words)), job.check_stop
+        job.file,
+        lambda words: job.task.emit(Loading(message=words)),
+        job.check_stop,
+        vae=job.vae_file,
+        spare_vaes=studio.catalog.files(ModelFolder.VAE),
+        text_encoders=studio.catalog.files(ModelFolder.TEXT_ENCODERS),
     )
     used = dict.fromkeys(use.file for picture in job.plan.pictures for use in picture.loras)
     loras = [job.lora_files[name] for name in used]
@@ -54,8 +59,9 @@ def encode(job: Job, studio: "Studio") -> None:
     model = pipeline.with_loras(job.base, loras)
     if model is not job.model:
         job.model, job.unet = model, None
-    job.positive = pipeline.encode(model, prompt.positive, prompt.pooled_count)
+    skip = job.spec.clip_skip
+    job.positive = pipeline.encode(model, prompt.positive, prompt.pooled_count, skip)
     if job.settled.cfg_scale == 1.0:  # the sampler never asks for the other one
         job.negative = job.positive
     else:
-        job.negative = pipeline.encode(model, prompt.negative, len(prompt.negative))
+        job.negative = pipeline.encode(model, prompt.negative, len(prompt.negative), skip)

@@ -1,6 +1,6 @@
 """Resolve: what the request comes to, now that the model is known. The only place that decides.
 
-Sets job.file, job.sizes, job.mode_lora and job.resolved; a spec is never changed.
+Sets job.file, job.vae_file, job.sizes, job.mode_lora and job.resolved; a spec is never changed.
 """
 
 from pathlib import PurePosixPath
@@ -23,6 +23,8 @@ def run(job: Job, studio: "Studio") -> None:
     nobody has, or an error of the file's header."""
     mode = find_mode(studio.modes(), job.spec.performance)
     job.file = studio.catalog.find_checkpoint(job.spec.checkpoint)
+    if job.spec.vae:
+        job.vae_file = studio.catalog.find(ModelFolder.VAE, job.spec.vae)
     job.sizes = studio.sizes_of(job.file)
     if mode is not None and mode.lora is not None:
         job.mode_lora = find_mode_lora(mode, studio.catalog)

@@ -7,8 +7,10 @@ import struct
 import subprocess
 import sys
 import time
+import types
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -270,6 +272,30 @@ def test_a_pickle_with_code_in_it_is_never_executed(tmp_path, extension, form):
     time.sleep(0.05)
     assert not marker.exists()
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_old_trainers_leave_beside_the_weights_is_passed_over(tmp_path, legacy):
+    # The published Stable Diffusion 1 files name a class of PyTorch Lightning in a dictionary.
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    parts = [name.rsplit(".", n)[0] for n in (2, 1)] + [name]
+    modules = {part: types.ModuleType(part) for part in parts}
+    callback = type("ModelCheckpoint", (), {"__module__": name})
+    modules[name].ModelCheckpoint = callback
+    sys.modules |= modules
+    try:
+        content = {
+            "state_dict": {"w": torch.ones(2)},
+            "callbacks": {callback: {"best": np.float64(3)}},
+        }
+        path = tmp_path / "old.ckpt"
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    finally:
+        for part in modules:
+            del sys.modules[part]
+    weights = utils.load_torch_file(path)
+    assert weights.keys() == {"w"}
+    torch.testing.assert_close(weights["w"], torch.ones(2))
 
 
 def test_a_missing_file_is_the_systems_own_error(tmp_path):

@@ -125,9 +125,9 @@ def encoded(own, studio, monkeypatch):
     texts = []
     real = type(studio.pipeline)._encode_text
 
-    def encode_text(self, model, text):
+    def encode_text(self, model, text, clip_skip):
         texts.append(text)
-        return real(self, model, text)
+        return real(self, model, text, clip_skip)
 
     monkeypatch.setattr(type(studio.pipeline), "_encode_text", encode_text)
     return texts
