@@ -63,6 +63,8 @@ def overflow(tab):
 def test_nothing_moves_between_idle_running_queued_done_and_failed(visit, device):
     tab = visit(**device).page
     idle = boxes(tab)
+    ground = "getComputedStyle(document.querySelector('#progress .track')).backgroundColor"
+    assert tab.evaluate(ground) == "rgba(0, 0, 0, 0)"  # an empty bar would look like a rule
     generate(tab, "hills")
     tab.wait_for_selector("#stage img.preview")
     assert boxes(tab) == idle

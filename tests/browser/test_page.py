@@ -62,6 +62,15 @@ def test_the_time_that_loading_took_is_not_foretold_again(visit):
     assert tab.evaluate(about) == before
 
 
+def test_long_times_are_told_in_hours(visit):
+    tab = visit().page
+    tab.evaluate("localStorage['easel.speed.landscape.safetensors'] = '120'")
+    tab.locator("#performance input[type=number]").fill("60")
+    tab.wait_for_function("() => document.querySelector('#make').innerText.includes('60 steps')")
+    words = tab.locator("#make").inner_text()
+    assert re.search(r"about 4 h \d+ min", words), words  # two pictures of about a megapixel
+
+
 def test_a_reload_goes_on_showing_the_running_task(visit, server):
     tab = visit().page
     generate(tab, "hills that stay", pictures=2)
@@ -293,6 +302,7 @@ def test_the_worker_dies_and_the_page_says_so(visit):
     tab.wait_for_function(
         "() => /worker/i.test(document.querySelector('#main').innerText)", timeout=15_000
     )
+    assert tab.locator("#main").inner_text().count("The worker was killed") == 1
     wait_state(tab, "done")
     tab.wait_for_selector("#stage img.result")
 

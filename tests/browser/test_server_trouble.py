@@ -10,7 +10,10 @@ def test_the_page_says_that_the_server_is_away_and_comes_back(visit, tmp_path):
         window = visit(at=server)
         window.forgive = "Failed to load resource|ERR_CONNECTION|ERR_INCOMPLETE|network"
         tab = window.page
+        tab.route("**/api/images/*/*?thumb=1", lambda route: route.abort())
         generate(tab, "hills", pictures=3)
+        tab.wait_for_selector("#strip .lost", state="attached")
+        tab.unroute("**/api/images/*/*?thumb=1")
         tab.wait_for_selector("#stage img.preview")
         task = task_of(tab)
         server.close()
@@ -25,6 +28,8 @@ def test_the_page_says_that_the_server_is_away_and_comes_back(visit, tmp_path):
         wait_state(tab, "done")
         assert task_of(tab) == task
         assert len(server.pool.view(task).images) == 3
+        tab.wait_for_function("() => document.querySelectorAll('#strip .place img').length === 3")
+        assert tab.locator("#strip .lost").count() == 0  # asked for again
     finally:
         server.close()
 
