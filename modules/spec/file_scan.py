@@ -35,7 +35,7 @@ def scan_files(
             path = Path(entry.path)
             try:
                 if entry.is_dir() and index and (path / index).is_file():
-                    parts = (part for part in path.glob("*/*") if part.suffix in suffixes)
+                    parts = (part for part in path.glob("*/*") if part.is_file())
                     yield prefix + entry.name, path, sum(part.stat().st_size for part in parts)
                 elif entry.is_dir():
                     pending.append((path, f"{prefix}{entry.name}/", depth + 1))
