@@ -19,13 +19,15 @@ from typing import NamedTuple
 import torch
 
 from extras.training import builtin_model as builtin
+from extras.training.base_parts import MODEL_FILE
 from extras.training.detector import MINI_TOWER, TOY_TOWER, Detector, FactNetwork, FactTower
 from extras.training.errors import TrainingError
 from extras.training.loss import LOSS_TYPES
 from extras.training.objectives import OBJECTIVES, WEIGHTINGS
 from extras.training.pages import PagePlan
 from extras.training.run import Run, RunPlan, Stage
-from extras.training.stage_base import MODEL_FILE, BasePlan, BaseStage
+from extras.training.stage_base import BasePlan, BaseStage
+from extras.training.stage_diffusion import Workplace
 from extras.training.stage_facts import FactsStage
 from extras.training.stage_text import TextStage
 from extras.training.stage_vae import VaeStage
@@ -101,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     add("--folder", type=Path, default=ROOT / ".easel" / "training", help="the run's folder")
     add("--output", type=Path, help=f"a second place for the model file ({MODEL_FILE})")
+    add("--start-from", type=Path, help="base: a model file whose weights to begin with")
     add("--minutes", type=float, default=0.0, help="pause after so many; --resume goes on")
     add("--within", type=float, default=0.0, help="be done in so many minutes, whatever the steps")
     add("--steps", type=int, help="steps in all")
@@ -204,32 +207,46 @@ def make_facts_stage(args: argparse.Namespace, device: torch.device, scale: Scal
     )
 
 
-def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> BaseStage:
-    """Stage 2 as the command line says."""
+def make_window(args: argparse.Namespace, scale: Scale) -> WindowPlan:
+    """The window of a stage that trains on latents."""
     capacity = _first(args.capacity, scale.capacity)
-    return BaseStage(
-        SIZES[args.size],
-        PagePlan(seed=args.seed),
-        WindowPlan(
-            batch=_first(args.batch, scale.paces["base"].batch),
-            capacity=capacity,
-            start=min(scale.start, capacity),
-            reuse=_first(args.reuse, scale.reuse),
-        ),
-        BasePlan(
-            objective=args.objective,
-            weighting=args.weighting,
-            loss_type=args.loss,
-            offset_noise=args.offset_noise,
-            use_checkpoint=args.checkpointing,
-            compile=args.compile,
-        ),
+    return WindowPlan(
+        batch=_first(args.batch, scale.paces[args.stage].batch),
+        capacity=capacity,
+        start=min(scale.start, capacity),
+        reuse=_first(args.reuse, scale.reuse),
+    )
+
+
+def make_place(args: argparse.Namespace, device: torch.device) -> Workplace:
+    """Where a stage that trains on latents works."""
+    return Workplace(
         folder=args.folder,
-        output=args.output,
         device=device,
         workers=_workers(args),
         bf16=_bf16(args, device),
         seed=args.seed,
+    )
+
+
+def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> BaseStage:
+    """Stage 2 as the command line says."""
+    plan = BasePlan(
+        objective=args.objective,
+        weighting=args.weighting,
+        loss_type=args.loss,
+        offset_noise=args.offset_noise,
+        use_checkpoint=args.checkpointing,
+        compile=args.compile,
+        start_from=args.start_from,
+    )
+    return BaseStage(
+        SIZES[args.size],
+        PagePlan(seed=args.seed),
+        make_window(args, scale),
+        plan,
+        make_place(args, device),
+        output=args.output,
     )
 
 

@@ -17,7 +17,9 @@ from extras.training.caption_tokens import END_TOKEN, PAD_G, framed
 from extras.training.pages import GroupSource, PageGroup, draw_groups
 
 Batch = dict[str, Tensor]
-"""latents (B, 4, h, w) float32 and the inputs of the conditioner, by key."""
+"""latents (B, 4, h, w) float32, what else is kept of a picture, and the conditioner's inputs."""
+Rows = dict[str, Tensor]
+"""What is kept of each picture of a group, "latents" at least, (G, …) each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +42,14 @@ class LatentWindow:
         self,
         pages: GroupSource,
         plan: WindowPlan,
-        encode: Callable[[Tensor], Tensor],
+        encode: Callable[[PageGroup], Rows],
         *,
         device: torch.device,
         workers: int,
         first_step: int = 0,
     ) -> None:
-        """encode: uint8 (G, H, W, 3) to latents (G, 4, h, w) as the network is trained on them."""
+        """encode: a group to what is kept of it, "latents" (G, 4, h, w) as they are trained on
+        among it; floats are kept in half precision."""
         self.pages, self.plan, self.encode, self.device = pages, plan, encode, device
         self._low = self._high = self.low(first_step)
         self._source: Iterator[PageGroup] = draw_groups(pages, self._low, workers)
@@ -75,11 +78,11 @@ class LatentWindow:
 
     def _add_one(self) -> None:
         group = next(self._source)
-        latents = self.encode(group.images.to(self.device, non_blocking=True))
+        rows = self.encode(group)
         key = self.pages.group_size(self._high)
         if key not in self._stores:
-            self._stores[key] = _Store(group, latents)
-        self._stores[key].add(self._high, group, latents)
+            self._stores[key] = _Store(group, rows)
+        self._stores[key].add(self._high, group, rows)
         self._high += 1
 
     def batch(self, step: int) -> Batch:
@@ -93,8 +96,10 @@ class LatentWindow:
         ])].long()  # fmt: skip
         emptied = torch.tensor([rng.random() < self.plan.dropout for _ in range(self.plan.batch)])
         tokens = torch.where(emptied[:, None], torch.from_numpy(framed([])).long(), tokens)
-        latents = store.latents[rows.to(self.device)].float()
-        return {"latents": latents, **conditions(tokens, store.numbers[rows], self.device)}
+        here = rows.to(self.device)
+        kept = {name: tensor[here] for name, tensor in store.kept.items()}
+        floats = {name: t.float() for name, t in kept.items() if t.is_floating_point()}
+        return {**kept, **floats, **conditions(tokens, store.numbers[rows], self.device)}
 
 
 def conditions(tokens: Tensor, numbers: Tensor, device: torch.device) -> Batch:
@@ -114,9 +119,11 @@ def conditions(tokens: Tensor, numbers: Tensor, device: torch.device) -> Batch:
 class _Store:
     """The groups of one size: rows of tensors that grow, and are used again when a group goes."""
 
-    def __init__(self, group: PageGroup, latents: Tensor) -> None:
-        self.size = latents.shape[0]
-        self.latents = latents.new_empty((0, *latents.shape[1:]), dtype=torch.float16)
+    def __init__(self, group: PageGroup, rows: Rows) -> None:
+        self.size = len(group.images)
+        self.kept = {
+            name: t.new_empty((0, *t.shape[1:]), dtype=_kept_dtype(t)) for name, t in rows.items()
+        }
         self.tokens = torch.empty((0, *group.tokens.shape[1:]), dtype=torch.int32)
         self.numbers = torch.empty((0, group.numbers.shape[1]), dtype=torch.int32)
         self.places: dict[int, int] = {}  # group number → its place, in groups; rising numbers
@@ -125,14 +132,15 @@ class _Store:
     def __len__(self) -> int:
         return len(self.places)
 
-    def add(self, number: int, group: PageGroup, latents: Tensor) -> None:
+    def add(self, number: int, group: PageGroup, rows: Rows) -> None:
         if not self.free:
             self._grow()
         place = self.free.pop()
-        rows = slice(place * self.size, (place + 1) * self.size)
-        self.latents[rows] = latents.to(self.latents.dtype)
-        self.tokens[rows] = group.tokens
-        self.numbers[rows] = group.numbers
+        here = slice(place * self.size, (place + 1) * self.size)
+        for name, tensor in rows.items():
+            self.kept[name][here] = tensor.to(self.kept[name].dtype)
+        self.tokens[here] = group.tokens
+        self.numbers[here] = group.numbers
         self.places[number] = place
 
     def drop(self, number: int) -> None:
@@ -145,10 +153,16 @@ class _Store:
         return torch.tensor([places[group] * self.size + index for group, index in picked])
 
     def _grow(self) -> None:
-        old = len(self.latents) // self.size
+        old = len(self.tokens) // self.size
         more = max(4, old)
         self.free += range(old, old + more)
-        self.latents, self.tokens, self.numbers = (
-            torch.cat([t, t.new_empty((more * self.size, *t.shape[1:]))])
-            for t in (self.latents, self.tokens, self.numbers)
-        )
+
+        def grown(tensor: Tensor) -> Tensor:
+            return torch.cat([tensor, tensor.new_empty((more * self.size, *tensor.shape[1:]))])
+
+        self.kept = {name: grown(tensor) for name, tensor in self.kept.items()}
+        self.tokens, self.numbers = grown(self.tokens), grown(self.numbers)
+
+
+def _kept_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float16 if tensor.is_floating_point() else tensor.dtype

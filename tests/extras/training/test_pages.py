@@ -96,8 +96,10 @@ def test_strange_words_are_strewn_around_the_known_ones():
 def window(step: int, **changes) -> LatentWindow:
     plan = WindowPlan(**{"batch": 4, "capacity": 12, "start": 6, "reuse": 2.0, **changes})
 
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.avg_pool2d(images.permute(0, 3, 1, 2).float(), 8)
+    def encode(group: PageGroup) -> dict[str, torch.Tensor]:
+        images = group.images.permute(0, 3, 1, 2)
+        pooled = torch.nn.functional.avg_pool2d(images.float(), 8)
+        return {"latents": pooled, "corner": images[:, :, 0, 0]}
 
     return LatentWindow(PLAN, plan, encode, device=CPU, workers=0, first_step=step)
 
@@ -114,6 +116,21 @@ def test_a_resumed_window_gives_the_same_batches():
         found = later.batch(step)
         assert found.keys() == batches[step].keys()
         assert all(torch.equal(found[key], batches[step][key]) for key in found)
+
+
+def test_what_is_kept_of_a_picture_stays_with_it():
+    sliding = window(0)
+    sliding.advance(0)
+    batch = sliding.batch(0)
+    assert batch["corner"].dtype == torch.uint8
+    known = {}
+    for number in (0, 1):
+        group = PLAN.draw_group(number)
+        for image in group.images:
+            pooled = torch.nn.functional.avg_pool2d(image.permute(2, 0, 1)[None].float(), 8)
+            known[tuple(pooled.half().flatten().tolist())] = image[0, 0].tolist()
+    for latents, corner in zip(batch["latents"], batch["corner"], strict=True):
+        assert known[tuple(latents.flatten().tolist())] == corner.tolist()
 
 
 def test_the_window_slides():

@@ -11,17 +11,20 @@ import torch
 from PIL import Image
 
 from extras.training import checkpoints, train_builtin
+from extras.training.base_parts import MODEL_FILE
 from extras.training.builtin_model import TOY
 from extras.training.errors import CheckpointError, TrainingDiverged, TrainingFolderError
 from extras.training.pages import PagePlan
 from extras.training.run import Run, RunPlan, duration
-from extras.training.stage_base import MODEL_FILE, BasePlan, BaseStage, Preview
+from extras.training.stage_base import BasePlan, BaseStage
+from extras.training.stage_diffusion import Preview, Workplace
 from extras.training.stage_vae import VAE_FILE, VaeStage
 from extras.training.window import WindowPlan
 from ldm_patched.modules.sd import load_checkpoint_guess_config
 
 SMALL = {"sizes": ((64, 64), (96, 64)), "weights": (1.0, 1.0)}
 CPU = torch.device("cpu")
+PREVIEW = Preview(prompts=("cat", "dog"), steps=1, size=(64, 64))
 PLAN = RunPlan(
     folder=Path(), steps=4, warmup=2, grid_minutes=0, checkpoint_minutes=1e9, log_seconds=0
 )
@@ -45,10 +48,7 @@ def base_run(folder: Path, plan: BasePlan | None = None, **changes) -> Run:
         PagePlan(group=2, captions=1, **SMALL),
         WindowPlan(batch=2, capacity=6, start=2, reuse=1.0),
         plan or BasePlan(),
-        folder=folder,
-        device=CPU,
-        bf16=False,
-        preview=Preview(prompts=("cat", "dog"), steps=1),
+        Workplace(folder=folder, device=CPU, bf16=False, preview=PREVIEW),
     )
     return Run(stage, replace(PLAN, folder=folder, **changes), StringIO())
 
@@ -148,6 +148,17 @@ def test_a_finished_base_run_leaves_a_model_that_loads(with_vae):
     assert all(part is not None for part in (model, clip, vae))
     grid = Image.open(with_vae / "base" / "grid-00000001.png")
     assert grid.size == (134, 64)
+
+
+def test_a_model_file_is_trained_further(with_vae, tmp_path):
+    (tmp_path / VAE_FILE).write_bytes((with_vae / VAE_FILE).read_bytes())
+    first = base_run(tmp_path).stage
+    (path,) = first.finish()
+    torch.manual_seed(5)
+    second = base_run(tmp_path, BasePlan(start_from=path), seed=5).stage
+    assert_same(second.file(), first.file())
+    with pytest.raises(TrainingFolderError, match="add --objective eps"):
+        base_run(tmp_path, BasePlan(objective="v", start_from=path))
 
 
 def test_finishing_writes_the_averaged_weights_and_keeps_the_trained_ones(with_vae, tmp_path):

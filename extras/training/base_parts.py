@@ -1,0 +1,131 @@
+"""The networks of a text-to-picture model, as training takes them: fresh ones or a file's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from extras.training import builtin_model as builtin
+from extras.training.caption_tokens import used_ids
+from extras.training.errors import TrainingFolderError
+from extras.training.stage_text import load_text_encoders
+from extras.training.stage_vae import VAE_FILE
+from ldm_patched.ldm.models.autoencoder import AutoencoderKL
+from ldm_patched.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm_patched.modules.model_base import SDXL, ModelType
+from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
+from ldm_patched.modules.sd import load_checkpoint_guess_config
+from ldm_patched.modules.sd1_clip import ClipTextModel
+
+MODEL_FILE = "easel-mini.safetensors"
+PREDICTIONS = {
+    ModelType.EPS: "eps",
+    ModelType.V_PREDICTION: "v",
+    ModelType.V_PREDICTION_EDM: "edm",
+}
+"""The objective that a kind of prediction was trained with."""
+
+
+@dataclass(frozen=True)
+class BaseParts:
+    """A UNet, both text encoders, an autoencoder, and the objective of the UNet."""
+
+    unet: UNetModel
+    clip_l: ClipTextModel
+    clip_g: ClipTextModel
+    vae: AutoencoderKL
+    objective: str = "eps"
+
+    def to(self, device: torch.device) -> "BaseParts":
+        """All of it moved to `device`, in the memory format of convolutions; itself."""
+        for network in (self.unet, self.clip_l, self.clip_g, self.vae):
+            network.to(device, memory_format=torch.channels_last)
+        self.vae.eval().requires_grad_(False)
+        return self
+
+
+def load_base(path: Path) -> BaseParts:
+    """The parts of a checkpoint in SDXL's layout, in float32 on the CPU, frozen.
+
+    Raises TrainingFolderError if it is not there or of another family, and EngineErrors.
+    """
+    if not path.is_file():
+        raise TrainingFolderError(
+            f"There is no {path.name} in {path.parent.name!r}: run the stage `base` to its end "
+            "first, in the same folder, or name a checkpoint with --start-from."
+        )
+    policy = DevicePolicy(DeviceFlags(always_cpu=True, all_in_fp32=True))
+    model, clip, vae, _ = load_checkpoint_guess_config(path, policy=policy)
+    objective = PREDICTIONS.get(model.model.model_type)
+    if not isinstance(model.model, SDXL) or objective is None or clip is None or vae is None:
+        raise TrainingFolderError(
+            f"{path.name} is no whole checkpoint in the layout of SDXL: choose one that is."
+        )
+    encoders = clip.cond_stage_model
+    parts = (model.model.diffusion_model, encoders.clip_l, encoders.clip_g, vae.first_stage_model)
+    for network in parts:
+        network.eval().requires_grad_(False)
+    return BaseParts(*parts, objective)
+
+
+def fresh_base(
+    sizes: builtin.BuiltinSizes, folder: Path, *, objective: str, use_checkpoint: bool = False
+) -> BaseParts:
+    """Random networks, ready to be trained, with what the stages `vae` and `text` left.
+
+    Raises TrainingFolderError if the autoencoder is missing or one of the two is damaged.
+    """
+    unet = builtin.make_unet(sizes, use_checkpoint=use_checkpoint)
+    encoders = builtin.make_text_encoders(sizes, used_ids())
+    load_text_encoders(folder, *encoders)
+    return BaseParts(unet, *encoders, _trained_vae(sizes, folder), objective)
+
+
+def continued_base(
+    sizes: builtin.BuiltinSizes, path: Path, *, objective: str, use_checkpoint: bool = False
+) -> BaseParts:
+    """Networks with the weights of a model file, ready to be trained further.
+
+    Raises TrainingFolderError if the file holds a model of other sizes or another objective.
+    """
+    old = load_base(path)
+    unet = builtin.make_unet(sizes, use_checkpoint=use_checkpoint)
+    ids = used_ids()
+    clip_l, clip_g = builtin.make_text_encoders(sizes, ids)
+    try:
+        unet.load_state_dict(old.unet.state_dict())
+        for new, whole in ((clip_l, old.clip_l), (clip_g, old.clip_g)):
+            new.load_state_dict(_compacted(whole.state_dict(), ids))
+    except RuntimeError as error:
+        raise TrainingFolderError(
+            f"{path.name} has other sizes than the model that is trained: choose another file."
+        ) from error
+    if old.objective != objective:
+        raise TrainingFolderError(
+            f"{path.name} was trained to predict {old.objective!r}: add --objective "
+            f"{old.objective}, or choose another file."
+        )
+    return BaseParts(unet, clip_l, clip_g, old.vae, objective)
+
+
+def _compacted(weights: dict[str, Tensor], ids: tuple[int, ...]) -> dict[str, Tensor]:
+    """Weights of a text encoder with the rows of `ids` and the one that all others share."""
+    name = f"{builtin.TOKENS}.weight"
+    known = set(ids)
+    other = next(row for row in range(len(weights[name])) if row not in known)
+    return {**weights, name: weights[name][[*ids, other]]}
+
+
+def _trained_vae(sizes: builtin.BuiltinSizes, folder: Path) -> AutoencoderKL:
+    vae = builtin.make_vae(sizes)
+    try:
+        vae.load_state_dict(load_file(folder / VAE_FILE))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise TrainingFolderError(
+            f"The folder {folder.name!r} has no sound {VAE_FILE} of this model: run the stage "
+            "`vae` to its end first, in the same folder."
+        ) from error
+    return vae

@@ -1,0 +1,225 @@
+"""What all stages share that train on noised latents of the picture book."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from extras.training import builtin_model as builtin
+from extras.training.base_parts import BaseParts
+from extras.training.caption_tokens import caption_ids, framed
+from extras.training.conditioner import ClipEmbedder, ConcatTimestepEmbedderND, GeneralConditioner
+from extras.training.errors import TrainingFolderError
+from extras.training.grids import tile
+from extras.training.objectives import OBJECTIVES, make_loss
+from extras.training.pages import GroupSource, PageGroup
+from extras.training.run import Stage
+from extras.training.stage_vae import to_network, to_pixels
+from extras.training.window import Batch, LatentWindow, WindowPlan, conditions
+from ldm_patched.k_diffusion.sampling import sample_euler
+from ldm_patched.modules.latent_formats import SDXL as LATENT_FORMAT
+
+GRID_PROMPTS = (
+    "a red house by a blue lake at night, watercolor",
+    "two yellow cats in a meadow",
+    "pixel art of a green rocket in space",
+    "a purple fish under the sea, neon",
+    "a blue car to the left of a red tree",
+    "a white snowman in falling snow, crayon drawing",
+    "an orange umbrella on a beach at sunset",
+    "cat",
+)
+SIZE_KEYS = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What the grids show: prompts, painted in so many steps with this guidance."""
+
+    prompts: tuple[str, ...] = GRID_PROMPTS
+    steps: int = 20
+    cfg: float = 4.0
+    size: tuple[int, int] = (256, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """Where a stage works. folder: of the run and its results; workers: processes that draw."""
+
+    folder: Path
+    device: torch.device
+    workers: int = 0
+    bf16: bool = True
+    seed: int = 0
+    preview: Preview = Preview()
+
+
+class DiffusionStage(Stage):
+    """A network learns to denoise latents. Subclasses set `model` and write the result."""
+
+    def __init__(
+        self,
+        base: BaseParts,
+        source: GroupSource,
+        window: WindowPlan,
+        place: Workplace,
+        *,
+        weighting: str = "",
+        loss_type: str = "l2",
+        offset_noise: float = 0.05,
+        text_dropout: float | None = None,
+    ) -> None:
+        """text_dropout: how often each text encoder's output is zeroed while both are trained;
+        None trains neither."""
+        self.base, self.source, self.window_plan, self.place = base, source, window, place
+        self.device = place.device
+        objective = OBJECTIVES[base.objective]
+        self.sigmas = objective.sigmas
+        self.denoiser = objective.denoiser().to(self.device)
+        self.loss = make_loss(base.objective, weighting, loss_type, offset_noise)
+        self.conditioner = _conditioner(base, text_dropout).to(self.device)
+        self.forward: Callable[..., Tensor] = base.unet
+        self.window: LatentWindow | None = None
+
+    @property
+    def pictures_per_step(self) -> int:
+        return self.window_plan.batch
+
+    def identity(self) -> dict[str, Any]:
+        return {"stage": self.name, "pages": asdict(self.source),
+                "window": asdict(self.window_plan)}  # fmt: skip
+
+    def begin(self, step: int) -> None:
+        self.window = LatentWindow(
+            self.source,
+            self.window_plan,
+            self.rows,
+            device=self.device,
+            workers=self.place.workers,
+            first_step=step,
+        )
+
+    def rows(self, group: PageGroup) -> dict[str, Tensor]:
+        """What the window keeps of each picture: its latents, and what subclasses add."""
+        return {"latents": self.encode(group.images.to(self.device, non_blocking=True))}
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) → (B, 4, H/8, W/8), scaled for the network."""
+        with self.autocast():
+            latents = self.base.vae.encode(to_network(images))
+        return LATENT_FORMAT().process_in(latents.float())
+
+    def autocast(self) -> torch.autocast:
+        """The precision of this stage's networks."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.place.bf16)
+
+    def network(self, x: Tensor, c_noise: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        """The UNet as the denoiser calls it; "unet" of the conditions are more keywords for it."""
+        with self.autocast():
+            x = x.contiguous(memory_format=torch.channels_last)
+            # What is kept of a text does not know of adapters that change.
+            self.base.unet.clear_cache()
+            return self.forward(
+                x,
+                timesteps=c_noise,
+                context=cond["crossattn"],
+                y=cond["vector"],
+                **cond.get("unet", {}),
+            )
+
+    def condition(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What the network is told of a batch."""
+        with self.autocast():
+            return self.conditioner(batch)
+
+    def compute_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        self.window.advance(step)
+        batch = self.window.batch(step)
+        latents = batch.pop("latents")
+        losses = self.loss(self.network, self.denoiser, self.condition, latents, batch)
+        return losses.mean(), {}
+
+    # --- Looking ------------------------------------------------------------------------------
+
+    def preview_batch(self, prompts: Sequence[str], size: tuple[int, int]) -> Batch:
+        """The conditioner's inputs for the prompts, then as many for none."""
+        width, height = size
+        tokens = [framed(caption_ids(p)) for p in prompts] + [framed([])] * len(prompts)
+        numbers = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(tokens), -1)
+        return conditions(torch.from_numpy(np.stack(tokens)).long(), numbers, self.device)
+
+    @torch.no_grad()
+    def paint(self, prompts: Sequence[str], *, seed: int = 0) -> np.ndarray:
+        """Pictures of prompts, uint8 (B, H, W, 3), as the preview says."""
+        shown, count = self.place.preview, len(prompts)
+        width, height = shown.size
+        rates = [embedder.ucg_rate for embedder in self.conditioner.embedders]
+        try:
+            for embedder in self.conditioner.embedders:
+                embedder.ucg_rate = 0.0
+            cond = self.condition(self.preview_batch(prompts, shown.size))
+        finally:
+            for embedder, rate in zip(self.conditioner.embedders, rates, strict=True):
+                embedder.ucg_rate = rate
+
+        def model(x: Tensor, sigma: Tensor) -> Tensor:
+            twice = self.denoiser(self.network, torch.cat([x, x]), torch.cat([sigma, sigma]), cond)
+            good, empty = twice.chunk(2)
+            return empty + shown.cfg * (good - empty)
+
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(count, 4, height // 8, width // 8, generator=generator)
+        sigmas = self.sigmas(shown.steps)
+        start = (noise * (1.0 + sigmas[0] ** 2) ** 0.5).to(self.device)
+        latents = sample_euler(model, start, sigmas.to(self.device), disable=True)
+        with self.autocast():
+            pixels = self.base.vae.decode(LATENT_FORMAT().process_out(latents))
+        return to_pixels(pixels).cpu().numpy()
+
+    def grid(self) -> np.ndarray:
+        return tile(list(self.paint(self.place.preview.prompts)), columns=4)
+
+    # --- The result ---------------------------------------------------------------------------
+
+    def write(
+        self, weights: Mapping[str, Tensor], *paths: Path, metadata: Mapping[str, str] | None = None
+    ) -> list[Path]:
+        """Write tensors to each path, all or nothing; half precision is the caller's to make.
+
+        Raises TrainingFolderError if a folder cannot be written to.
+        """
+        whole = {name: w.detach().to("cpu").contiguous() for name, w in weights.items()}
+        for path in paths:
+            beside = path.with_name(path.name + ".part")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_file(whole, beside, metadata=dict(metadata or {}))
+                beside.replace(path)
+            except OSError as error:
+                raise TrainingFolderError(
+                    f"The result could not be written to {path.name!r}: make its folder writable "
+                    "and run the stage again with --resume."
+                ) from error
+        return list(paths)
+
+
+def half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` in float16."""
+    return {name: weight.detach().to("cpu", torch.float16) for name, weight in weights.items()}
+
+
+def _conditioner(base: BaseParts, dropout: float | None) -> GeneralConditioner:
+    """SDXL's conditions: both texts, the pooled second one, and six sizes."""
+    text = {"is_trainable": dropout is not None, "ucg_rate": dropout or 0.0}
+    embedders: list[nn.Module] = [
+        ClipEmbedder(base.clip_l, "tokens_l", **text),
+        ClipEmbedder(base.clip_g, "tokens_g", return_pooled=True, **text),
+        *(ConcatTimestepEmbedderND(builtin.SIZE_WIDTH, key) for key in SIZE_KEYS),
+    ]
+    return GeneralConditioner(embedders)
