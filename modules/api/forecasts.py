@@ -6,30 +6,44 @@ from modules.api.context import ServerContext
 from modules.library.model_sizes import model_sizes
 from modules.settings.performance import load_modes
 from modules.spec.errors import ModelMissing
+from modules.spec.performance import PerformanceMode
 from modules.spec.resolving import resolve_spec
 from modules.spec.task_spec import TaskSpec
 from modules.tasks.forecast import forecast
 
 
 def seconds_by_mode(context: ServerContext, spec: TaskSpec) -> dict[str, Any]:
-    """{"picture": seconds of one picture as asked for, "steps": its steps, "modes": {name: …}}.
+    """What the page tells about `spec` before it is sent.
 
-    None where nothing is known yet; "" among the modes is the settings as they are.
+    picture: seconds of one picture as asked for, None where nothing is known yet; steps: of it;
+    modes: seconds by mode, "" being the settings as they are; forced: what the mode decides, by
+    field; missing: the mode's LoRA if it is not there, as {"file", "url"}.
     """
+    modes = {"": None, **load_modes(context.settings.root)}
+    mode = modes.get(spec.performance)
+    answer: dict[str, Any] = {
+        "picture": None,
+        "steps": mode.applied(spec).steps if mode else spec.overwrite_step or spec.steps,
+        "modes": {},
+        "forced": mode.decided(spec) if mode else {},
+        "missing": _missing(mode, context),
+    }
     try:
         file = context.catalog.find_checkpoint(spec.checkpoint)
     except ModelMissing:
-        return {"picture": None, "steps": spec.steps, "modes": {}}
+        return answer
     timings, sizes = context.store.timings(), model_sizes(file)
-    modes = {"": None, **load_modes(context.settings.root)}
-    resolved = {
-        name: resolve_spec(spec, mode, checkpoint=file.name, sizes=sizes)
-        for name, mode in modes.items()
-    }
-    seconds = {name: forecast(timings, outcome) for name, outcome in resolved.items()}
-    chosen = spec.performance if spec.performance in modes else ""
-    return {
-        "picture": seconds[chosen],
-        "steps": resolved[chosen].steps,
-        "modes": {name: found for name, found in seconds.items() if found is not None},
-    }
+    for name, each in modes.items():
+        resolved = resolve_spec(spec, each, checkpoint=file.name, sizes=sizes)
+        seconds = forecast(timings, resolved)
+        if seconds is not None:
+            answer["modes"][name] = seconds
+        if each is mode:
+            answer["picture"] = seconds
+    return answer
+
+
+def _missing(mode: PerformanceMode | None, context: ServerContext) -> dict[str, str] | None:
+    if mode is None or mode.lora is None or context.catalog.find_lora(mode.lora.names):
+        return None
+    return {"file": mode.lora.file, "url": mode.lora.url}

@@ -109,10 +109,8 @@ def _add_task_routes(router: APIRouter, context: ServerContext) -> None:
 def _add_forecast_route(router: APIRouter, context: ServerContext) -> None:
     @router.post("/api/forecast", openapi_extra=_spec_in_body())
     async def forecast(request: Request) -> dict[str, Any]:
-        body = await request.body()
-        return await anyio.to_thread.run_sync(
-            lambda: seconds_by_mode(context, TaskSpec.from_json(body))
-        )
+        spec = TaskSpec.from_json(await request.body())
+        return await anyio.to_thread.run_sync(seconds_by_mode, context, spec)
 
 
 def _add_event_route(router: APIRouter, feed: TaskFeed) -> None:

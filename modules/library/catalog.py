@@ -8,9 +8,9 @@
 Links that the user put into the folders are followed: people keep big files elsewhere.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from modules.settings.config import Settings
 from modules.settings.presets import Download, ModelFolder, Preset, load_presets
@@ -95,6 +95,12 @@ class Catalog:
             f"The checkpoint {name[:80]!r} is not in {self._folder_name()}. "
             "Put the file there and press Refresh, or choose another one."
         )
+
+    def find_lora(self, names: Sequence[str]) -> ModelFile | None:
+        """The first LoRA, in any folder, whose file is called one of `names`."""
+        wanted = {name.casefold() for name in names}
+        files = self.files(ModelFolder.LORAS)
+        return next((f for f in files if PurePosixPath(f.name).name.casefold() in wanted), None)
 
     def known_downloads(self) -> list[Download]:
         """Files that the presets know how to fetch and that are not there yet, each once."""

@@ -34,6 +34,11 @@ class ModeLora(BaseModel):
     url: str = Field("", pattern=r"^(https://[^\s]+)?$", max_length=2_000)
     also: tuple[str, ...] = ()  # other names of the same file
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the file may be called, in any folder."""
+        return (self.file, *self.also)
+
 
 class PerformanceMode(BaseModel):
     """One mode. `forced` holds values of TaskSpec fields that it decides."""

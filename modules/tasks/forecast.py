@@ -90,12 +90,13 @@ def forecast(timings: Sequence[Timing], resolved: ResolvedSpec) -> float | None:
     known = [t for t in timings if t.resolved.checkpoint == resolved.checkpoint]
     if not known:
         return None
-    known = ([t for t in known if not t.cold] or known)[:_PICTURES_USED]
     wanted = work_of(resolved)
+    alike = [t for t in known if abs(work_of(t.resolved) - wanted) <= _SAME * wanted]
+    usual = [t.seconds for t in alike if not t.cold][:_PICTURES_USED]
+    if usual:  # loading only ever adds time, so what took less with it counts, too
+        return min([statistics.median_low(usual), *(t.seconds for t in alike if t.cold)])
+    known = ([t for t in known if not t.cold] or known)[:_PICTURES_USED]
     points = [(work_of(t.resolved), t.seconds) for t in known]
-    alike = [seconds for work, seconds in points if abs(work - wanted) <= _SAME * wanted]
-    if alike:
-        return statistics.median(alike)
     fixed, rate = _line(points)
     return max(fixed + rate * wanted, rate * wanted * 0.1)
 

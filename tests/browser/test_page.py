@@ -374,3 +374,34 @@ def test_advanced_hides_the_side_column(visit):
     assert tab.locator("#side").is_hidden()
     tab.locator("#advanced-toggle").check()
     assert tab.locator("#preset").is_visible()
+
+
+def test_a_mode_greys_what_it_decides_and_says_so(visit):
+    tab = visit().page
+    tab.wait_for_selector("#steps.forced")  # the default preset is Speed
+    assert "Steps 30" in tab.locator("#performance-note").inner_text()
+    tab.locator("#performance label", has_text="Lightning").click()
+    tab.wait_for_selector("#guidance.forced", state="attached")
+    assert tab.locator("#negative-prompt").evaluate("box => box.inert && box.matches('.forced')")
+    note = tab.locator("#performance-note").inner_text()
+    assert "Steps 4" in note and "Guidance 1" in note
+    assert "sdxl_lightning_4step_lora.safetensors" in note and "models/loras" in note
+    assert "4 steps" in tab.locator("#make").inner_text()
+    guidance = tab.locator("#guidance input[type=number]")
+    assert guidance.input_value() == "4"  # it waits for another mode
+    tab.locator("#performance label", has_text="Custom").click()
+    tab.wait_for_selector("#steps:not(.forced)")
+    assert tab.locator(".forced").count() == 0
+    assert tab.locator("#performance-note").inner_text() == ""
+    tab.locator("#steps input[type=number]").fill("9")
+    tab.wait_for_function("() => document.querySelector('#make').innerText.includes('9 steps')")
+
+
+def test_modes_tell_how_long_they_take_once_that_is_known(visit):
+    tab = visit().page
+    generate(tab, "quick hills", pictures=1)
+    wait_state(tab, "done")
+    tab.wait_for_function("() => document.querySelector('#make').innerText.includes('about')")
+    times = "labels => labels.map(label => label.dataset.time)"
+    shown = tab.locator("#performance label").evaluate_all(times)
+    assert all(re.fullmatch(r"~\d+ (s|min \d+ s)", time) for time in shown), shown

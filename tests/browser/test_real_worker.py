@@ -24,7 +24,8 @@ def test_a_checkpoint_offers_its_sizes_and_paints(visit, tmp_path):
         sizes = "Array.from(document.querySelectorAll('#size label'), label => label.innerText)"
         tab.wait_for_function(f"() => {sizes}.join() === '64×64'")
         assert tab.locator("#more-sizes").is_hidden()
-        tab.locator("#performance input[type=number]").fill("3")
+        tab.locator("#performance label", has_text="Custom").click()
+        tab.locator("#steps:not(.forced) input[type=number]").fill("3")
         generate(tab, "a red house by a blue lake", pictures=1, seed=7)
         tab.wait_for_selector("#stage[data-state=done]", timeout=3 * MINUTE_MS)
         tab.wait_for_selector("#stage img.result")

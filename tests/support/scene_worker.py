@@ -20,9 +20,12 @@ from multiprocessing.connection import Connection
 import numpy as np
 from PIL import Image
 
+from modules.library.catalog import Catalog
 from modules.settings.config import Settings
+from modules.settings.performance import find_mode, load_modes
 from modules.spec.errors import Cancelled, ModelMissing, Skipped, StudioError
 from modules.spec.flags import TaskState
+from modules.spec.resolving import resolve_spec
 from modules.spec.sizes import SDXL, Size
 from modules.spec.task_spec import TaskSpec
 from modules.tasks.events import Loading, Preview, Progress
@@ -50,6 +53,9 @@ def worker_main(connection: Connection, settings: Settings, worker_id: str) -> N
 def paint(task: ClaimedTask, settings: Settings) -> None:
     """Every picture of the task that is not there yet."""
     words = set(task.spec.prompt.split())
+    mode = find_mode(load_modes(settings.root), task.spec.performance)
+    name = next((file.name for file in Catalog(settings).checkpoints()), "landscape")
+    task.set_resolved(resolve_spec(task.spec, mode, checkpoint=name, sizes=SDXL))
     if "loads" in words:
         load(task)
     if "fails" in words:

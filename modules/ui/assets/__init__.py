@@ -11,6 +11,7 @@ SCRIPTS = (
     "stage.js",
     "strip.js",
     "viewer.js",
+    "performance.js",
     "page.js",
     "controls.js",
     "frame.js",

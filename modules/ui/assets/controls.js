@@ -149,6 +149,7 @@ const controls = {
     names.forEach((name, index) => (this.shown[name] = values[index]));
     if (this.isRestored) memory.set("form", JSON.stringify(this.shown));
     this.summarize();
+    performanceMode.changed(this.shown, () => this.summarize());
   },
 
   restored() {
@@ -158,16 +159,16 @@ const controls = {
 
   /** "What this will make". */
   summarize() {
-    const { image_count: count, steps, checkpoint } = this.shown;
+    const { image_count: count } = this.shown;
+    const { steps = this.shown.steps, picture } = performanceMode.answer ?? {};
     const [width, height] = [Number(this.shown.width), Number(this.shown.height)];
     if (!$("make") || !count) return;
     const chosen = document.querySelector("#size input:checked")?.parentElement.textContent ?? "";
     const [wide, high] = width && height ? [width, height] : chosen.trim().split("×").map(Number);
     const parts = [say(count === 1 ? "make.one" : "make.many", { count })];
     if (wide && high) parts.push(say("make.size", { width: wide, height: high }));
-    parts.push(say("make.steps", { steps }));
-    const seconds = speed.seconds(checkpoint, steps, wide * high * count);
-    if (seconds) parts.push(say("make.time", { time: duration(seconds) }));
+    parts.push(say("make.steps", { steps: steps ?? this.shown.steps }));
+    if (picture) parts.push(say("make.time", { time: duration(picture * count) }));
     const lines = [make("span", { className: "title", text: say("make.title") })];
     lines.push(make("span", { text: parts.join(" · ") }));
     $("make").replaceChildren(...lines);
@@ -177,8 +178,7 @@ const controls = {
 const promptBox = () => document.querySelector("#prompt textarea, #prompt input");
 
 function focusField(field) {
-  const ids = { cfg_scale: "guidance", image_count: "image-number", steps: "performance" };
-  const id = ids[field] ?? (field || "prompt").replaceAll("_", "-");
+  const id = idOfField(field || "prompt");
   const panel = $(id)?.closest("[id^=panel-]");
   if (panel) tabs.choose($(panel.id.replace("panel-", "tab-")));
   $(id)?.querySelector("textarea, input")?.focus();

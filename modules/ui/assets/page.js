@@ -6,7 +6,6 @@ const page = {
   pinned: false, // the user looks at another picture than the forming one
   held: false, // the last task's picture stays until the next one's first preview
   stopping: false,
-  loaded: false, // the followed task had to load its model
   skipping: -1, // how many pictures and steps were there when Skip was pressed
   offline: false,
   status: null, // the newest /api/status
@@ -26,7 +25,6 @@ const page = {
   follow(id, { hold = false } = {}) {
     this.view = null;
     this.live = null;
-    this.loaded = false;
     strip.liveUrl = "";
     this.pinned = false;
     this.held = hold && Boolean(stage.picture);
@@ -98,7 +96,6 @@ const page = {
 
   drawRunning(view, finished) {
     const loading = Boolean(view.loading) && !view.progress;
-    this.loaded ||= loading;
     stage.setState(loading ? "loading" : "running");
     const words = this.actionWords(view) || view.message || progressWords(view);
     const fraction = view.progress ? progressFraction(view) : (view.loading?.fraction ?? null);
@@ -139,8 +136,7 @@ const page = {
     }
     this.drawIdle();
     this.live = null;
-    speed.learn(view, this.loaded);
-    controls.summarize();
+    performanceMode.changed(controls.shown, () => controls.summarize());
   },
 
   /** The followed task has ended: go on with the next one of this tab, if any. */
@@ -268,20 +264,3 @@ function queueChip(item) {
   chip.append(make("button", { icon: "close", onclick: () => controls.unqueue(item.id) }));
   return chip;
 }
-
-/** Seconds per step and megapixel, learnt from finished tasks; null until there was one. */
-const speed = {
-  key: (checkpoint) => `speed.${checkpoint || "-"}`,
-  /** A task that loaded its model took longer than the next one will: better than nothing. */
-  learn(view, loaded) {
-    if (view.state !== "done" || !view.started || !view.images.length) return;
-    if (loaded && memory.get(this.key(view.spec.checkpoint), localStorage)) return;
-    const pixels = view.images.reduce((sum, image) => sum + image.width * image.height, 0);
-    const seconds = (view.ended - view.started) / view.spec.steps / (pixels / 1e6);
-    if (seconds > 0) memory.set(this.key(view.spec.checkpoint), seconds.toPrecision(4), localStorage);
-  },
-  seconds(checkpoint, steps, pixels) {
-    const known = Number(memory.get(this.key(checkpoint), localStorage));
-    return known > 0 ? (known * steps * pixels) / 1e6 : null;
-  },
-};

@@ -4,6 +4,7 @@ import gradio as gr
 
 from modules.spec.flags import Sampler, Scheduler
 from modules.ui.form import Form
+from modules.ui.panels import quality
 
 
 def build(form: Form) -> None:
@@ -15,3 +16,4 @@ def build(form: Form) -> None:
         for side in ("width", "height"):
             words = form.texts("override.placeholder")
             form.digits(side, elem_id=side, min_width=0, placeholder=words)
+    quality.build(form)

@@ -10,6 +10,7 @@ from modules.spec.flags import OutputFormat
 from modules.spec.sizes import Size, SizeTable, parse_ratio
 from modules.ui.components import markup
 from modules.ui.form import RANDOM_SEED, Form
+from modules.ui.panels import performance
 from modules.ui.texts import Texts
 
 USUAL_RATIOS = ("1:1", "9:7", "7:9", "3:2", "2:3", "16:9", "9:16", "5:2", "1:2")
@@ -20,7 +21,7 @@ def build(context: ServerContext, form: Form, table: SizeTable) -> gr.Dropdown:
     texts = form.texts
     presets = [(preset.title, name) for name, preset in context.presets.items()]
     preset = form.choice("preset", presets, elem_id="preset", filterable=False)
-    form.slider("steps", elem_id="performance")
+    performance.build(context, form)
     form.radio(
         "aspect_ratio",
         size_choices(table),

@@ -3,12 +3,10 @@
 Sets job.file, job.vae_file, job.sizes, job.mode_lora and job.resolved; a spec is never changed.
 """
 
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from modules.library.catalog import Catalog, ModelFile
 from modules.settings.performance import find_mode
-from modules.settings.presets import ModelFolder
 from modules.spec.errors import ModelMissing
 from modules.spec.performance import PerformanceMode
 from modules.spec.resolving import resolve_spec
@@ -45,10 +43,8 @@ def find_mode_lora(mode: PerformanceMode, catalog: Catalog) -> ModelFile:
     """
     if mode.lora is None:
         raise RuntimeError("the mode has no LoRA")
-    names = [name.casefold() for name in (mode.lora.file, *mode.lora.also)]
-    for file in catalog.files(ModelFolder.LORAS):
-        if PurePosixPath(file.name).name.casefold() in names:
-            return file
+    if (file := catalog.find_lora(mode.lora.names)) is not None:
+        return file
     source = f", fetched from {mode.lora.url}" if mode.lora.url else ""
     raise ModelMissing(
         f"The performance mode {mode.title} needs the LoRA {mode.lora.file} in the loras folder "

@@ -461,7 +461,13 @@ def test_a_forecast_says_what_is_known(server):
     from modules.tasks.forecast import Timing
 
     empty = server.client.post("/api/forecast", json={"steps": 12})
-    assert empty.json() == {"picture": None, "steps": 12, "modes": {}}
+    assert empty.json() == {
+        "picture": None,
+        "steps": 12,
+        "modes": {},
+        "forced": {},
+        "missing": None,
+    }
     folder = server.context.settings.models_path / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "a.ckpt").write_bytes(b"")
@@ -473,4 +479,15 @@ def test_a_forecast_says_what_is_known(server):
     assert (found["picture"], found["steps"]) == (30.0, 30)
     assert found["modes"]["quality"] == pytest.approx(60.0)
     assert found["modes"]["lightning"] == pytest.approx(2.0)
+    few = server.client.post("/api/forecast", json={"performance": "hyper_sd"}).json()
+    assert (few["steps"], few["forced"]["cfg_scale"], few["forced"]["sampler"]) == (
+        4,
+        1.0,
+        "dpmpp_sde_gpu",
+    )
+    assert few["missing"]["file"] == "sdxl_hyper_sd_4step_lora.safetensors"
+    (folder.parent / "loras").mkdir()
+    (folder.parent / "loras" / "Hyper-SDXL-4steps-lora.safetensors").write_bytes(b"")
+    found = server.client.post("/api/forecast", json={"performance": "hyper_sd"}).json()
+    assert found["missing"] is None
     assert error_of(server.client.post("/api/forecast", json={"steps": 0}))["field"] == "steps"

@@ -133,7 +133,7 @@ def test_a_preset_that_is_gone_is_not_put_back_and_not_taken_in(context):
     shown = restore.fn(json.dumps({"preset": "gone", "steps": 4}))
     names = {control.elem_id: control for control in shown}
     assert "preset" not in names
-    assert shown[names["performance"]]["value"] == 4
+    assert shown[names["steps"]]["value"] == 4
     with pytest.raises(SpecError, match="Preset 'gone' is not there; choose one of default, other"):
         context.submit(TaskSpec(preset="gone"))
     context.submit(TaskSpec(preset="other"))
