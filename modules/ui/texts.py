@@ -119,8 +119,10 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "format.jpeg": "JPEG",
         "format.webp": "WebP",
         "performance.custom": "Custom",
-        "performance.forced": "This mode decides: {fields}. Choose Custom to set them yourself.",
-        "performance.missing": "It needs {file} in models/loras, from {url}.",
+        "performance.forced": "This mode decides what is greyed: {fields}. Choose Custom to set "
+        "it yourself.",
+        "performance.value": "· {value} in this mode",
+        "performance.missing": "It needs a file in models/loras:",
         "quality.title": "Picture quality",
         "overwrite.placeholder": "from Performance",
         "make.title": "What this will make",

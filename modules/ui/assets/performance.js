@@ -53,6 +53,10 @@ const performanceMode = {
       control.classList.add("forced");
       control.inert = true;
     }
+    for (const [name, value] of Object.entries(forced)) {
+      const label = labelOf(name);
+      if (label) label.dataset.forced = say("performance.value", { value });
+    }
   },
 
   tell() {
@@ -63,17 +67,21 @@ const performanceMode = {
     }
     const note = $("performance-note");
     if (!note) return;
-    const fields = Object.entries(forced).map(([name, value]) => {
-      const label = $(idOfField(name))?.querySelector("[data-testid=block-info]")?.textContent.trim();
-      return label ? `${label} ${value}` : null;
-    });
-    const parts = [];
-    if (fields.length) parts.push(say("performance.forced", { fields: fields.filter(Boolean).join(", ") }));
-    if (missing) parts.push(say("performance.missing", missing));
-    setText(note, parts.join(" "));
-    note.classList.toggle("missing", Boolean(missing));
+    const told = ["steps", "cfg_scale"].filter((name) => name in forced && labelOf(name));
+    const fields = told.map((name) => `${labelOf(name).textContent.trim()} ${forced[name]}`).join(", ");
+    const parts = told.length ? [make("span", { text: say("performance.forced", { fields }) })] : [];
+    if (missing) {
+      const needs = make("span", { className: "missing", text: say("performance.missing", missing) });
+      const source = make("a", { text: missing.file });
+      Object.assign(source, { href: missing.url, target: "_blank", rel: "noreferrer noopener" });
+      parts.push(needs, ...(missing.url ? [source] : []));
+    }
+    note.replaceChildren(...parts.flatMap((part) => [part, " "]).slice(0, -1));
   },
 };
+
+/** The words over the control of a field. */
+const labelOf = (name) => $(idOfField(name))?.querySelector("[data-testid=block-info]");
 
 const FIELD_IDS = { cfg_scale: "guidance", image_count: "image-number", aspect_ratio: "size" };
 
