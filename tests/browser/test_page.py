@@ -62,6 +62,27 @@ def test_the_time_that_loading_took_is_not_foretold_again(visit):
     assert tab.evaluate(about) == before
 
 
+def test_nothing_is_said_twice(visit):
+    tab, other = visit().page, visit().page
+
+    def times(page, words):
+        seen = [page.locator(part).inner_text().lower() for part in ("#stage", "#progress")]
+        return sum(text.count(words) for text in seen)
+
+    generate(tab, "everyone waits")
+    wait_state(tab, "running")
+    generate(other, "hills that loads", pictures=1)
+    wait_state(other, "queued")
+    said = times(tab, "starting"), times(other, "in the queue")
+    tab.locator("#stop").click()
+    wait_state(tab, "stopped")
+    assert (*said, times(tab, "stopped before")) == (1, 1, 1)
+    other.wait_for_function("() => / %$/.test(document.querySelector('#progress-words').innerText)")
+    assert times(other, "landscape.safetensors") == 1
+    other.locator("#stop").click()
+    wait_state(other, "stopped")
+
+
 def test_long_times_are_told_in_hours(visit):
     tab = visit().page
     tab.evaluate("localStorage['easel.speed.landscape.safetensors'] = '120'")

@@ -91,23 +91,33 @@ const page = {
     const words = queueWords(view);
     const free = !this.pinned && !this.held;
     if (free) stage.message("waiting", words, view.message || say("queued.text"));
-    stage.progress((!free && view.message) || words, 0, true);
+    stage.progress(free ? "" : view.message || words); // nothing is said twice
   },
 
   drawRunning(view, finished) {
     const loading = Boolean(view.loading) && !view.progress;
     stage.setState(loading ? "loading" : "running");
-    const words = this.actionWords(view) || view.message || progressWords(view);
     const fraction = view.progress ? progressFraction(view) : (view.loading?.fraction ?? null);
-    stage.progress(words, fraction, true);
-    if (this.pinned) return;
+    let words = view.message || progressWords(view);
+    if (this.drawStage(view, finished, loading)) {
+      const percent = fraction ? `${Math.round(fraction * 100)} %` : "";
+      words = view.progress ? progressWords(view) : percent; // the rest is said above
+    }
+    stage.progress(this.actionWords(view) || words, fraction, true);
+  },
+
+  /** A picture or a message for the running task; true if it is a message. */
+  drawStage(view, finished, loading) {
+    if (this.pinned) return false;
     if (finished) this.put(finished);
-    else if (this.live || this.held || this.shows(view)) return;
+    else if (this.live || this.held || this.shows(view)) return false;
     else if (view.images.length) this.put(view.images.at(-1));
     else {
       const title = loading ? say("loading") : say("starting");
       stage.message("waiting", title, view.message || view.loading?.message || "");
+      return true;
     }
+    return false;
   },
 
   shows(view) {
@@ -127,13 +137,12 @@ const page = {
     this.skipping = -1;
     this.held = false;
     stage.setState(view.state);
-    stage.progress(endWords(view), view.state === "done" ? 1 : 0, false);
+    const empty = !newest && !this.pinned;
+    stage.progress(empty ? "" : endWords(view), view.state === "done" ? 1 : 0, false);
     const failed = view.state === "failed";
     if (failed) stage.error(view.error?.message || say("error.unknown"));
-    if (newest && !this.pinned) this.put(newest);
-    else if (!newest && !this.pinned) {
-      stage.message("waiting", say(failed ? "failed.title" : "stopped.none"));
-    }
+    if (empty) stage.message("waiting", say(failed ? "failed.title" : "stopped.none"));
+    else if (!this.pinned) this.put(newest);
     this.drawIdle();
     this.live = null;
     performanceMode.changed(controls.shown, () => controls.summarize());
