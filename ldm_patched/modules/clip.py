@@ -1,12 +1,14 @@
 """A checkpoint's text encoders with their tokenizer: what turns prompts into conditions."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from ldm_patched.modules import utils
+from ldm_patched.modules.embeddings import EmbeddingFolder
 from ldm_patched.modules.file_kinds import IGNORED
 from ldm_patched.modules.model_base import LoadReport
 from ldm_patched.modules.model_management import DevicePolicy
@@ -33,13 +35,19 @@ class CLIP:
         load_device: torch.device | str = "cpu",
         offload_device: torch.device | str = "cpu",
         load_report: LoadReport | None = None,
+        embeddings: EmbeddingFolder | None = None,
     ) -> None:
-        """cond_stage_model, tokenizer: see BASE.clip_model and BASE.tokenizer."""
+        """cond_stage_model, tokenizer: see BASE.clip_model and BASE.tokenizer.
+
+        embeddings: the learned words that prompts may name; None knows of none, and reads
+        `embedding:name` as ordinary text.
+        """
         self.cond_stage_model = cond_stage_model
         self.tokenizer = tokenizer
         self.patcher = ModelPatcher(cond_stage_model, load_device, offload_device)
         self.layer_idx: int | None = None
         self.load_report = load_report or LoadReport()
+        self.embeddings = embeddings
 
     def clone(self) -> Self:
         """Another with the same weights, patches and layer; patches added to it are its own."""
@@ -65,8 +73,11 @@ class CLIP:
         self.layer_idx = layer_idx
 
     def tokenize(self, text: str) -> Tokens:
-        """Chunks of 77 (id, weight) pairs for each encoder. Raises VocabularyMissing."""
-        return self.tokenizer.tokenize_with_weights(text)
+        """Chunks of 77 (token, weight) pairs for each encoder.
+
+        Raises VocabularyMissing, and for embeddings what EmbeddingFolder.vectors raises.
+        """
+        return self.tokenizer.tokenize_with_weights(text, self.embeddings)
 
     def encode_from_tokens(
         self, tokens: Tokens, return_pooled: bool = True
@@ -82,10 +93,15 @@ class CLIP:
         return cond
 
 
-def load_clip(file: WeightFile, config: BASE, policy: DevicePolicy) -> CLIP | None:
+def load_clip(
+    file: WeightFile,
+    config: BASE,
+    policy: DevicePolicy,
+    embedding_directory: str | Path | None = None,
+) -> CLIP | None:
     """The text encoders of a checkpoint; None if it lacks one of them altogether.
 
-    Raises CorruptModelFile.
+    embedding_directory: of the learned words that prompts may name. Raises CorruptModelFile.
     """
     encoders: dict[str, ClipTextModel] = {}
     unexpected: list[str] = []
@@ -95,12 +111,17 @@ def load_clip(file: WeightFile, config: BASE, policy: DevicePolicy) -> CLIP | No
             return None
         encoders[name], report = found
         unexpected += [prefix + key for key in report.unexpected]
+    embeddings = None
+    if embedding_directory is not None:
+        widths = {name: encoder.config.width for name, encoder in encoders.items()}
+        embeddings = EmbeddingFolder(embedding_directory, widths)
     return CLIP(
         config.clip_model(encoders, _cut(file, config, encoders)).eval().requires_grad_(False),
         config.tokenizer(),
         load_device=policy.text_encoder_device,
         offload_device=policy.text_encoder_device,
         load_report=LoadReport(unexpected=tuple(unexpected)),
+        embeddings=embeddings,
     )
 
 

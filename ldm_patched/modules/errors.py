@@ -6,6 +6,7 @@ EngineError
 │   ├── UnsafeModelFile      E_MODEL_UNSAFE       a pickle with more than tensors in it
 │   └── UnsupportedModel     E_MODEL_UNSUPPORTED  sound, but not a family or kind known here
 ├── VocabularyMissing    E_MODEL_MISSING      the CLIP vocabulary is not installed
+├── EmbeddingMissing     E_MODEL_MISSING      a prompt names an embedding that is not there
 └── NotFinite            E_NAN                a network gave NaN or infinity
 """
 
@@ -40,6 +41,12 @@ class UnsupportedModel(ModelFileError):
 
 class VocabularyMissing(EngineError):
     """The CLIP vocabulary file is not installed, or is not the known one."""
+
+    code = "E_MODEL_MISSING"
+
+
+class EmbeddingMissing(EngineError):
+    """A prompt names an embedding that is not in the folder."""
 
     code = "E_MODEL_MISSING"
 

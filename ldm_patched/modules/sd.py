@@ -47,7 +47,7 @@ def load_checkpoint_guess_config(
     output_vae: bool = True,
     output_clip: bool = True,
     output_clipvision: bool = False,
-    embedding_directory: str | Path | None = None,  # noqa: ARG001 - the field's signature
+    embedding_directory: str | Path | None = None,
     output_model: bool = True,
     *,
     policy: DevicePolicy | None = None,
@@ -57,9 +57,10 @@ def load_checkpoint_guess_config(
 
     ckpt_path: a file, a diffusers folder, or a file with the UNet alone. text_encoder_paths: files
     with text encoders, for a model that has none of its own. A part is None if it is not asked for
-    or not there. policy: devices and precisions; None detects them. Weights whose precision fits
-    stay in the file's memory; others are read and cast one by one. What the file holds besides is
-    in each part's `load_report`, and logged.
+    or not there. embedding_directory: of the learned words that prompts may name. policy: devices
+    and precisions; None detects them. Weights whose precision fits stay in the file's memory;
+    others are read and cast one by one. What the file holds besides is in each part's
+    `load_report`, and logged.
     Raises CorruptModelFile, UnsafeModelFile, UnsupportedModel or OSError.
     """
     if output_clipvision:
@@ -68,7 +69,7 @@ def load_checkpoint_guess_config(
     file = open_model(ckpt_path, text_encoder_paths if output_clip else ())
     config = _require_family(file)
     model = _load_model(file, config, policy) if output_model else None
-    clip = load_clip(file, config, policy) if output_clip else None
+    clip = load_clip(file, config, policy, embedding_directory) if output_clip else None
     vae = _load_vae(file, config.vae_prefix, policy) if output_vae else None
     if model is not None and vae is not None and model.model.inpaint is not None:
         grey = torch.full((1, GREY_SIDE, GREY_SIDE, 3), 0.5)

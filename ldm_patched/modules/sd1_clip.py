@@ -9,7 +9,7 @@ as chunks of (id, weight) pairs, so that emphasis has its place from the tokeniz
 """
 
 import re
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ldm_patched.modules import ops
 from ldm_patched.modules.clip_tokenizer import END_TOKEN, START_TOKEN, clip_tokenizer
+from ldm_patched.modules.embeddings import EmbeddingFolder, split_references
 from ldm_patched.modules.prompt_weights import Weighted, read_weights
 
 CHUNK = 77
@@ -26,8 +27,10 @@ WORDS_PER_CHUNK = CHUNK - 2  # a start and an end token around them
 HEAD_SIZE = 64
 LAST, PENULTIMATE = -1, -2
 
-Chunk = list[tuple[int, float]]
-"""77 (token id, weight) pairs; weight 1.0 leaves a token as it is."""
+Token = int | Tensor
+"""An id of the vocabulary, or a learned word's vector (width,) in the place of one's embedding."""
+Chunk = list[tuple[Token, float]]
+"""77 (token, weight) pairs; weight 1.0 leaves a token as it is."""
 
 
 # --- Tokens -----------------------------------------------------------------------------------
@@ -35,26 +38,47 @@ Chunk = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class SDTokenizer:
-    """Prompts to chunks. pad: the id that fills a chunk after its end token."""
+    """Prompts to chunks. pad: the id that fills a chunk after its end token.
+
+    name: the encoder's short name, by which learned words have vectors for it.
+    """
 
     pad: int = END_TOKEN
+    name: str = "l"
 
-    def tokenize_with_weights(self, text: str) -> list[Chunk]:
+    def tokenize_with_weights(
+        self, text: str, embeddings: EmbeddingFolder | None = None
+    ) -> list[Chunk]:
         """At least one chunk of 77; emphasis and BREAK are read as prompt_weights says.
 
-        A word is never cut in two unless it is longer than a chunk. Raises VocabularyMissing.
+        A word is never cut in two unless it is longer than a chunk. embeddings: whose learned
+        words `embedding:name` means; without them it is ordinary text. Raises VocabularyMissing,
+        and what EmbeddingFolder.vectors raises.
         """
         chunks: list[Chunk] = []
         for part in read_weights(text):
             if part:
-                chunks += [self.frame(tokens) for tokens in self._packed(part)]
+                chunks += [self.frame(tokens) for tokens in self._packed(part, embeddings)]
         return chunks or [self.frame(())]
 
-    def _packed(self, part: Weighted) -> list[list[tuple[int, float]]]:
+    def _words(self, text: str, embeddings: EmbeddingFolder | None) -> Iterator[Sequence[Token]]:
+        """The tokens of each word, learned ones among them."""
+        if embeddings is None:
+            yield from clip_tokenizer().encode_words(text)
+            return
+        for words, name in split_references(text):
+            if name is None:
+                yield from clip_tokenizer().encode_words(words)
+            else:
+                yield list(embeddings.vectors(name, self.name))
+
+    def _packed(
+        self, part: Weighted, embeddings: EmbeddingFolder | None
+    ) -> list[list[tuple[Token, float]]]:
         """Tokens of at most 75 each, in order."""
-        room: list[list[tuple[int, float]]] = [[]]
+        room: list[list[tuple[Token, float]]] = [[]]
         for words, weight in part:
-            for word in clip_tokenizer().encode_words(words):
+            for word in self._words(words, embeddings):
                 if len(word) <= WORDS_PER_CHUNK < len(room[-1]) + len(word):
                     room.append([])
                 for token in word:
@@ -63,10 +87,17 @@ class SDTokenizer:
                     room[-1].append((token, weight))
         return room
 
-    def frame(self, tokens: Sequence[tuple[int, float]]) -> Chunk:
+    def frame(self, tokens: Sequence[tuple[Token, float]]) -> Chunk:
         """At most 75 tokens between a start and an end token, filled up to 77."""
-        framed = [(START_TOKEN, 1.0), *tokens, (END_TOKEN, 1.0)]
+        framed: Chunk = [(START_TOKEN, 1.0), *tokens, (END_TOKEN, 1.0)]
         return framed + [(self.pad, 1.0)] * (CHUNK - len(framed))
+
+
+Learned = Mapping[tuple[int, int], Tensor]
+"""Vectors (width,) of learned words by (row, column) of a batch of ids."""
+
+PLACEHOLDER = 0
+"""The id where a learned word stands: any but the end token, whose place is looked for."""
 
 
 # --- Network ----------------------------------------------------------------------------------
@@ -158,9 +189,12 @@ class ClipEmbeddings(nn.Module):
         self.token_embedding = operations.Embedding(config.vocabulary, config.width, **placed)
         self.position_embedding = operations.Embedding(config.length, config.width, **placed)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, N) ids → (B, N, C)."""
-        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+    def forward(self, ids: Tensor, learned: Learned | None = None) -> Tensor:
+        """(B, N) ids → (B, N, C). learned: vectors in the place of tokens."""
+        tokens = self.token_embedding(ids)
+        for (row, column), vector in (learned or {}).items():
+            tokens[row, column] = vector.to(tokens)
+        return tokens + self.position_embedding.weight[: ids.shape[1]]
 
 
 class ClipTextTransformer(nn.Module):
@@ -198,17 +232,23 @@ class ClipTextModel(nn.Module):
         )
 
     def forward(
-        self, ids: Tensor, layer: int = PENULTIMATE, *, final_norm: bool = False
+        self,
+        ids: Tensor,
+        layer: int = PENULTIMATE,
+        *,
+        final_norm: bool = False,
+        learned: Learned | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(hidden states (B, N, C), pooled (B, P)) of token ids (B, N).
 
         layer: which layer's output the hidden states are; -1 the last, -2 the one before it, and
         the first for one that lies before it. final_norm: apply the final norm to them. pooled: of
-        the last layer always, at each row's first end token.
+        the last layer always, at each row's first end token. learned: vectors in the place of
+        tokens, for inference alone.
         """
         layers = self.text_model.encoder.layers
         wanted = max(0, len(layers) + layer)
-        x = self.text_model.embeddings(ids)
+        x = self.text_model.embeddings(ids, learned)
         hidden = x
         for index, block in enumerate(layers):
             x = block(x)
@@ -315,8 +355,17 @@ def encode_chunks(
     weights = torch.tensor([[weight for _, weight in chunk] for chunk in chunks], device=device)
     weighted = bool((weights != 1).any())
     rows = [*chunks, SDTokenizer(pad).frame(())] if weighted else chunks
-    ids = torch.tensor([[token for token, _ in chunk] for chunk in rows], device=device)
-    hidden, pooled = model(ids, layer, final_norm=final_norm)
+    learned = {
+        (row, column): token
+        for row, chunk in enumerate(rows)
+        for column, (token, _) in enumerate(chunk)
+        if isinstance(token, Tensor)
+    }
+    ids = torch.tensor(
+        [[PLACEHOLDER if isinstance(t, Tensor) else t for t, _ in chunk] for chunk in rows],
+        device=device,
+    )
+    hidden, pooled = model(ids, layer, final_norm=final_norm, learned=learned)
     hidden = hidden.float()
     if weighted:
         hidden = emphasise(hidden[:-1], hidden[-1:], weights)
@@ -382,6 +431,9 @@ class SingleTokenizer:
     name: str = "l"
     pad: int = END_TOKEN
 
-    def tokenize_with_weights(self, text: str) -> dict[str, list[Chunk]]:
-        """Chunks of 77 (id, weight) pairs. Raises VocabularyMissing."""
-        return {self.name: SDTokenizer(self.pad).tokenize_with_weights(text)}
+    def tokenize_with_weights(
+        self, text: str, embeddings: EmbeddingFolder | None = None
+    ) -> dict[str, list[Chunk]]:
+        """As SDTokenizer's, by the encoder's name."""
+        tokenizer = SDTokenizer(self.pad, self.name)
+        return {self.name: tokenizer.tokenize_with_weights(text, embeddings)}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ldm_patched.modules.embeddings import EmbeddingFolder
 from ldm_patched.modules.sd1_clip import (
     PENULTIMATE,
     Chunk,
@@ -30,12 +31,15 @@ class SDXLTokenizer:
     """One prompt for both encoders: the same tokens, padded in two ways."""
 
     encoders: Mapping[str, SDTokenizer] = field(
-        default_factory=lambda: {"l": SDTokenizer(), "g": SDTokenizer(pad=G_PAD)}
+        default_factory=lambda: {"l": SDTokenizer(), "g": SDTokenizer(pad=G_PAD, name="g")}
     )
 
-    def tokenize_with_weights(self, text: str) -> Tokens:
-        """Chunks of 77 (id, weight) pairs for "l" and "g". Raises VocabularyMissing."""
-        return {name: each.tokenize_with_weights(text) for name, each in self.encoders.items()}
+    def tokenize_with_weights(self, text: str, embeddings: EmbeddingFolder | None = None) -> Tokens:
+        """As SDTokenizer's, for "l" and "g"."""
+        return {
+            name: each.tokenize_with_weights(text, embeddings)
+            for name, each in self.encoders.items()
+        }
 
 
 class SDXLClipModel(nn.Module):

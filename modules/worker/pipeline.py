@@ -9,6 +9,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 LoraStamps = tuple[tuple[FileStamp, float, float], ...]
 WordStamps = tuple[tuple[FileStamp, float], ...]
-PromptKey = tuple[FileStamp, WordStamps, tuple[str, ...], int, int | None]
+PromptKey = tuple[FileStamp, WordStamps, tuple[str, ...], int, int | None, tuple[FileStamp, ...]]
 VAE_SHAPE = (4, 8)  # channels of latents, and pixels per latent along a side
 Conditions = list[Any]  # [[cond (1, 77·n, C), {"pooled_output": (1, P)}]]
 
@@ -69,8 +70,11 @@ class Pipeline:
         models_kept: int = 1,
         prompts_kept: int = 128,
         loras_kept: int = 16,
+        embeddings_path: Path | None = None,
     ) -> None:
+        """embeddings_path: folder of the learned words that prompts may name."""
         self.policy = policy
+        self._embeddings_path = embeddings_path
         self.image_prompts = ImagePromptShelf(policy)
         self._models: OrderedDict[FileStamp, LoadedModel] = OrderedDict()
         self._prompts: OrderedDict[PromptKey, Conditions] = OrderedDict()
@@ -113,6 +117,7 @@ class Pipeline:
                 str(file.path),
                 policy=self.policy,
                 output_vae=vae is None,
+                embedding_directory=self._embeddings_path,
                 text_encoder_paths=[encoder.path for encoder in text_encoders],
             )
         if unet is None or clip is None:
@@ -240,7 +245,9 @@ class Pipeline:
         what it computed from them. texts: at least one. clip_skip: which layer of the text encoder
         is read, counted from its end; None is the one that the family was trained with.
         """
-        key = (model.stamp, model.word_loras, tuple(texts), pooled_count, clip_skip)
+        known = model.clip.embeddings
+        learned = known.stamps(" ".join(texts)) if known is not None else ()
+        key = (model.stamp, model.word_loras, tuple(texts), pooled_count, clip_skip, learned)
         if key not in self._prompts:
             if len(texts) == 1:
                 self._keep(key, self._encode_text(model, texts[0], clip_skip))

@@ -13,6 +13,7 @@ from modules.library.model_sizes import model_sizes
 from modules.prompt.books import Shelf
 from modules.settings.config import Settings
 from modules.settings.performance import Modes, load_modes
+from modules.settings.presets import ModelFolder
 from modules.spec.sizes import SizeTable
 from modules.worker.model_files import reading
 from modules.worker.saver import Saver
@@ -51,7 +52,8 @@ class Studio:
         from modules.worker.pipeline import Pipeline
 
         patch_all()
-        return Pipeline(self.policy)
+        folder = self.settings.models_path / ModelFolder.EMBEDDINGS
+        return Pipeline(self.policy, embeddings_path=folder)
 
     def modes(self) -> Modes:
         """The performance modes that there are now."""

@@ -1,0 +1,256 @@
+"""Learned words: every kind of file, their place among the tokens, agreement with transformers."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ldm_patched.modules.clip_tokenizer import END_TOKEN, START_TOKEN, clip_tokenizer
+from ldm_patched.modules.embeddings import EmbeddingFolder, split_references
+from ldm_patched.modules.errors import (
+    CorruptModelFile,
+    EmbeddingMissing,
+    UnsafeModelFile,
+    UnsupportedModel,
+)
+from ldm_patched.modules.sd1_clip import (
+    ClipTextModel,
+    SD1ClipModel,
+    SDTokenizer,
+    SingleTokenizer,
+    detect_clip_config,
+)
+from ldm_patched.modules.sdxl_clip import SDXLTokenizer
+from tests.support.engine_report import record
+from tests.support.tiny_checkpoint import clip_l_shapes, jittered_weights
+
+TOLERANCE = 1e-5
+SD1, XL = {"l": 768}, {"l": 768, "g": 1280}
+
+
+def rows(count, width, seed=1):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)) * 0.02
+
+
+def folder_of(tmp_path, widths=SD1):
+    return EmbeddingFolder(tmp_path, widths)
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def a1111(vectors):
+    return {
+        "string_to_token": {"*": 265},
+        "string_to_param": {"*": torch.nn.Parameter(vectors)},
+        "name": "word",
+        "step": 500,
+        "sd_checkpoint": None,
+    }
+
+
+def test_every_layout_of_stable_diffusion_1_is_read(tmp_path):
+    vectors = rows(3, 768)
+    torch.save(a1111(vectors), tmp_path / "one.pt")
+    torch.save({"<word>": vectors[0]}, tmp_path / "two.bin")
+    save_file({"emb_params": vectors.half()}, str(tmp_path / "three.safetensors"))
+    folder = folder_of(tmp_path)
+    assert torch.equal(folder.vectors("one", "l"), vectors)
+    assert torch.equal(folder.vectors("two", "l"), vectors[:1])
+    assert torch.equal(folder.vectors("three", "l"), vectors.half().float())
+
+
+def test_an_sdxl_pair_has_vectors_for_both_encoders(tmp_path):
+    pair = {"clip_l": rows(2, 768), "clip_g": rows(2, 1280)}
+    save_file(pair, str(tmp_path / "pair.safetensors"))
+    folder = folder_of(tmp_path, XL)
+    assert torch.equal(folder.vectors("pair", "l"), pair["clip_l"])
+    assert torch.equal(folder.vectors("pair", "g"), pair["clip_g"])
+
+
+@pytest.mark.parametrize("name", ["Word", "word", "word.safetensors", "sub/word", "SUB/Word"])
+def test_a_name_may_leave_out_ending_and_folder(tmp_path, name):
+    (tmp_path / "sub").mkdir()
+    save_file({"emb_params": rows(1, 768)}, str(tmp_path / "sub" / "Word.safetensors"))
+    assert folder_of(tmp_path).vectors(name, "l").shape == (1, 768)
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    path = tmp_path / "word.safetensors"
+    folder = folder_of(tmp_path)
+    save_file({"emb_params": rows(1, 768)}, str(path))
+    before = folder.stamps("a embedding:word b")
+    assert folder.vectors("word", "l").shape == (1, 768)
+    save_file({"emb_params": rows(4, 768)}, str(path))
+    assert folder.vectors("word", "l").shape == (4, 768)
+    assert folder.stamps("a embedding:word b") != before
+    assert folder.stamps("no learned word") == ()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "widths", "words"),
+    [
+        ({"emb_params": (1, 768)}, XL, "made for Stable Diffusion 1, but .* of SDXL"),
+        ({"emb_params": (1, 1024)}, SD1, "Stable Diffusion 2, but .* Stable Diffusion 1"),
+        ({"emb_params": (1, 320)}, SD1, "text encoders of width 320"),
+        ({"clip_l": (1, 768), "clip_g": (1, 1280)}, SD1, "made for SDXL, but .* Diffusion 1"),
+        ({"clip_l": (1, 768), "clip_g": (1, 640)}, XL, "SDXL's plan with widths 768 and 640"),
+        ({"clip_l": (1, 768)}, XL, "Stable Diffusion 1"),
+        ({"emb_params": (1, 1, 768)}, SD1, "no embedding"),
+        ({"clip_l": (1, 1, 768), "clip_g": (1, 1280)}, XL, "its vectors have the shape"),
+        ({"a": (1, 768), "b": (1, 768)}, SD1, "holds 2"),
+        ({"emb_params": (5000, 768)}, SD1, "no embedding"),
+        ({"lora_unet_x.lora_up.weight": (2, 4)}, SD1, "no embedding"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_words(tmp_path, tensors, widths, words):
+    weights = {name: torch.zeros(shape) for name, shape in tensors.items()}
+    save_file(weights, str(tmp_path / "word.safetensors"))
+    with pytest.raises(UnsupportedModel, match=words) as caught:
+        folder_of(tmp_path, widths).vectors("word", next(iter(widths)))
+    assert "word.safetensors" in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+def test_bad_files_are_refused(tmp_path):
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "program.pt").write_bytes(pickle.dumps({"x": Evil()}, 2))
+    save_file({"emb_params": rows(9, 768)}, str(tmp_path / "cut.safetensors"))
+    whole = (tmp_path / "cut.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-9])
+    save_file({"emb_params": rows(1, 768) / 0}, str(tmp_path / "nan.safetensors"))
+    (tmp_path / "folder.pt").mkdir()
+    folder = folder_of(tmp_path)
+    for name, error in (
+        ("empty", CorruptModelFile),
+        ("cut", CorruptModelFile),
+        ("nan", CorruptModelFile),
+        ("program", UnsafeModelFile),
+        ("folder", EmbeddingMissing),
+    ):
+        with pytest.raises(error, match=name):
+            folder.vectors(name, "l")
+
+
+@pytest.mark.parametrize("name", ["nothing", "../secret", "/etc/passwd", "x" * 500])
+def test_an_unknown_name_is_reported_not_read_as_words(tmp_path, name):
+    with pytest.raises(EmbeddingMissing, match="models/embeddings"):
+        SDTokenizer().tokenize_with_weights(f"a embedding:{name} b", folder_of(tmp_path))
+
+
+# --- tokens -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a cat", [("a cat", None)]),
+        ("embedding:x", [("", "x")]),
+        ("a embedding:x, b", [("a ", None), ("", "x"), (", b", None)]),
+        ("embedding:x embedding:y:1", [("", "x"), (" ", None), ("", "y"), (":1", None)]),
+        ("embedding: x", [("embedding: x", None)]),
+    ],
+)
+def test_references_are_found(text, parts):
+    assert list(split_references(text)) == parts
+
+
+@pytest.fixture
+def words(tmp_path):
+    save_file({"emb_params": rows(3, 768)}, str(tmp_path / "three.safetensors"))
+    save_file({"emb_params": rows(100, 768)}, str(tmp_path / "hundred.safetensors"))
+    return folder_of(tmp_path)
+
+
+def kinds(chunk):
+    return ["v" if isinstance(token, torch.Tensor) else token for token, _ in chunk]
+
+
+def test_vectors_stand_where_the_word_stands_with_its_weight(words):
+    cat, dog = (clip_tokenizer().encode(text)[0] for text in ("cat", "dog"))
+    (chunk,) = SDTokenizer().tokenize_with_weights("cat (embedding:three:1.3) dog", words)
+    assert kinds(chunk)[:7] == [START_TOKEN, cat, "v", "v", "v", dog, END_TOKEN]
+    assert [weight for _, weight in chunk[:6]] == pytest.approx([1.0, 1.0, 1.3, 1.3, 1.3, 1.0])
+    assert len(chunk) == 77
+
+
+def test_a_learned_word_is_not_cut_unless_it_is_longer_than_a_chunk(words):
+    first, second = SDTokenizer().tokenize_with_weights("cat " * 74 + "embedding:three", words)
+    assert kinds(first).count("v") == 0
+    assert kinds(second)[1:4] == ["v", "v", "v"]
+    first, second = SDTokenizer().tokenize_with_weights("embedding:hundred", words)
+    assert (kinds(first).count("v"), kinds(second).count("v")) == (75, 25)
+
+
+def test_without_a_folder_it_is_ordinary_text():
+    (chunk,) = SDTokenizer().tokenize_with_weights("embedding:three")
+    assert "v" not in kinds(chunk)
+
+
+def test_each_encoder_of_sdxl_gets_its_own(tmp_path):
+    pair = {"clip_l": rows(2, 768), "clip_g": rows(2, 1280)}
+    save_file(pair, str(tmp_path / "pair.safetensors"))
+    tokens = SDXLTokenizer().tokenize_with_weights("embedding:pair", folder_of(tmp_path, XL))
+    assert torch.equal(tokens["l"][0][1][0], pair["clip_l"][0])
+    assert torch.equal(tokens["g"][0][2][0], pair["clip_g"][1])
+
+
+# --- encoding ---------------------------------------------------------------------------------
+
+
+def test_encodes_what_transformers_encodes(tmp_path):
+    width, vectors = 128, rows(3, 128, seed=4)
+    save_file({"emb_params": vectors}, str(tmp_path / "word.safetensors"))
+    weights = {
+        f"text_model.{k}": v
+        for k, v in jittered_weights(clip_l_shapes(width, 3), seed=5).items()
+        if "position_ids" not in k
+    }
+    config = detect_clip_config({k: tuple(v.shape) for k, v in weights.items()})
+    ours = ClipTextModel(config)
+    ours.load_state_dict(weights)
+    folder = folder_of(tmp_path, {"l": width})
+    text = "a cat embedding:word on a mat " + "and on " * 40
+    tokens = SingleTokenizer().tokenize_with_weights(text, folder)
+    found, pooled = SD1ClipModel(ours).encode_token_weights(tokens)
+
+    theirs = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            eos_token_id=END_TOKEN,
+        )
+    ).eval()
+    table = dict(weights)
+    learned = table["text_model.embeddings.token_embedding.weight"].clone()
+    learned[[1000, 1001, 1002]] = vectors  # ids that the text does not hold
+    table["text_model.embeddings.token_embedding.weight"] = learned
+    names = theirs.state_dict().keys()
+    theirs.load_state_dict({n if n in names else n.removeprefix("text_model."): w
+                            for n, w in table.items()})  # fmt: skip
+    next_id = iter((1000, 1001, 1002))
+    ids = [
+        [next(next_id) if isinstance(token, torch.Tensor) else token for token, _ in chunk]
+        for chunk in tokens["l"]
+    ]
+    with torch.no_grad():
+        out = theirs(torch.tensor(ids))
+    wanted = out.last_hidden_state.reshape(1, -1, width)
+    difference = float((found - wanted).abs().max() / wanted.abs().max())
+    name = "textual inversion"
+    record(
+        "adapter", name, os.environ["PYTEST_CURRENT_TEST"], "transformers", difference, TOLERANCE
+    )
+    assert difference < TOLERANCE
+    torch.testing.assert_close(pooled, out.pooler_output[:1], rtol=1e-4, atol=1e-5)
