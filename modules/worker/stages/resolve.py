@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from modules.library.catalog import Catalog, ModelFile
 from modules.settings.performance import find_mode
+from modules.settings.presets import ModelFolder
 from modules.spec.errors import ModelMissing
 from modules.spec.performance import PerformanceMode
 from modules.spec.resolving import resolve_spec
