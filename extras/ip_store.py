@@ -165,6 +165,7 @@ class IPAdapterStore:
         where = {
             "load_device": self.policy.device,
             "offload_device": self.policy.offload_device,
+            "budget": self.policy.budget,
         }
         return _Adapter(
             stamp,
@@ -232,8 +233,8 @@ class IPAdapterStore:
         patcher = entry.ip_layers
         made = patcher.patch_model(patcher.load_device)(tokens.to(patcher.load_device))
         if patcher.offload_device != patcher.load_device:
-            patcher.model.to(patcher.offload_device)
-            entry.image_proj_model.model.to(patcher.offload_device)
+            patcher.residence.offload()
+            entry.image_proj_model.residence.offload()
         return made
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ldm_patched.modules import utils
 from ldm_patched.modules.embeddings import EmbeddingFolder
 from ldm_patched.modules.file_kinds import IGNORED
+from ldm_patched.modules.memory_budget import MemoryBudget
 from ldm_patched.modules.model_base import LoadReport
 from ldm_patched.modules.model_management import DevicePolicy
 from ldm_patched.modules.model_patcher import ModelPatcher
@@ -36,6 +37,7 @@ class CLIP:
         offload_device: torch.device | str = "cpu",
         load_report: LoadReport | None = None,
         embeddings: EmbeddingFolder | None = None,
+        budget: MemoryBudget | None = None,
     ) -> None:
         """cond_stage_model, tokenizer: see BASE.clip_model and BASE.tokenizer.
 
@@ -44,7 +46,7 @@ class CLIP:
         """
         self.cond_stage_model = cond_stage_model
         self.tokenizer = tokenizer
-        self.patcher = ModelPatcher(cond_stage_model, load_device, offload_device)
+        self.patcher = ModelPatcher(cond_stage_model, load_device, offload_device, budget=budget)
         self.layer_idx: int | None = None
         self.load_report = load_report or LoadReport()
         self.embeddings = embeddings
@@ -119,7 +121,8 @@ def load_clip(
         config.clip_model(encoders, _cut(file, config, encoders)).eval().requires_grad_(False),
         config.tokenizer(),
         load_device=policy.text_encoder_device,
-        offload_device=policy.text_encoder_device,
+        offload_device=policy.offload_device,
+        budget=policy.budget,
         load_report=LoadReport(unexpected=tuple(unexpected)),
         embeddings=embeddings,
     )

@@ -172,7 +172,7 @@ class ClipVisionModel:
 
     def offload(self) -> Self:
         """Let the weights wait elsewhere; `encode` takes them back."""
-        self.model.to(self.patcher.offload_device)
+        self.patcher.residence.offload()
         return self
 
 

@@ -241,6 +241,13 @@ def _spread(additions: Additions, rows: Sequence[int], total: int) -> Additions:
     return {name: [one(t) for t in tensors] for name, tensors in additions.items()}
 
 
+def weights_to_come(conditions: Iterable[Sequence[Any]]) -> int:
+    """Bytes that the controls of `conditions` will take on the device when they are made ready."""
+    found = {id(c): c for _, options in conditions for c in _chain(options.get("control"))}
+    patchers = [patcher for c in found.values() if (patcher := getattr(c, "patcher", None))]
+    return sum(p.model_size() - p.residence.device_bytes for p in patchers)
+
+
 @contextmanager
 def controls_in_place(
     model: Any, conditions: Iterable[Sequence[Any]], interrupt: Any = None

@@ -78,7 +78,7 @@ def _filled(
     report = utils.load_weights(network, weights)
     utils.require_complete(report, file.name, part)
     network.eval().requires_grad_(False)
-    return ModelPatcher(network, policy.device, policy.offload_device)
+    return ModelPatcher(network, policy.device, policy.offload_device, budget=policy.budget)
 
 
 def _no_control(file: WeightFile) -> UnsupportedModel:

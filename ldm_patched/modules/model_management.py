@@ -7,9 +7,12 @@ Nothing is probed at import; `DevicePolicy.detect()` probes.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Self
 
 import torch
+
+from ldm_patched.modules.memory_budget import MemoryBudget
 
 _FALSE = {"", "0", "false", "no", "off", "none"}
 ENVIRONMENT_PREFIX = "EASEL_"
@@ -228,9 +231,10 @@ class DevicePolicy:
             return torch.float16
         return torch.float32 if kind == "cpu" else torch.float16
 
-    def free_memory(self) -> int:
-        """Bytes that can be allocated on `device` now."""
-        return free_memory(self.device)
+    @cached_property
+    def budget(self) -> MemoryBudget:
+        """The account of `device`, which every network made under this policy goes by."""
+        return MemoryBudget(self.vram, lambda: free_memory(self.device))
 
     def configure_process(self) -> None:
         """Apply what PyTorch keeps per process: threads, TF32, determinism. Once per worker."""

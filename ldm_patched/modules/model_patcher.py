@@ -8,13 +8,17 @@ when another clone is patched in, the one before is taken out first.
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from ldm_patched.modules.model_base import set_weight
+from ldm_patched.modules.residence import Residence
 from ldm_patched.modules.weight_patches import WeightPatch, patched_weight
+from ldm_patched.modules.weight_stream import transfer_to
+
+if TYPE_CHECKING:
+    from ldm_patched.modules.memory_budget import MemoryBudget
 
 _MISSING = object()
 
@@ -38,12 +42,23 @@ class ModelPatcher:
         load_device: torch.device | str = "cpu",
         offload_device: torch.device | str = "cpu",
         size: int = 0,
+        *,
+        budget: "MemoryBudget | None" = None,
     ) -> None:
-        """load_device: where it computes; offload_device: where it waits. size: bytes, 0: count."""
+        """load_device: where it computes; offload_device: where it waits. size: bytes, 0: count.
+
+        budget: who decides how much of it may be on the device; None: all of it.
+        """
         self.model = model
         self.load_device = torch.device(load_device)
         self.offload_device = torch.device(offload_device)
         self.size = size
+        self.residence = Residence(
+            model,
+            (transfer_to if budget is None else budget.transfer_to)(self.load_device),
+            keeps_host=self.load_device != self.offload_device,
+            budget=budget,
+        )
         self.patches: dict[str, list[tuple[float, WeightPatch, float]]] = {}
         self.object_patches: dict[str, Any] = {}
         self.model_options: dict[str, Any] = {"transformer_options": {}}
@@ -53,6 +68,7 @@ class ModelPatcher:
     def clone(self) -> Self:
         """Another patcher of the same model: patches and options copied, weights shared."""
         other = type(self)(self.model, self.load_device, self.offload_device, self.size)
+        other.residence = self.residence
         other.patches = {key: list(patches) for key, patches in self.patches.items()}
         other.object_patches = dict(self.object_patches)
         other.model_options = copy_options(self.model_options)
@@ -218,12 +234,17 @@ class ModelPatcher:
         """Whether this patcher's very patches are in the model."""
         return self._applied.by is self._revision
 
-    def patch_model(self, device_to: torch.device | str | None = None) -> nn.Module:
-        """The model with this patcher's objects and weights in it, on `device_to` if given."""
+    def patch_model(
+        self, device_to: torch.device | str | None = None, working: int = 0
+    ) -> nn.Module:
+        """The model with this patcher's objects and weights in it, on `device_to` if given.
+
+        working: bytes that shall be free beside the weights. Raises torch.OutOfMemoryError; the
+        model is on the host then, without patches.
+        """
         if not self.is_patched:
             self.unpatch_model()
-        if device_to is not None:
-            self.model.to(device_to)
+        self._move(device_to, working)
         if self.is_patched:
             return self.model
         try:
@@ -244,25 +265,29 @@ class ModelPatcher:
         for key, patches in self.patches.items():
             # Weights made in inference mode could not be watched for changes.
             with torch.inference_mode(False), torch.no_grad():
-                weight = patched_weight(tensors[key], patches)
-            applied.weights[key] = tensors[key]
-            set_weight(self.model, key, weight)
+                weight = patched_weight(self.residence.on_device(tensors[key]), patches)
+                applied.weights[key] = tensors[key]
+                self.residence.replace(key, weight, keeps_old=True)
 
     def unpatch_model(self, device_to: torch.device | str | None = None) -> None:
         """Put back whatever any clone's patches replaced; then move to `device_to` if given."""
         applied = self._applied
         for key, original in applied.weights.items():
-            now = self.model.get_parameter(key) if isinstance(original, nn.Parameter) else None
-            if now is not None and now.device != original.device:
-                original.data = original.data.to(now.device)
-            set_weight(self.model, key, original)
+            self.residence.replace(key, original, keeps_old=False)
         for name, original in applied.objects.items():
             _assign(*self._owner(name), original)
         applied.weights.clear()
         applied.objects.clear()
         applied.by = None
-        if device_to is not None:
-            self.model.to(device_to)
+        self._move(device_to)
+
+    def _move(self, device: torch.device | str | None, working: int = 0) -> None:
+        if device is None:
+            return
+        if torch.device(device) == self.load_device:
+            self.residence.enter(working)
+        else:
+            self.residence.offload()
 
     def _owner(self, name: str) -> tuple[Any, str]:
         """The object that has the attribute with the dotted name, and the attribute's own name."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm_patched.k_diffusion.noise import seeds_for
 from ldm_patched.modules.cond_batch import mask_like
-from ldm_patched.modules.control_base import controls_in_place
+from ldm_patched.modules.control_base import controls_in_place, weights_to_come
 from ldm_patched.modules.errors import NotFinite
 from ldm_patched.modules.model_management import free_memory
 from ldm_patched.modules.samplers import Conditions, KSampler
@@ -71,18 +71,26 @@ def _device_of(model: Any) -> torch.device:
     return next(model.parameters()).device
 
 
+def _free_bytes(model: Any, device: torch.device) -> int:
+    """What network calls may use."""
+    budget = getattr(getattr(model, "residence", None), "budget", None)
+    return free_memory(device) if budget is None else budget.working_bytes()
+
+
 @contextmanager
-def _patched(model: Any) -> Iterator[None]:
+def _patched(model: Any, working: int) -> Iterator[None]:
     """With a ModelPatcher's patches in the model, on its device; taken out if anything fails.
 
+    working: bytes that shall be free beside the weights.
     They stay in otherwise: the next picture needs them, and another patcher takes them out itself.
     """
     if not hasattr(model, "patch_model"):
         yield
         return
     try:
-        model.patch_model(model.load_device)
-        yield
+        model.patch_model(model.load_device, working)
+        with model.residence.busy():
+            yield
     except BaseException:
         model.unpatch_model()
         raise
@@ -134,8 +142,10 @@ def sample(  # noqa: PLR0913 - the field's signature
     latent_format = runner.latent_format
     interrupt = runner.model_options.get("transformer_options", {}).get("interrupt")
     controls = controls_in_place(runner.base_model, [*positive, *negative], interrupt)
-    with _patched(model), torch.inference_mode(), controls:
-        runner.free_bytes = free_memory(device)  # now that the weights are in their place
+    working = runner.base_model.memory_required(latent_image.shape)
+    working += weights_to_come([*positive, *negative])
+    with _patched(model, working), torch.inference_mode(), controls:
+        runner.free_bytes = _free_bytes(model, device)  # now that the weights are in their place
         latents = runner.sample(
             noise.float(),
             positive,

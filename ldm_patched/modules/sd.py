@@ -128,7 +128,7 @@ def _load_model(file: WeightFile, config: BASE, policy: DevicePolicy) -> ModelPa
     own = tuple(UNET_PREFIX + name for name in report.unexpected)
     model.load_report = LoadReport(unexpected=own + _rest(file, config))
     model.eval().requires_grad_(False)
-    return ModelPatcher(model, policy.device, policy.offload_device)
+    return ModelPatcher(model, policy.device, policy.offload_device, budget=policy.budget)
 
 
 def _load_vae(file: WeightFile, prefix: str, policy: DevicePolicy) -> VAE | None:
@@ -150,6 +150,7 @@ def _load_vae(file: WeightFile, prefix: str, policy: DevicePolicy) -> VAE | None
     return VAE(
         model,
         device=policy.vae_device,
+        budget=policy.budget,
         dtype=policy.vae_dtype,
         memory_format=policy.memory_format,
         load_report=report,

@@ -10,8 +10,11 @@ from ldm_patched.ldm.models.autoencoder import AutoencoderKL
 from ldm_patched.ldm.modules.diffusionmodules.model import Interrupt
 from ldm_patched.modules import utils
 from ldm_patched.modules.errors import NotFinite
+from ldm_patched.modules.memory_budget import MemoryBudget
 from ldm_patched.modules.model_base import LoadReport
 from ldm_patched.modules.model_management import free_memory
+from ldm_patched.modules.residence import Residence
+from ldm_patched.modules.weight_stream import transfer_to
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +35,16 @@ class VAE:
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
         load_report: LoadReport | None = None,
+        budget: MemoryBudget | None = None,
     ) -> None:
-        """dtype: in which the weights are. The model is moved to `device` here."""
+        """device: where it computes. dtype: in which the weights are. budget: who decides when
+        they are there; None: from the first use on."""
         self.device = torch.device(device)
         self.dtype = dtype
         self.memory_format = memory_format
-        self.first_stage_model = first_stage_model.to(self.device).eval().requires_grad_(False)
+        self.first_stage_model = first_stage_model.eval().requires_grad_(False)
+        transfer = (transfer_to if budget is None else budget.transfer_to)(self.device)
+        self.residence = Residence(first_stage_model, transfer, budget=budget)
         self.downscale_ratio = first_stage_model.config.downscale
         self.latent_channels = first_stage_model.config.embed_dim
         self.load_report = load_report or LoadReport()
@@ -66,7 +73,7 @@ class VAE:
             lambda part: self.first_stage_model.encode(part, interrupt),
             tile=TILE * ratio,
             scale=1.0 / ratio,
-            tiled=self._is_tight(height, width, decoding=False) if tiled is None else tiled,
+            tiled=self._enter(height, width, decoding=False) if tiled is None else tiled,
             interrupt=interrupt,
         )
 
@@ -85,14 +92,19 @@ class VAE:
             lambda part: self.first_stage_model.decode(part, interrupt),
             tile=TILE,
             scale=float(self.downscale_ratio),
-            tiled=self._is_tight(height, width, decoding=True) if tiled is None else tiled,
+            tiled=self._enter(height, width, decoding=True) if tiled is None else tiled,
             interrupt=interrupt,
         )
         return pixels.permute(0, 2, 3, 1).add_(1.0).mul_(0.5).clamp_(0.0, 1.0)
 
-    def _is_tight(self, height: int, width: int, *, decoding: bool) -> bool:
+    def _enter(self, height: int, width: int, *, decoding: bool) -> bool:
+        """Be on the device; whether memory for a whole picture is short there."""
         needed = self.memory_required(height, width, decoding=decoding)
-        return needed > 0.9 * free_memory(self.device)
+        self.residence.enter(needed)
+        budget = self.residence.budget
+        if budget is None or self.residence.transfer is None:
+            return needed > 0.9 * free_memory(self.device)
+        return budget.mode == "no" or needed > budget.working_bytes()
 
     def _each(
         self,
@@ -143,7 +155,9 @@ class VAE:
         if self.dtype is not torch.float32:
             logger.warning("The VAE overflowed in %s; it goes on in float32.", self.dtype)
             self.dtype = torch.float32
+            self.residence.offload()
             self.first_stage_model.to(torch.float32)
+            self.residence.enter()
             result = compute()
             if bool(torch.isfinite(result).all()):
                 return result

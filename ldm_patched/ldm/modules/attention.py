@@ -173,6 +173,8 @@ class CrossAttention(nn.Module):
 class BasicTransformerBlock(nn.Module):
     """Self-attention, cross-attention and feed-forward, each normed first and added."""
 
+    streams_as_one = True
+
     def __init__(
         self,
         dim: int,

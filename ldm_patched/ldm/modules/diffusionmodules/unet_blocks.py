@@ -101,6 +101,8 @@ class Downsample(nn.Module):
 class ResBlock(nn.Module):
     """Two convolutions with the time embedding added between, and a skip."""
 
+    streams_as_one = True
+
     def __init__(
         self,
         channels: int,
