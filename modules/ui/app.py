@@ -188,7 +188,7 @@ class _ModelParts:
         file = models.chosen(files, name)
         choices = models.checkpoint_choices(files)
         vaes = models.vae_choices(self.context, self.form.texts)
-        vae = vae if vae in (value for _, value in vaes) else ""
+        vae = vae if vae in [value for _, value in vaes] else ""
         return {
             self.form.components["vae"]: gr.update(choices=vaes, value=vae),
             self.checkpoint: gr.update(choices=choices, value=models.name_of(file)),

@@ -85,11 +85,16 @@ def test_nothing_is_said_twice(visit):
 
 def test_long_times_are_told_in_hours(visit):
     tab = visit().page
-    tab.evaluate("localStorage['easel.speed.landscape.safetensors'] = '120'")
-    tab.locator("#performance input[type=number]").fill("60")
-    tab.wait_for_function("() => document.querySelector('#make').innerText.includes('60 steps')")
-    words = tab.locator("#make").inner_text()
-    assert re.search(r"about 4 h \d+ min", words), words  # two pictures of about a megapixel
+
+    def take_long(route):
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | {"picture": 3725.0})
+
+    tab.route("**/api/forecast", take_long)
+    tab.locator("#image-number input[type=number]").fill("4")
+    tab.locator("#size label", has_text="832×1216").click()
+    tab.wait_for_function("() => document.querySelector('#make').innerText.includes('about 4 h 8')")
+    assert "4 h 8 min" in tab.locator("#make").inner_text()
 
 
 def test_a_reload_goes_on_showing_the_running_task(visit, server):
