@@ -12,14 +12,23 @@ from extras.training.scenes.scene import Scene, Thing
 _STYLE_KEPT = {"flat": 0.4, "cartoon": 0.72}  # the plain looks are what no style word means
 
 
-def caption(scene: Scene, rng: Random) -> str:
-    """One caption of `scene`; the words follow `rng`."""
+def caption(scene: Scene, rng: Random, looks: tuple[str, ...] = ()) -> str:
+    """One caption of `scene`; the words follow `rng`. looks: words for the look, one of which is
+    always said, instead of those of the scene's style."""
+    if looks:
+        return _with_style(_unstyled(scene, rng), rng.choice(looks), rng)
     form = rng.random()
     if scene.things and form < 0.05:
         return _one_word(scene, rng)
     if form < 0.19:
         return _tags(scene, rng)
     return _sentence(scene, rng)
+
+
+def _unstyled(scene: Scene, rng: Random) -> str:
+    """A caption that says nothing of the style."""
+    parts = (_things(scene, rng), _place(scene, rng, 0.8), _hour(scene, rng), _weather(scene, rng))
+    return " ".join(part for part in parts if part) or _article(words.PLACES[scene.place].tag[0])
 
 
 def _one_word(scene: Scene, rng: Random) -> str:

@@ -5,7 +5,7 @@ is interrupted goes on with the very pictures that it would have seen.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import NamedTuple, Protocol
 
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from extras.preprocessors import canny_pyramid
 from extras.training import picturebook
 from extras.training.caption_tokens import LENGTH, caption_ids, framed, strew
 from extras.training.captions import caption
 from extras.training.facts import scene_facts
+from extras.training.scenes.finishes import DRAWN_FROM, FINISHES
 from extras.training.scenes.scene import SIZES
 
 FIRST_TRAINING_SEED = 1_000_000
@@ -30,12 +32,14 @@ SIZE_WEIGHTS = (34.0, 12, 12, 11, 11, 10, 10)
 class PageGroup(NamedTuple):
     """images uint8 (G, H, W, 3); tokens int32 (G, captions, 77); numbers int32 (G, 6): original
     height and width, crop top and left, target height and width; facts uint8 (G, F), see
-    facts.py, or (G, 0) of pictures whose facts nobody knows."""
+    facts.py, or (G, 0) of pictures whose facts nobody knows; maps uint8 (G, H, W) of edges, or
+    (G, 0, 0)."""
 
     images: Tensor
     tokens: Tensor
     numbers: Tensor
     facts: Tensor
+    maps: Tensor
 
 
 class GroupSource(Protocol):
@@ -62,7 +66,8 @@ class PagePlan:
 
     side: cut square pieces of this side (0: whole pages). cropped: how many pages are drawn larger
     and cut, as the crop condition says. captions: phrasings for each page, 0 for none. strange:
-    how many captions get unknown words.
+    how many captions get unknown words. finish: a name of FINISHES, by which all pages are drawn
+    over. edges: whether groups hold maps.
     """
 
     seed: int = 0
@@ -74,6 +79,8 @@ class PagePlan:
     sizes: tuple[tuple[int, int], ...] = SIZES
     weights: tuple[float, ...] = SIZE_WEIGHTS
     """How often each of `sizes`, (width, height), is taken."""
+    finish: str = ""
+    edges: bool = False
 
     def group_size(self, number: int) -> tuple[int, int]:
         """(width, height) of the pages of a group."""
@@ -82,7 +89,7 @@ class PagePlan:
     def draw_group(self, number: int) -> PageGroup:
         """The pages of group `number`."""
         size = self.group_size(number)
-        images, tokens, numbers, facts = [], [], [], []
+        images, tokens, numbers, facts, maps = [], [], [], [], []
         for index in range(self.group):
             seed = FIRST_TRAINING_SEED + self.seed * _RUN_STRIDE + number * self.group + index
             rng = Random(f"page {seed}")
@@ -93,13 +100,23 @@ class PagePlan:
             numbers.append(six)
             tokens.append([_tokens(scene, self, rng) for _ in range(self.captions)])
             facts.append(scene_facts(scene))
+            maps.append(edge_map(image, rng) if self.edges else np.zeros((0, 0), np.uint8))
         shape = (self.group, self.captions, LENGTH)
         return PageGroup(
             torch.from_numpy(np.stack(images)),
             torch.from_numpy(np.array(tokens, np.int32).reshape(shape)),
             torch.tensor(numbers, dtype=torch.int32),
             torch.from_numpy(np.stack(facts)),
+            torch.from_numpy(np.stack(maps)),
         )
+
+
+def edge_map(image: np.ndarray, rng: Random) -> np.ndarray:
+    """Edges of uint8 (H, W, 3), as uint8 (H, W): of one scale and width, or of many scales."""
+    if rng.random() < 0.5:
+        return canny_pyramid(image)
+    low = rng.choice((48, 64, 100))
+    return cv2.Canny(np.ascontiguousarray(image), low, 2 * low)
 
 
 def _page(
@@ -108,14 +125,26 @@ def _page(
     """A page of `size`; now and then one that is cut out of a larger page."""
     width, height = size
     if rng.random() >= plan.cropped:
-        sample = picturebook.draw(seed, size=size)
-        return sample.image, (height, width, 0, 0, height, width), sample.truth.scene
+        image, scene = _drawn(plan, seed, size)
+        return image, (height, width, 0, 0, height, width), scene
     grow = rng.choice((32, 64))
     larger = (width + grow, height + grow)
-    sample = picturebook.draw(seed, size=larger)
+    image, scene = _drawn(plan, seed, larger)
     left, top = rng.randrange(grow + 1), rng.randrange(grow + 1)
-    image = sample.image[top : top + height, left : left + width]
-    return image, (larger[1], larger[0], top, left, height, width), sample.truth.scene
+    image = image[top : top + height, left : left + width]
+    return image, (larger[1], larger[0], top, left, height, width), scene
+
+
+def _drawn(
+    plan: PagePlan, seed: int, size: tuple[int, int]
+) -> tuple[np.ndarray, picturebook.Scene]:
+    scene = picturebook.scene_from_seed(seed, size=size)
+    if plan.finish:
+        scene = replace(scene, style=DRAWN_FROM)
+    image = picturebook.draw_scene(scene).image
+    if plan.finish:
+        image = FINISHES[plan.finish][0](image, Random(f"finish {seed}"))
+    return image, scene
 
 
 def _cut(image: np.ndarray, side: int, rng: Random) -> np.ndarray:
@@ -125,7 +154,8 @@ def _cut(image: np.ndarray, side: int, rng: Random) -> np.ndarray:
 
 
 def _tokens(scene: picturebook.Scene, plan: PagePlan, rng: Random) -> np.ndarray:
-    ids = caption_ids(caption(scene, rng))
+    looks = FINISHES[plan.finish][1] if plan.finish else ()
+    ids = caption_ids(caption(scene, rng, looks))
     return framed(strew(ids, rng) if rng.random() < plan.strange else ids)
 
 

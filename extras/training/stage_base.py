@@ -46,7 +46,7 @@ class BaseStage(DiffusionStage):
         *,
         output: Path | None = None,
     ) -> None:
-        """output: a second place for the result."""
+        """output: a second folder for the result."""
         self.sizes, self.plan, self.output = sizes, plan, output
         torch.manual_seed(place.seed)
         how = {"objective": plan.objective, "use_checkpoint": plan.use_checkpoint}
@@ -93,5 +93,5 @@ class BaseStage(DiffusionStage):
             key: value if isinstance(value, str) else json.dumps(value)
             for key, value in builtin.file_metadata().items()
         }
-        paths = [path for path in (self.place.folder / MODEL_FILE, self.output) if path]
+        paths = [folder / MODEL_FILE for folder in (self.place.folder, self.output) if folder]
         return self.write(self.file(), *paths, metadata=metadata)

@@ -177,10 +177,14 @@ class DiffusionStage(Stage):
         noise = torch.randn(count, 4, height // 8, width // 8, generator=generator)
         sigmas = self.sigmas(shown.steps)
         start = (noise * (1.0 + sigmas[0] ** 2) ** 0.5).to(self.device)
-        latents = sample_euler(model, start, sigmas.to(self.device), disable=True)
+        latents = self.sample(model, start, sigmas.to(self.device))
         with self.autocast():
             pixels = self.base.vae.decode(LATENT_FORMAT().process_out(latents))
         return to_pixels(pixels).cpu().numpy()
+
+    def sample(self, model: Callable[..., Tensor], start: Tensor, sigmas: Tensor) -> Tensor:
+        """Latents from noise, by a denoiser."""
+        return sample_euler(model, start, sigmas, disable=True)
 
     def grid(self) -> np.ndarray:
         return tile(list(self.paint(self.place.preview.prompts)), columns=4)

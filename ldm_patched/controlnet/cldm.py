@@ -75,6 +75,10 @@ class ControlNet(nn.Module):
         last = operations.Conv2d(channels, self.config.model_channels, 3, padding=1, **placed)
         return TimestepEmbedSequential(*layers, zero_module(last))
 
+    def clear_cache(self) -> None:
+        """Forget the keys and values kept for texts."""
+        self._contexts.clear()
+
     def embed_hint(self, hint: Tensor) -> Tensor:
         """The picture (B, hint_channels, 8·H, 8·W) in 0..1 → (B, model_channels, H, W).
 

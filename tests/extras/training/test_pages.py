@@ -43,6 +43,14 @@ def test_groups_come_in_every_size():
     assert group.tokens.shape == (3, 2, 77)
 
 
+def test_groups_hold_maps_of_their_edges_where_asked():
+    assert PLAN.draw_group(1).maps.numel() == 0
+    group = replace(PLAN, edges=True).draw_group(1)
+    assert torch.equal(group.images, PLAN.draw_group(1).images)
+    assert group.maps.shape == group.images.shape[:3]
+    assert 0.01 < float((group.maps > 100).float().mean()) < 0.6
+
+
 def test_crops_are_told_as_they_are():
     whole, cut = 0, 0
     for number in range(12):

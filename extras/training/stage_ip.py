@@ -1,0 +1,189 @@
+"""Stage `ip`: image prompts for the frozen base, an IP-Adapter "plus" (arXiv:2308.06721).
+
+Trained with the very attention that the program paints with: one softmax over text and picture,
+in which a layer's image keys count C / 1280. That is little in a small network, so the keys are
+trained as if it were not there, and written that much larger.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from extras.ip_attention import (
+    PENALTY_CHANNELS,
+    ImagePrompt,
+    ImagePromptAttention,
+    own_sites,
+    site_width,
+)
+from extras.ip_networks import DIM_HEAD
+from extras.resampler import Resampler
+from extras.training import picturebook
+from extras.training.detector import TOWER_FILE, tower_pixels
+from extras.training.errors import TrainingFolderError
+from extras.training.grids import tile
+from extras.training.pages import PageGroup, PagePlan
+from extras.training.stage_diffusion import Workplace, half
+from extras.training.stage_lora import AdapterStage
+from extras.training.window import Batch, WindowPlan
+from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
+from ldm_patched.modules import clip_vision
+from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
+
+IP_FILE = "easel-mini-ip-adapter.safetensors"
+NEGATIVE_FILE = "easel-mini-ip-negative.safetensors"
+ALWAYS = 2.0
+"""A `stop` that no step reaches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePromptPlan:
+    """The adapter's sizes. picture_dropout: how often the picture is "no picture"."""
+
+    width: int = 256
+    depth: int = 2
+    tokens: int = 8
+    picture_dropout: float = 0.1
+
+
+class ImagePromptNetwork(nn.Module):
+    """Hidden states of an image encoder to keys and values of each cross-attention layer."""
+
+    def __init__(self, plan: ImagePromptPlan, config: UNetConfig, features: int) -> None:
+        """features: width of the image encoder's hidden states."""
+        super().__init__()
+        text = config.context_dim
+        self.image_proj = Resampler(
+            dim=plan.width,
+            depth=plan.depth,
+            dim_head=DIM_HEAD,
+            heads=plan.width // DIM_HEAD,
+            num_queries=plan.tokens,
+            embedding_dim=features,
+            output_dim=text,
+        )
+        # Tokens that are alike at first would be nothing but their mean, which counts little.
+        nn.init.normal_(self.image_proj.latents)
+        self.negative = nn.Parameter(torch.randn(1, plan.tokens, text) * 0.02)
+        widths = [site_width(config, site) for site in own_sites(config)]
+        self.keys = nn.ModuleList(nn.Linear(text, width, bias=False) for width in widths)
+        self.values = nn.ModuleList(nn.Linear(text, width, bias=False) for width in widths)
+
+    @staticmethod
+    def gain(layer: nn.Linear) -> float:
+        """What the program's attention takes off the keys of this layer."""
+        return PENALTY_CHANNELS / layer.out_features
+
+    def forward(self, features: Tensor, without: Tensor) -> list[Tensor]:
+        """(B, N, features) → keys and values in turn for each layer, (B, tokens, C) each.
+
+        without: (B,) bool, the rows that get no picture.
+        """
+        tokens = self.image_proj(features)
+        tokens = torch.where(without[:, None, None], self.negative.to(tokens.dtype), tokens)
+        pairs = zip(self.keys, self.values, strict=True)
+        return [made for k, v in pairs for made in (k(tokens) * self.gain(k), v(tokens))]
+
+    def file(self) -> dict[str, Tensor]:
+        """The adapter under the names of the released files, which number layers oddly."""
+        weights = {f"image_proj.{n}": w for n, w in self.image_proj.state_dict().items()}
+        for number, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            root = f"ip_adapter.{2 * number + 1}"
+            weights[f"{root}.to_k_ip.weight"] = key.weight * self.gain(key)
+            weights[f"{root}.to_v_ip.weight"] = value.weight
+        return weights
+
+
+class ImagePromptStage(AdapterStage):
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        plan: ImagePromptPlan,
+        base_file: Path,
+        source: PagePlan,
+        window: WindowPlan,
+        place: Workplace,
+        *,
+        output: Path | None = None,
+    ) -> None:
+        """See AdapterStage. Raises TrainingFolderError without the stage `tower`'s result."""
+        super().__init__("ip", base_file, source, window, place, output=output)
+        self.plan = plan
+        self.tower = load_tower(place.folder).to(self.device)
+        self.sites = own_sites(self.base.unet.config)
+        network = ImagePromptNetwork(plan, self.base.unet.config, self.tower.config.width)
+        self.adapter = self.model = network.to(self.device)
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "plan": asdict(self.plan)}
+
+    def rows(self, group: PageGroup) -> dict[str, Tensor]:
+        return {**super().rows(group), "features": self.features(group.images.to(self.device))}
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) → what the image encoder makes of it, (B, N, width)."""
+        with self.autocast():
+            pixels = tower_pixels(images, self.tower.config.image_size)
+            return self.tower(pixels).penultimate_hidden_states.float()
+
+    def condition(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The text, and the pictures by way of the attention."""
+        features = batch["features"]
+        without = batch.get("without")
+        if without is None:
+            without = torch.rand(len(features)).to(self.device) < self.plan.picture_dropout
+        with self.autocast():
+            made = self.adapter(features, without)
+        prompt = ImagePrompt((made, made), ALWAYS, 1.0)
+        attention = ImagePromptAttention(SimpleNamespace(current_step=0.0), [prompt])
+        table = {site: attention.at(number) for number, site in enumerate(self.sites)}
+        options = {"patches_replace": {"attn2": table}}
+        return {**super().condition(batch), "unet": {"transformer_options": options}}
+
+    def preview_batch(self, prompts: Sequence[str], size: tuple[int, int]) -> Batch:
+        features = self.features(self.references(len(prompts), size))
+        without = torch.arange(2 * len(prompts), device=self.device) >= len(prompts)
+        both = {"features": torch.cat([features, features]), "without": without}
+        return {**super().preview_batch(prompts, size), **both}
+
+    def references(self, count: int, size: tuple[int, int]) -> Tensor:
+        """Held-out pages, uint8 (count, H, W, 3)."""
+        images = [picturebook.draw(seed, size=size).image for seed in range(count)]
+        return torch.from_numpy(np.stack(images)).to(self.device)
+
+    def grid(self) -> np.ndarray:
+        """Held-out pages above what is painted after each, without words."""
+        count = len(self.place.preview.prompts)
+        shown = self.references(count, self.place.preview.size).cpu().numpy()
+        return tile([*shown, *self.paint([""] * count)], columns=count)
+
+    def finish(self) -> list[Path]:
+        """Write the adapter, its negative embedding, and the image encoder for --output.
+
+        Raises TrainingFolderError.
+        """
+        paths = self.write(half(self.adapter.file()), *self.places(IP_FILE))
+        negative = half({"data": self.adapter.negative})
+        paths += self.write(negative, *self.places(NEGATIVE_FILE))
+        if self.output:
+            paths += self.write(half(self.tower.state_dict()), self.output / TOWER_FILE)
+        return paths
+
+
+def load_tower(folder: Path) -> clip_vision.ClipVisionTower:
+    """The image encoder that the stage `tower` left, frozen. Raises TrainingFolderError."""
+    if not (folder / TOWER_FILE).is_file():
+        raise TrainingFolderError(
+            f"There is no {TOWER_FILE} in {folder.name!r}: run the stage `tower` to its end first, "
+            "in the same folder."
+        )
+    policy = DevicePolicy(DeviceFlags(always_cpu=True, all_in_fp32=True))
+    return clip_vision.load(folder / TOWER_FILE, policy).model.eval().requires_grad_(False)

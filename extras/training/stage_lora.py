@@ -1,0 +1,101 @@
+"""Stage `lora`: what a look or a subject adds to the frozen base model, as a LoRA file."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extras.training.base_parts import load_base
+from extras.training.low_rank import LowRankSet, in_transformers, kohya_file
+from extras.training.pages import GroupSource
+from extras.training.stage_diffusion import DiffusionStage, Workplace, half
+from extras.training.window import WindowPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraPlan:
+    """title: of the file and the run; trigger: words that call for it, for the file's metadata."""
+
+    title: str
+    trigger: str = ""
+    rank: int = 8
+
+
+class AdapterStage(DiffusionStage):
+    """Something small is trained on a base model that stays as it is."""
+
+    def __init__(
+        self,
+        name: str,
+        base_file: Path,
+        source: GroupSource,
+        window: WindowPlan,
+        place: Workplace,
+        *,
+        output: Path | None = None,
+    ) -> None:
+        """base_file: the checkpoint; output: another folder for the results."""
+        self.name, self.output = name, output
+        super().__init__(load_base(base_file).to(place.device), source, window, place)
+        digest = hashlib.sha256()
+        with base_file.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        self.base_hash = digest.hexdigest()
+        torch.manual_seed(place.seed)
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "base": self.base_hash}
+
+    def places(self, name: str) -> list[Path]:
+        """Where a result of this name goes."""
+        return [folder / name for folder in (self.place.folder, self.output) if folder]
+
+
+class LoraStage(AdapterStage):
+    """Low-rank additions to the attention and feed-forward layers of the UNet."""
+
+    def __init__(
+        self,
+        plan: LoraPlan,
+        base_file: Path,
+        source: GroupSource,
+        window: WindowPlan,
+        place: Workplace,
+        *,
+        output: Path | None = None,
+    ) -> None:
+        """See AdapterStage."""
+        super().__init__(f"lora-{plan.title}", base_file, source, window, place, output=output)
+        self.plan = plan
+        self.added = self.model = LowRankSet(self.base.unet, in_transformers, plan.rank)
+        self.model.to(self.device)
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "rank": self.plan.rank}
+
+    def metadata(self) -> dict[str, str]:
+        """What kohya's trainer would say of the file, as far as it is so."""
+        plan = self.plan
+        count = {plan.trigger: 1} if plan.trigger else {}
+        return {
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(plan.rank),
+            "ss_network_alpha": str(float(plan.rank)),
+            "ss_base_model_version": "sdxl_base_v1-0",
+            "ss_output_name": plan.title,
+            "ss_tag_frequency": json.dumps({plan.title: count}),
+            "modelspec.title": plan.title,
+            "modelspec.trigger_phrase": plan.trigger,
+            "easel.base_sha256": self.base_hash,
+        }
+
+    def finish(self) -> list[Path]:
+        """Write the LoRA in the form of kohya's. Raises TrainingFolderError."""
+        weights: dict[str, Tensor] = half(kohya_file(self.added))
+        name = f"easel-mini-{self.plan.title}.safetensors"
+        return self.write(weights, *self.places(name), metadata=self.metadata())

@@ -1,0 +1,174 @@
+"""Image prompts and edge control of the frozen base, from training to the engine's own loaders."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from extras.ip_adapter import IPAdapterStore, patch_model
+from extras.training import picturebook
+from extras.training.base_parts import MODEL_FILE
+from extras.training.detector import TOWER_FILE, TOY_TOWER, FactTower
+from extras.training.errors import TrainingFolderError
+from extras.training.stage_control import CONTROL_FILE, ControlStage
+from extras.training.stage_diffusion import half
+from extras.training.stage_ip import (
+    IP_FILE,
+    NEGATIVE_FILE,
+    ImagePromptPlan,
+    ImagePromptStage,
+)
+from ldm_patched.modules.controlnet import load_controlnet
+from ldm_patched.modules.sd import load_checkpoint_guess_config
+from tests.extras.training.adapter_runs import (
+    PAGES,
+    POLICY,
+    WINDOW,
+    assert_resumes,
+    losses_on_one_batch,
+    place,
+    run_of,
+    write_toy_base,
+)
+
+PLAN = ImagePromptPlan(width=64, depth=1, tokens=3, picture_dropout=0.5)
+
+
+@pytest.fixture(autouse=True)
+def _keep_torch_random_state():
+    with torch.random.fork_rng():
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """With a toy base and a toy image encoder."""
+    made = tmp_path_factory.mktemp("base")
+    with torch.random.fork_rng():
+        write_toy_base(made)
+        save_file(half(FactTower(TOY_TOWER).result()), made / TOWER_FILE)
+    return made
+
+
+def ip(folder: Path, _place: Path | None = None) -> ImagePromptStage:
+    return ImagePromptStage(PLAN, folder / MODEL_FILE, PAGES, WINDOW, place(folder))
+
+
+def control(folder: Path, _place: Path | None = None) -> ControlStage:
+    pages = replace(PAGES, edges=True)
+    return ControlStage(folder / MODEL_FILE, pages, WINDOW, place(folder), rank=4)
+
+
+@pytest.mark.parametrize("make", [ip, control])
+def test_resumes_to_the_weights_of_an_uninterrupted_run(make, folder, tmp_path):
+    assert_resumes(lambda _folder: make(folder), tmp_path)
+
+
+@pytest.mark.parametrize(("make", "share"), [(ip, 0.96), (control, 0.9)])
+def test_learns_one_batch(make, share, folder, tmp_path):
+    losses = losses_on_one_batch(make(folder), tmp_path, steps=20, rate=1e-2)
+    assert losses[-1] < share * losses[0]
+
+
+@pytest.mark.parametrize("make", [ip, control])
+def test_grids_show_what_was_given_and_what_came(make, folder):
+    assert make(folder).grid().shape == (134, 134, 3)
+
+
+def latents(count: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(4)
+    shapes = ((count, 4, 8, 8), (count, 77, 192), (count, 128 + 6 * 256))
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+def test_the_program_paints_with_the_adapter_as_it_was_trained(folder, tmp_path):
+    stage = ip(folder)
+    stage.place = replace(stage.place, folder=tmp_path)
+    with torch.no_grad():
+        stage.adapter.negative.normal_()
+        for layer in stage.adapter.values:
+            layer.weight.mul_(10.0)
+    adapter, negative = stage.finish()
+    assert (adapter.name, negative.name) == (IP_FILE, NEGATIVE_FILE)
+    image = picturebook.draw(5, size=(96, 64)).image
+    x, context, y = latents(2)
+    t = torch.tensor([400.0, 400.0])
+    features = stage.features(torch.from_numpy(image)[None]).expand(2, -1, -1)
+    batch = {**stage.preview_batch([""], (64, 64)), "features": features}
+    batch["without"] = torch.tensor([False, True])
+    with torch.no_grad():
+        options = stage.condition(batch)["unet"]
+        ours = stage.base.unet(x, t, context=context, y=y, **options)
+        bare = stage.base.unet(x, t, context=context, y=y)
+
+    model, _, _, _ = load_checkpoint_guess_config(folder / MODEL_FILE, policy=POLICY)
+    store = IPAdapterStore(POLICY)
+    store.load_ip_adapter(folder / TOWER_FILE, negative, adapter)
+    conds = store.preprocess(image, adapter)
+    patched = patch_model(model, [(conds, 2.0, 1.0)])
+    options = {**patched.model_options["transformer_options"], "cond_or_uncond": [0, 1]}
+    with torch.no_grad():
+        theirs = patched.model.diffusion_model(
+            x, t, context=context, y=y, transformer_options=options
+        )
+    torch.testing.assert_close(ours, theirs, atol=3e-3, rtol=3e-3)
+    assert float((ours - bare).abs().max()) > 0.03
+
+
+def test_the_program_follows_maps_with_the_control_as_it_was_trained(folder, tmp_path):
+    stage = control(folder)
+    stage.place = replace(stage.place, folder=tmp_path)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, weight in stage.model.named_parameters():
+            if not weight.any() and "bias" not in name:
+                weight.normal_(std=0.1)
+    (path,) = stage.finish()
+    assert path.name == CONTROL_FILE
+    x, context, y = latents(2)
+    sigma = torch.tensor([3.0, 3.0])
+    maps = torch.from_numpy(stage.preview_maps(1, (64, 64)))
+    hint = (maps.float()[:, None] / 255.0).expand(2, 3, -1, -1)
+    with torch.no_grad():
+        cond = {"crossattn": context, "vector": y, "hint": hint}
+        ours = stage.denoiser(stage.network, x, sigma, cond)
+
+    model, _, _, _ = load_checkpoint_guess_config(folder / MODEL_FILE, policy=POLICY)
+    made = load_controlnet(path, model, policy=POLICY).set_cond_hint(hint[:1])
+    made.pre_run(model.model)
+    keywords = {"c_crossattn": context, "y": y, "transformer_options": {"cond_or_uncond": [0]}}
+    with torch.inference_mode():
+        additions = made.get_control(x, sigma, keywords, 1)
+        theirs = model.model.apply_model(x, sigma, control=additions, **keywords)
+        bare = model.model.apply_model(x, sigma, **keywords)
+    torch.testing.assert_close(ours, theirs, atol=2e-2, rtol=2e-2)
+    assert float((ours - bare).abs().max()) > 0.2
+
+
+def test_what_is_not_trained_stays_as_it_is(folder, tmp_path):
+    stage = control(folder)
+    before = {n: w.clone() for n, w in stage.control.state_dict().items()}
+    assert run_of(stage, tmp_path, steps=3).train()
+    changed = [n for n, w in stage.control.state_dict().items() if not torch.equal(w, before[n])]
+    assert changed
+    own = ("input_hint_block", "zero_convs", "middle_block_out")
+    assert all(name.startswith(own) for name in changed)
+
+
+def test_the_result_is_small_and_lies_in_both_folders(folder, tmp_path):
+    stage = ip(folder)
+    stage.place, stage.output = replace(stage.place, folder=tmp_path), tmp_path / "models"
+    names = [str(path.relative_to(tmp_path)) for path in stage.finish()]
+    shipped = [f"models/{name}" for name in (IP_FILE, NEGATIVE_FILE, TOWER_FILE)]
+    assert set(names) == {IP_FILE, NEGATIVE_FILE, *shipped}
+    first, second = (load_file(tmp_path / name) for name in (IP_FILE, shipped[0]))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_without_an_image_encoder_it_is_said_what_to_do(folder, tmp_path):
+    (tmp_path / MODEL_FILE).write_bytes((folder / MODEL_FILE).read_bytes())
+    with pytest.raises(TrainingFolderError, match="run the stage `tower`"):
+        ip(tmp_path)

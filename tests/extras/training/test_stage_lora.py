@@ -1,0 +1,229 @@
+"""LoRAs of the frozen base: a look, a folder of pictures, and few steps."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from extras.training.base_parts import MODEL_FILE
+from extras.training.errors import CheckpointError, TrainingFolderError
+from extras.training.low_rank import LowRankSet
+from extras.training.picture_folder import fitted, nearest, open_folder
+from extras.training.scenes.finishes import FINISHES
+from extras.training.scenes.scene import SIZES
+from extras.training.stage_fewstep import SKIP, FewstepStage
+from extras.training.stage_lora import LoraPlan, LoraStage
+from ldm_patched.modules.lora import read_lora
+from ldm_patched.modules.sd import load_checkpoint_guess_config, load_lora_for_models
+from ldm_patched.modules.utils import load_metadata
+from ldm_patched.modules.weight_file import open_weights
+from tests.extras.training.adapter_runs import (
+    PAGES,
+    POLICY,
+    WINDOW,
+    assert_resumes,
+    losses_on_one_batch,
+    place,
+    run_of,
+    write_toy_base,
+)
+
+
+@pytest.fixture(autouse=True)
+def _keep_torch_random_state():
+    with torch.random.fork_rng():
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    with torch.random.fork_rng():
+        write_toy_base(folder)
+    return folder / MODEL_FILE
+
+
+def lora(base: Path, folder: Path, **changes) -> LoraStage:
+    plan = LoraPlan(title="blueprint", trigger="blueprint", rank=4)
+    source = changes.pop("source", replace(PAGES, finish="blueprint"))
+    return LoraStage(plan, base, source, WINDOW, place(folder), **changes)
+
+
+def fewstep(base: Path, folder: Path) -> FewstepStage:
+    return FewstepStage(LoraPlan(title="lcm", rank=4), base, PAGES, WINDOW, place(folder))
+
+
+@pytest.mark.parametrize("make", [lora, fewstep])
+def test_resumes_to_the_weights_of_an_uninterrupted_run(make, base, tmp_path):
+    assert_resumes(lambda folder: make(base, folder), tmp_path)
+
+
+@pytest.mark.parametrize("make", [lora, fewstep])
+def test_learns_one_batch(make, base, tmp_path):
+    losses = losses_on_one_batch(make(base, tmp_path), tmp_path, steps=25, rate=2e-2)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_base_stays_as_it_is(base, tmp_path):
+    stage = lora(base, tmp_path)
+    before = {name: w.clone() for name, w in stage.base.unet.state_dict().items()}
+    assert run_of(stage, tmp_path, steps=2).train()
+    assert all(torch.equal(w, before[name]) for name, w in stage.base.unet.state_dict().items())
+
+
+def trained(stage: LoraStage, folder: Path) -> Path:
+    """Its file, with additions that are not nothing."""
+    with torch.no_grad():
+        for _, pair in stage.added.by_name():
+            pair.up.weight.normal_(std=0.2)
+    (path,) = stage.finish()
+    return path
+
+
+def test_the_engine_makes_the_same_network_of_the_file(base, tmp_path):
+    stage = lora(base, tmp_path)
+    path = trained(stage, tmp_path)
+    model, clip, _, _ = load_checkpoint_guess_config(base, policy=POLICY)
+    found = read_lora(open_weights(path), model, clip)
+    assert found.unmatched == ()
+    assert len(found.unet) == len(stage.added.pairs) > 20
+    patched, _ = load_lora_for_models(model, clip, open_weights(path), 1.0, 1.0)
+    patched.patch_model()
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([10.0, 700.0])
+    context, y = torch.randn(2, 77, 192), torch.randn(2, 128 + 6 * 256)
+    with torch.no_grad():
+        ours = stage.base.unet(x, t, context=context, y=y)
+        theirs = patched.model.diffusion_model(x, t, context=context, y=y)
+        with stage.added.off():
+            stage.base.unet.clear_cache()
+            bare = stage.base.unet(x, t, context=context, y=y)
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=2e-3)
+    assert float((ours - bare).abs().max()) > 0.05
+
+
+def test_the_file_tells_its_trigger(base, tmp_path):
+    entries = load_metadata(trained(lora(base, tmp_path), tmp_path))
+    assert entries["modelspec.trigger_phrase"] == "blueprint"
+    assert json.loads(entries["ss_tag_frequency"]) == {"blueprint": {"blueprint": 1}}
+    assert entries["ss_network_dim"] == "4"
+
+
+def test_another_base_is_refused_on_resuming(base, tmp_path):
+    run_of(lora(base, tmp_path), tmp_path, steps=1).train()
+    stage = lora(base, tmp_path)
+    stage.base_hash = "another"
+    with pytest.raises(CheckpointError, match="other settings"):
+        run_of(stage, tmp_path, steps=1, resume=True).train()
+
+
+def test_without_a_base_it_is_said_what_to_do(tmp_path):
+    with pytest.raises(TrainingFolderError, match="run the stage `base`"):
+        lora(tmp_path / MODEL_FILE, tmp_path)
+
+
+def test_additions_to_convolutions_are_convolutions():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3, stride=2, padding=1))
+    x = torch.randn(1, 3, 8, 8)
+    before = network(x)
+    added = LowRankSet(network, lambda _name: True, rank=2)
+    assert torch.equal(network(x), before)
+    ((name, pair),) = added.by_name()
+    assert name == "0"
+    torch.nn.init.normal_(pair.up.weight)
+    both = torch.einsum("or,rikl->oikl", pair.up.weight[:, :, 0, 0],
+                        pair.down.weight)  # fmt: skip
+    whole = torch.nn.functional.conv2d(x, network[0].weight + both, network[0].bias, 2, 1)
+    torch.testing.assert_close(network(x), whole, atol=1e-5, rtol=1e-5)
+
+
+# --- few steps --------------------------------------------------------------------------------
+
+
+def test_the_teacher_goes_one_step_of_the_engines_schedule(base, tmp_path):
+    stage = fewstep(base, tmp_path)
+    sigma, below = stage.levels(500)
+    table = stage.denoiser.sigmas
+    places, lower = stage.denoiser.sigma_to_idx(sigma), stage.denoiser.sigma_to_idx(below)
+    assert torch.equal(table[places], sigma)
+    inside = places >= SKIP
+    assert torch.equal(lower[inside], places[inside] - SKIP)
+    assert bool((below[~inside] == 0).all())
+    assert 0 < int(inside.sum()) < 500
+
+
+def test_the_target_is_a_guided_teachers_where_nothing_is_below(base, tmp_path):
+    stage = fewstep(base, tmp_path)
+    stage.begin(0)
+    stage.window.advance(0)
+    batch = stage.window.batch(0)
+    x = batch.pop("latents")
+    cond = stage.condition(batch)
+    empty = stage.condition({**batch, **stage.emptied(batch)})
+    sigma = torch.tensor([0.5, 0.5])
+    with torch.no_grad():
+        for _, pair in stage.added.by_name():
+            pair.up.weight.normal_(std=0.1)
+        target = stage.target(x, sigma, torch.zeros(2), cond, empty)
+        with stage.added.off():
+            good = stage.denoiser(stage.network, x, sigma, cond)
+            poor = stage.denoiser(stage.network, x, sigma, empty)
+    assert not torch.equal(good, poor)
+    torch.testing.assert_close(target, poor + 4.0 * (good - poor))
+
+
+# --- sources ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FINISHES)
+def test_finished_pages_have_the_colours_of_their_look_and_say_so(name):
+    plan = replace(PAGES, finish=name, captions=3)
+    group, plain = plan.draw_group(0), PAGES.draw_group(0)
+    assert group.images.shape == plain.images.shape
+    assert torch.equal(group.images, plan.draw_group(0).images)
+    red, _, blue = group.images.float().mean(dim=(0, 1, 2))
+    assert blue > red + 30 if name == "blueprint" else red > blue + 20
+    assert float(group.images.float().std()) > 25
+
+
+def write_pictures(folder: Path) -> None:
+    rng = np.random.default_rng(3)
+    for name, size in (("a", (90, 60)), ("b", (64, 64)), ("c", (70, 64))):
+        pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    (folder / "a.txt").write_text("a red \n house", encoding="utf-8")
+
+
+def test_a_folder_of_pictures_is_a_source(base, tmp_path):
+    write_pictures(tmp_path)
+    source = open_folder(tmp_path, group=3, trigger="sks", sizes=((64, 64), (96, 64)))
+    assert [picture.caption for picture in source.pictures] == ["a red house", "", ""]
+    assert [picture.size for picture in source.pictures] == [(96, 64), (64, 64), (64, 64)]
+    for number in range(6):
+        group = source.draw_group(number)
+        width, height = source.group_size(number)
+        assert group.images.shape == (3, height, width, 3)
+        assert torch.equal(group.images, source.draw_group(number).images)
+    assert run_of(lora(base, tmp_path, source=source), tmp_path, steps=2).train()
+
+
+def test_pictures_are_cut_to_the_nearest_size_and_tell_it():
+    assert nearest(4000, 3000, SIZES) == (288, 224)
+    image = np.zeros((100, 400, 3), np.uint8)
+    piece, six = fitted(image, (64, 64), Random(0))
+    assert piece.shape == (64, 64, 3)
+    assert six[:2] == (64, 256)
+    assert six[4:] == (64, 64)
+    assert 0 <= six[3] <= 192
+
+
+def test_an_empty_folder_and_a_broken_picture_are_named(tmp_path):
+    with pytest.raises(TrainingFolderError, match="holds no pictures"):
+        open_folder(tmp_path)
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    with pytest.raises(TrainingFolderError, match=r"x\.png"):
+        open_folder(tmp_path)
