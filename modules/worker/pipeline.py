@@ -19,7 +19,6 @@ from torch import Tensor
 from ldm_patched.modules import sample as sampling
 from ldm_patched.modules import sd
 from ldm_patched.modules.controlnet import apply_controls
-from ldm_patched.modules.latent_preview import LatentPreviewer
 from ldm_patched.modules.lora import Lora, read_lora
 from ldm_patched.modules.model_management import DevicePolicy, soft_empty_cache
 from ldm_patched.modules.model_patcher import ModelPatcher
@@ -30,6 +29,8 @@ from modules.worker.guidance import guided_conditions
 from modules.worker.image_prompts import ImagePromptShelf
 from modules.worker.job import Job
 from modules.worker.model_files import FileStamp, missing_part, reading, size_in_words, stamp_of
+from modules.worker.previews import make_previewer
+from modules.worker.progress import Previewer
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class LoadedModel:
     unet: ModelPatcher
     clip: sd.CLIP
     vae: sd.VAE
-    previewer: LatentPreviewer
+    previewer: Previewer
     vae_stamp: FileStamp | None = None
     loras: LoraStamps = ()
     word_loras: WordStamps = ()
@@ -71,10 +72,12 @@ class Pipeline:
         prompts_kept: int = 128,
         loras_kept: int = 16,
         embeddings_path: Path | None = None,
+        previews_path: Path | None = None,
     ) -> None:
-        """embeddings_path: folder of the learned words that prompts may name."""
+        """embeddings_path: folder of the learned words that prompts may name; previews_path: of
+        the tiny decoders that make better previews, where there is one."""
         self.policy = policy
-        self._embeddings_path = embeddings_path
+        self._embeddings_path, self._previews_path = embeddings_path, previews_path
         self.image_prompts = ImagePromptShelf(policy)
         self._models: OrderedDict[FileStamp, LoadedModel] = OrderedDict()
         self._prompts: OrderedDict[PromptKey, Conditions] = OrderedDict()
@@ -124,7 +127,7 @@ class Pipeline:
             raise missing_part(file, "text encoders", "text_encoders")
         if own is None:
             own = self._load_vae(file, vae, spare_vaes)
-        previewer = LatentPreviewer(unet.model.latent_format)
+        previewer = make_previewer(unet, self._previews_path, self.policy)
         model = LoadedModel(stamp, file.name, unet, clip, own, previewer, vae_stamp)
         self._models[stamp] = model
         return model

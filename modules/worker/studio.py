@@ -52,8 +52,12 @@ class Studio:
         from modules.worker.pipeline import Pipeline
 
         patch_all()
-        folder = self.settings.models_path / ModelFolder.EMBEDDINGS
-        return Pipeline(self.policy, embeddings_path=folder)
+        models = self.settings.models_path
+        return Pipeline(
+            self.policy,
+            embeddings_path=models / ModelFolder.EMBEDDINGS,
+            previews_path=models / ModelFolder.VAE_APPROX,
+        )
 
     def modes(self) -> Modes:
         """The performance modes that there are now."""
