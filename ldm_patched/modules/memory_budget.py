@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ldm_patched.ldm.modules.attention_kernels import attention_way
 from ldm_patched.modules.residence import Residence
 from ldm_patched.modules.weight_stream import Transfer, transfer_to
 
@@ -113,10 +114,11 @@ class MemoryBudget:
 
     @contextmanager
     def sparing(self) -> Iterator[None]:
-        """Take as little as possible inside: blocks stream, pictures are coded in tiles."""
+        """Take as little as possible inside: blocks stream, pictures and attention go in parts."""
         before, self.is_sparing = self.is_sparing, True
         try:
-            yield
+            with attention_way("split"):
+                yield
         finally:
             self.is_sparing = before
 

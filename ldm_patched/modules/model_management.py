@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import torch
 
+from ldm_patched.ldm.modules.attention_kernels import set_attention_way
 from ldm_patched.modules.memory_budget import MemoryBudget
 
 _FALSE = {"", "0", "false", "no", "off", "none"}
@@ -43,6 +44,9 @@ class DeviceFlags:
     normal_vram: bool = False
     low_vram: bool = False
     no_vram: bool = False
+    attention_split: bool = False
+    attention_quad: bool = False
+    attention_pytorch: bool = False
     pytorch_deterministic: bool = False
 
     @classmethod
@@ -194,6 +198,12 @@ class DevicePolicy:
         return "low" if 0 < total < 5 * _GIB else "normal"
 
     @property
+    def attention(self) -> str:
+        """One of ATTENTION_WAYS."""
+        f = self.flags
+        return "quad" if f.attention_quad else "split" if f.attention_split else "pytorch"
+
+    @property
     def offload_device(self) -> torch.device:
         """Where a network waits when it is not in use."""
         return self.device if self.vram in ("always", "high") else torch.device("cpu")
@@ -237,7 +247,8 @@ class DevicePolicy:
         return MemoryBudget(self.vram, lambda: free_memory(self.device))
 
     def configure_process(self) -> None:
-        """Apply what PyTorch keeps per process: threads, TF32, determinism. Once per worker."""
+        """Apply what is kept per process: threads, TF32, determinism, attention. Once a worker."""
+        set_attention_way(self.attention)
         if self.flags.threads:
             torch.set_num_threads(self.flags.threads)
         if self.flags.pytorch_deterministic:

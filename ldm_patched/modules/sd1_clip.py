@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm_patched.ldm.modules.attention_kernels import attend
 from ldm_patched.modules import ops
 from ldm_patched.modules.clip_tokenizer import END_TOKEN, START_TOKEN, clip_tokenizer
 from ldm_patched.modules.embeddings import EmbeddingFolder, split_references
@@ -149,7 +150,7 @@ class ClipAttention(nn.Module):
             layer(x).view(batch, length, self.heads, -1).transpose(1, 2)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        out = attend(q, k, v, causal=self.causal)
         return self.out_proj(out.transpose(1, 2).reshape(batch, length, width))
 
 

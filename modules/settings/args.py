@@ -164,6 +164,8 @@ FLAGS: tuple[Flag, ...] = (
     _device("unet-in-fp32", "the UNet in float32", "unet"),
     _device("unet-in-bf16", "the UNet in bfloat16", "unet"),
     _device("unet-in-fp16", "the UNet in float16", "unet"),
+    _device("unet-in-fp8-e4m3fn", "store the UNet in 8 bits, the more exact kind", "unet"),
+    _device("unet-in-fp8-e5m2", "store the UNet in 8 bits, the kind of wider range", "unet"),
     _device("vae-in-fp32", "the VAE in float32", "vae"),
     _device("vae-in-bf16", "the VAE in bfloat16", "vae"),
     _device("vae-in-fp16", "the VAE in float16", "vae"),
@@ -175,6 +177,9 @@ FLAGS: tuple[Flag, ...] = (
     _device("normal-vram", "move models as needed", "memory", aliases=("always-normal-vram",)),
     _device("low-vram", "spare the GPU's memory", "memory", aliases=("always-low-vram",)),
     _device("no-vram", "use as little as possible of it", "memory", aliases=("always-no-vram",)),
+    _device("attention-pytorch", "attention as PyTorch does it (the default)", "attention"),
+    _device("attention-split", "attention in slices, for less memory", "attention"),
+    _device("attention-quad", "attention in smaller slices, for the least memory", "attention"),
     _device(
         "always-cpu",
         "use the processor only, with so many threads",

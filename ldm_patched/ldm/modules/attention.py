@@ -1,7 +1,8 @@
 """Attention and the transformer blocks of the diffusion networks.
 
-`optimized_attention` is the one attention of the whole program. Under inference the blocks add
-in place to tensors that they made themselves, never to an argument.
+`optimized_attention` is the one attention of the whole program, in the way that
+attention_kernels.py has in force. Under inference the blocks add in place to tensors that they
+made themselves, never to an argument.
 
 What may be hooked, through `transformer_options`:
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm_patched.ldm.modules.attention_kernels import attend
 from ldm_patched.ldm.modules.diffusionmodules.checkpointing import checkpoint
 from ldm_patched.ldm.modules.diffusionmodules.util import zero_module
 from ldm_patched.modules import ops
@@ -40,7 +42,7 @@ def optimized_attention(
         mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)
         mask = mask.unsqueeze(1) if mask.ndim == 3 else mask
     q, k, v = split_heads(q, heads), split_heads(k, heads), split_heads(v, heads)
-    return join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+    return join_heads(attend(q, k, v, mask))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

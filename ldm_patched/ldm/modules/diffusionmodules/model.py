@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm_patched.ldm.modules.attention_kernels import attend
 from ldm_patched.modules import ops
 
 Interrupt = Callable[[], object] | None
@@ -96,7 +97,7 @@ class AttnBlock(nn.Module):
             layer(h).permute(0, 2, 3, 1).reshape(batch, 1, height * width, channels)
             for layer in (self.q, self.k, self.v)
         )
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = attend(q, k, v)
         h = h.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
         return x + self.proj_out(h)
 
