@@ -1,10 +1,12 @@
 """The fields of a request about picture quality and speed; TaskSpec has them beside the words."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from modules.spec import limits
+
+FREEU_SENTENCE = "takes b1 and b2 from 0 to 2, then s1 and s2 from 0 to 4, or nothing at all"
 
 StepCount = Annotated[int, Field(ge=1, le=limits.STEPS_MAX)]
 
@@ -67,6 +69,12 @@ class QualityFields(BaseModel):
         description="The share of the sampling after which both prompts are told the true size; "
         "0.3 is usual, 0 is off.",
     )
+    freeu: tuple[float, ...] = Field(
+        (),
+        title="FreeU",
+        description="Four numbers b1, b2, s1, s2 for more contrast of forms, such as 1.01, 1.02, "
+        "0.99, 0.95; empty is off.",
+    )
     guidance_start: float = Field(
         0.0,
         ge=0.0,
@@ -91,6 +99,27 @@ class QualityFields(BaseModel):
         description="How much of the contrast that guidance adds is taken back; 0 is none, 0.7 "
         "suits v-prediction models.",
     )
+
+    @field_validator("freeu", mode="before")
+    @classmethod
+    def _numbers_may_be_in_words(cls, numbers: Any) -> Any:
+        if isinstance(numbers, str):  # of a command line
+            try:
+                return tuple(float(part) for part in numbers.split(",") if part.strip())
+            except ValueError:
+                raise ValueError(FREEU_SENTENCE) from None
+        return tuple(numbers) if isinstance(numbers, list) else numbers
+
+    @field_validator("freeu")
+    @classmethod
+    def _four_numbers_or_none(cls, numbers: tuple[float, ...]) -> tuple[float, ...]:
+        bounds = (2.0, 2.0, 4.0, 4.0)
+        if numbers and (
+            len(numbers) != 4
+            or not all(0.0 <= n <= most for n, most in zip(numbers, bounds, strict=True))
+        ):
+            raise ValueError(FREEU_SENTENCE)
+        return numbers
 
     @model_validator(mode="after")
     def _guidance_has_a_while(self) -> Self:

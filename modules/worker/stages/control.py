@@ -48,6 +48,10 @@ def run(job: Job, studio: "Studio") -> None:
     options = unet.model_options.setdefault("transformer_options", {})
     options["interrupt"] = job.check
     guidance_of(job.settled).attach(unet)
+    if job.spec.freeu:
+        from extras.guidance.freeu import FreeU
+
+        FreeU(*job.spec.freeu).attach(unet)
     job.unet = apply_control_nets(unet, job.control_tasks)
 
 
