@@ -93,6 +93,8 @@ def one_task(album: Album) -> None:
     page.locator("#queue .chip button").click()
     wait_state(page, "done")
     page.wait_for_selector("#stage img.result")
+    page.locator("#prompt textarea").fill(PROMPT)
+    page.evaluate("for (const part of document.querySelectorAll('#side *')) part.scrollTop = 0")
     page.locator("#stage").hover()
     album.add("done")
     page.locator("#stage img").click()
