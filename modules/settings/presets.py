@@ -14,12 +14,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from modules.settings.fooocus_preset import from_fooocus, is_fooocus_preset
 from modules.settings.jsonfile import first_complaint, read_json_object
 from modules.spec.errors import ConfigError, SpecError, StudioError
 from modules.spec.task_spec import TaskSpec
 
 # A preset is a way of painting, not a picture.
-_NOT_IN_PRESETS = frozenset({"preset", "seed"})
+NOT_IN_PRESETS = frozenset({"preset", "seed"})
+OWN = "own"  # the sub-folder of those that the user made
 _NAME = re.compile(r"[\w.+ -]{1,64}")
 
 
@@ -68,6 +70,7 @@ class Preset(BaseModel):
     description: str = Field("", max_length=500)
     settings: dict[str, Any] = Field(default_factory=dict)
     downloads: tuple[Download, ...] = ()
+    instead: tuple[str, ...] = ()  # checkpoints that do as well where the named one is missing
 
     def apply(self, values: Mapping[str, Any] | None = None) -> TaskSpec:
         """The TaskSpec of this preset, with `values` (field name → value) on top."""
@@ -75,21 +78,26 @@ class Preset(BaseModel):
 
 
 class Presets(dict[str, Preset]):
-    """Presets by name, `default` first. `notices` has one sentence for each file that is broken."""
+    """Presets by name, `default` first, the user's last. `own` are the names of the user's;
+    `notices` has one sentence for each file that is broken."""
 
     notices: tuple[str, ...] = ()
+    own: frozenset[str] = frozenset()
 
 
 def load_presets(root: Path) -> Presets:
-    """Read every preset under `root`/presets; a broken one is skipped with a notice."""
+    """Read every preset under `root`/presets, then those under presets/own, which may take the
+    place of others; a broken one is skipped with a notice."""
     presets = Presets()
     notices: list[str] = []
     paths = sorted((root / "presets").glob("*.json"), key=lambda p: (p.stem != "default", p.stem))
-    for path in paths:
+    own = sorted((root / "presets" / OWN).glob("*.json"))
+    for path in [*paths, *own]:
         try:
             presets[path.stem] = read_preset(path)
         except ConfigError as error:
             notices.append(str(error))
+    presets.own = frozenset(path.stem for path in own if path.stem in presets)
     presets.notices = tuple(notices)
     return presets
 
@@ -105,17 +113,23 @@ def preset_named(presets: Mapping[str, Preset], name: str) -> Preset:
 
 
 def read_preset(path: Path) -> Preset:
-    """One preset file; ConfigError names the file, the key and what is allowed."""
+    """One preset file, ours or Fooocus's; ConfigError names the file, the key and what is
+    allowed."""
     name = f"Preset {path.stem[:64]!r}"
     if not _NAME.fullmatch(path.stem):
         raise ConfigError(f"{name} has a name of odd characters; rename the file.")
     content = read_json_object(path, name)
     if "name" in content:
         raise ConfigError(f"{name}: the key 'name' is not known; the file's name is its name.")
+    if is_fooocus_preset(content):
+        try:
+            content = from_fooocus(content, path.stem)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}.") from None
     settings = content.get("settings", {})
     if not isinstance(settings, dict):
         raise ConfigError(f"{name}: 'settings' must be an object in braces {{ }}.")
-    for key in _NOT_IN_PRESETS & settings.keys():
+    for key in NOT_IN_PRESETS & settings.keys():
         raise ConfigError(f"{name}: {key!r} cannot be part of a preset; remove it.")
     try:
         spec = TaskSpec.from_mapping(settings)

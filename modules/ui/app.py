@@ -18,19 +18,19 @@ from gradio.components import Component
 from modules.api.context import ServerContext
 from modules.library.catalog import ModelFile
 from modules.library.model_sizes import model_sizes
+from modules.library.preset_fit import fit_preset
 from modules.spec.errors import LimitError, SpecError, StudioError
 from modules.spec.task_spec import TaskSpec
 from modules.ui import assets
 from modules.ui.components import markup
-from modules.ui.form import Form, field_defaults
+from modules.ui.form import Form
 from modules.ui.panels import advanced, models, settings, stage
 from modules.ui.panels import prompt as prompt_panel
+from modules.ui.panels.presets import PresetPanel, with_preset
 from modules.ui.texts import Texts
 
 logger = logging.getLogger(__name__)
 
-# What a preset leaves alone: the user's words and choice of how many, unless it names them.
-KEPT_BY_PRESETS = frozenset({"prompt", "negative_prompt", "seed", "image_count", "preset"})
 PANELS = ("settings", "models", "advanced")
 DIRECT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
@@ -49,7 +49,7 @@ def build_app(context: ServerContext) -> gr.Blocks:
                 markup(_tab_list(texts), "tabs")
                 with _panel("settings"):
                     file = models.chosen(context.catalog.checkpoints(), form.initial.checkpoint)
-                    preset = settings.build(context, form, model_sizes(file))
+                    presets = settings.build(context, form, model_sizes(file))
                 with _panel("models"):
                     parts = _ModelParts(context, form, *models.build(context, form))
                 with _panel("advanced"):
@@ -58,7 +58,7 @@ def build_app(context: ServerContext) -> gr.Blocks:
         ticket = gr.JSON(visible=False)
         kept = gr.Textbox(visible=False)
         _wire_generate(context, form, generate, ticket)
-        _wire_choices(form, parts, preset)
+        _wire_choices(form, parts, presets)
         app.load(
             parts.restore,
             kept,
@@ -89,10 +89,20 @@ def launch_options() -> dict[str, Any]:
 
 
 def initial_spec(context: ServerContext) -> TaskSpec:
-    """What the form starts with: the preset of this start, else the first preset, else defaults."""
-    named = context.presets.get(context.settings.preset or "default")
-    preset = named or next(iter(context.presets.values()), None)
-    return preset.apply() if preset else TaskSpec()
+    """What the form starts with: the preset of this start, else the first preset, else defaults.
+
+    Where there is no model but the built-in one, its own preset takes the place of the default.
+    """
+    name = context.settings.preset or "default"
+    files = context.catalog.checkpoints()
+    if name == "default" and files and all(file.is_builtin for file in files):
+        name = "builtin"
+    presets = context.presets
+    preset = presets.get(name) or presets.get("default") or next(iter(presets.values()), None)
+    if preset is None:
+        return TaskSpec()
+    settings = fit_preset(preset, context.catalog).settings
+    return TaskSpec.from_mapping({**settings, "preset": preset.name})
 
 
 def submit(
@@ -105,7 +115,7 @@ def submit(
     """
     ticket: dict[str, Any] = {"nonce": uuid.uuid4().hex}
     try:
-        spec = form.read(values)
+        spec = with_preset(context, form, form.read(values))
         task_id = context.submit(spec, owner)
     except StudioError as error:
         field = error.field if isinstance(error, SpecError | LimitError) else ""
@@ -128,17 +138,10 @@ def _wire_generate(
     pressed.failure(None, None, None, js="() => window.easel.ticket(null)")
 
 
-def _wire_choices(form: Form, parts: "_ModelParts", preset: gr.Dropdown) -> None:
+def _wire_choices(form: Form, parts: "_ModelParts", presets: PresetPanel) -> None:
     """Preset → other controls; Refresh → the models there are now; checkpoint → its sizes."""
-    kept = form.without(*KEPT_BY_PRESETS)
-    named = [form.components[name] for name in ("negative_prompt", "image_count")]
 
-    def apply_preset(name: str | None, checkpoint: str | None) -> dict[Component, Any]:
-        found = parts.context.presets.get(name or "")
-        if found is None:
-            return {}
-        wanted = {k: v for k, v in field_defaults().items() if k not in KEPT_BY_PRESETS}
-        wanted |= found.settings
+    def after_preset(wanted: dict[str, Any], checkpoint: str | None) -> dict[Component, Any]:
         file = parts.find(wanted.pop("checkpoint") or checkpoint)
         ratio = wanted.pop("aspect_ratio")
         changes = form.updates(wanted | {"checkpoint": models.name_of(file)})
@@ -154,7 +157,7 @@ def _wire_choices(form: Form, parts: "_ModelParts", preset: gr.Dropdown) -> None
 
     # `input`: only the user's own choice; a restored form must not be overwritten.
     size, checkpoint = form.components["aspect_ratio"], parts.checkpoint
-    preset.input(apply_preset, [preset, checkpoint], [*kept, *named], **DIRECT)
+    presets.wire(after_preset)
     checkpoint.input(other_model, [checkpoint, size], [size], **DIRECT)
     vae = form.components["vae"]
     shown = [checkpoint, vae, size, parts.hint]

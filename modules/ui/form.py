@@ -65,7 +65,7 @@ class Form:
         A seed in `settings` fixes it; `seed: None` goes back to random.
         """
         changes = {
-            self.components[name]: gr.update(value=self._shown(name, value))
+            self.components[name]: gr.update(value=self.shown(name, value))
             for name, value in settings.items()
             if name in self.components
         }
@@ -75,7 +75,7 @@ class Form:
 
     def value(self, name: str) -> Any:
         """What the control of `name` starts with."""
-        return self._shown(name, getattr(self.initial, name))
+        return self.shown(name, getattr(self.initial, name))
 
     def text(self, name: str, **options: Any) -> gr.Textbox:
         """A box for words."""
@@ -112,7 +112,7 @@ class Form:
         words = {"label": self.texts.label(name), "info": self.texts.help(name)}
         return {"interactive": True, **words, **options}
 
-    def _shown(self, name: str, value: Any) -> Any:
+    def shown(self, name: str, value: Any) -> Any:
         """`value` of field `name` as its control holds it."""
         if name in self._digits:
             return "" if value is None else str(value)

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from modules.gallery.inputs import InputStore
+from modules.library.catalog import Catalog
+from modules.library.preset_fit import fit_preset
 from modules.settings.args import FLAGS
 from modules.settings.config import Settings, load_settings
 from modules.settings.presets import load_presets, preset_named
@@ -211,8 +213,12 @@ def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
     preset = values.pop("preset", "")
     if not preset:
         return TaskSpec.from_mapping(values).with_fixed_seed(), settings, folder is not None
-    chosen = preset_named(load_presets(settings.root), preset)
-    return chosen.apply(values).with_fixed_seed(), settings, folder is not None
+    presets = load_presets(settings.root)
+    fitted = fit_preset(preset_named(presets, preset), Catalog(settings, presets))
+    for sentence in fitted.sentences:
+        sys.stderr.write(f"{sentence}\n")
+    spec = TaskSpec.from_mapping({**fitted.settings, "preset": preset, **values})
+    return spec.with_fixed_seed(), settings, folder is not None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -431,3 +431,34 @@ def test_modes_tell_how_long_they_take_once_that_is_known(visit):
     times = "labels => labels.map(label => label.dataset.time)"
     shown = tab.locator("#performance label").evaluate_all(times)
     assert all(re.fullmatch(r"~\d+ (s|min \d+ s)", time) for time in shown), shown
+
+
+def test_a_preset_of_ones_own_and_the_way_back(visit, server):
+    tab = visit().page
+    tab.locator("#tab-advanced").click()
+    tab.locator("#guidance input[type=number]").fill("6.5")
+    tab.locator("#tab-settings").click()
+    tab.locator("#prompt textarea").fill("my words")
+    tab.locator("#preset-manage > button").click()
+    tab.locator("#preset-name textarea, #preset-name input").fill("My look")
+    tab.locator("#preset-save").click()
+    tab.wait_for_function(
+        "() => document.querySelector('#preset-note').innerText.includes('saved')"
+    )
+    assert tab.locator("#preset input").input_value() == "My look"
+    assert server.context.presets["My look"].settings["cfg_scale"] == 6.5
+    tab.locator("#preset input").click()
+    tab.get_by_role("option", name="Default").click()
+    tab.wait_for_function(
+        "() => document.querySelector('#preset-note').innerText.includes('6.5 →')"
+    )
+    assert tab.locator("#guidance input[type=number]").input_value() == "4"
+    tab.locator("#preset-undo").click()
+    tab.wait_for_function("() => document.querySelector('#guidance input').value === '6.5'")
+    assert tab.locator("#prompt textarea").input_value() == "my words"
+    assert tab.locator("#preset input").input_value() == "My look"
+    tab.locator("#preset-delete").click()
+    tab.wait_for_function(
+        "() => document.querySelector('#preset-note').innerText.includes('deleted')"
+    )
+    assert "My look" not in server.context.presets

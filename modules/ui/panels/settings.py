@@ -11,16 +11,16 @@ from modules.spec.sizes import Size, SizeTable, parse_ratio
 from modules.ui.components import markup
 from modules.ui.form import RANDOM_SEED, Form
 from modules.ui.panels import performance
+from modules.ui.panels.presets import PresetPanel
 from modules.ui.texts import Texts
 
 USUAL_RATIOS = ("1:1", "9:7", "7:9", "3:2", "2:3", "16:9", "9:16", "5:2", "1:2")
 
 
-def build(context: ServerContext, form: Form, table: SizeTable) -> gr.Dropdown:
-    """The tab's controls; gives the preset control, whose change sets the others."""
+def build(context: ServerContext, form: Form, table: SizeTable) -> PresetPanel:
+    """The tab's controls; gives the presets, whose choice sets the others."""
     texts = form.texts
-    presets = [(preset.title, name) for name, preset in context.presets.items()]
-    preset = form.choice("preset", presets, elem_id="preset", filterable=False)
+    preset = PresetPanel.build(context, form)
     performance.build(context, form)
     form.radio(
         "aspect_ratio",

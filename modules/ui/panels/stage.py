@@ -13,6 +13,8 @@ from modules.ui.components import markup
 from modules.ui.panels.models import checkpoint_folder, download_list
 from modules.ui.texts import Texts
 
+KNOWN_SHOWN = 3  # of the checkpoints that can be had; the models' tab has them all
+
 
 def build(context: ServerContext, texts: Texts) -> None:
     """Top bar, #stage with #error in it, #progress and #strip."""
@@ -54,7 +56,8 @@ def _top_bar(context: ServerContext, texts: Texts) -> str:
 def _stage(context: ServerContext, texts: Texts) -> str:
     folder = escape(checkpoint_folder(context))
     missing = escape(texts("nomodel.text", folder="\0")).replace("\0", f"<code>{folder}</code>")
-    known = [d for d in context.catalog.known_downloads() if d.folder is ModelFolder.CHECKPOINTS]
+    files = context.catalog.known_downloads()
+    known = [file for file in files if file.folder is ModelFolder.CHECKPOINTS][:KNOWN_SHOWN]
     return f"""
 <section id="stage" data-state="idle" aria-label="{escape(texts("stage"))}">
   <div class="frame" id="frame"></div>

@@ -24,12 +24,72 @@ def test_the_presets_that_ship_are_sound():
     presets = load_presets(ROOT)
     assert presets.notices == ()
     assert next(iter(presets)) == "default"
-    spec = presets["default"].apply()
-    assert (spec.steps, spec.cfg_scale) == (30, 4.0)
-    assert (spec.sampler, spec.scheduler) == ("dpmpp_2m_sde", "karras")
-    (download,) = presets["default"].downloads
+    download = presets["default"].downloads[0]
     assert download.size == 6_938_078_334 and download.sha256
-    assert presets["fast"].apply().steps < spec.steps
+    assert presets["fast"].apply().steps < 30
+    for preset in presets.values():  # nothing is named that nobody can get
+        known = {download.file for download in preset.downloads}
+        named = {preset.settings.get("checkpoint"), preset.settings.get("vae")} - {None}
+        named |= {lora["name"] for lora in preset.settings.get("loras", ())}
+        assert named <= known, preset.name
+
+
+JUGGERNAUT = "juggernautXL_v8Rundiffusion"
+OFFSET = ("sd_xl_offset_example-lora_1.0", 0.1)
+FILM = ("SDXL_FILM_PHOTOGRAPHY_STYLE_V1", 0.25)
+USUAL = ("dpmpp_2m_sde_gpu", "karras")
+TALL, WIDE = "896:1152", "1152:896"
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "loras", "cfg", "size", "mode", "sampling"),
+    [
+        ("default", JUGGERNAUT, [OFFSET], 4.0, WIDE, "speed", USUAL),
+        ("realistic", "realisticStockPhoto_v20", [FILM], 3.0, TALL, "speed", USUAL),
+        ("anime", "animaPencilXL_v500", [], 6.0, TALL, "speed", USUAL),
+        ("lcm", JUGGERNAUT, [], 4.0, WIDE, "extreme_speed", USUAL),
+        ("lightning", JUGGERNAUT, [], 4.0, WIDE, "lightning", USUAL),
+        (
+            "playground_v2.5",
+            "playground-v2.5-1024px-aesthetic.fp16",
+            [],
+            2.0,
+            "1:1",
+            "speed",
+            ("dpmpp_2m", "edm_playground_v2.5"),
+        ),
+        ("pony_v6", "ponyDiffusionV6XL", [], 7.0, TALL, "speed", USUAL),
+        ("sai", "sd_xl_base_1.0_0.9vae", [(OFFSET[0], 0.5)], 7.0, WIDE, "speed", USUAL),
+    ],
+)
+def test_the_table_of_presets(name, model, loras, cfg, size, mode, sampling):
+    spec = load_presets(ROOT)[name].apply()
+    assert spec.checkpoint == f"{model}.safetensors"
+    assert [(lora.name, lora.weight) for lora in spec.loras] == [
+        (f"{file}.safetensors", weight) for file, weight in loras
+    ]
+    assert (spec.cfg_scale, spec.aspect_ratio, spec.performance) == (cfg, size, mode)
+    assert (spec.sampler, spec.scheduler) == sampling
+    assert spec.sharpness == 2.0
+    assert spec.vae == ("ponyDiffusionV6XL_vae.safetensors" if name == "pony_v6" else "")
+
+
+def test_the_small_models_preset_and_turbos():
+    presets = load_presets(ROOT)
+    assert (presets["builtin"].settings["sharpness"], presets["builtin"].downloads) == (0.0, ())
+    assert presets["turbo"].apply().performance == "turbo"
+
+
+def test_presets_of_ones_own_come_last_and_may_take_the_place_of_others(tmp_path):
+    write(tmp_path, "default", {"title": "D"})
+    write(tmp_path, "a", {"title": "A"})
+    (tmp_path / "presets" / "own").mkdir()
+    for name in ("a", "mine"):
+        (tmp_path / "presets" / "own" / f"{name}.json").write_text('{"title": "Mine"}')
+    presets = load_presets(tmp_path)
+    assert list(presets) == ["default", "a", "mine"]
+    assert presets.own == {"a", "mine"}
+    assert presets["a"].title == "Mine"
 
 
 def test_values_of_the_user_lie_on_top(tmp_path):

@@ -1,0 +1,73 @@
+"""A preset with what is there: what it names and nobody has is left out, and said."""
+
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Any
+
+from modules.library.catalog import Catalog
+from modules.settings.presets import ModelFolder, Preset
+from modules.spec.errors import ModelMissing
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Settings of a preset that can be painted now, and a sentence on each thing left out."""
+
+    settings: dict[str, Any]
+    sentences: tuple[str, ...] = ()
+
+
+def fit_preset(preset: Preset, catalog: Catalog, styles: Container[str] | None = None) -> Fitted:
+    """`preset` with a checkpoint that is there, and without LoRAs, VAE and styles that are not.
+
+    styles: names that there are; None takes them all for known.
+    """
+    settings, sentences = dict(preset.settings), []
+    wanted = settings.get("checkpoint", "")
+    names = {file.name for file in catalog.checkpoints()}
+    if wanted and wanted not in names:
+        other = next((name for name in preset.instead if name in names), "")
+        settings["checkpoint"] = other
+        sentences.append(_about_checkpoint(wanted, other, preset, catalog))
+    loras = [entry for entry in settings.get("loras", ()) if _is_there(entry["name"], catalog)]
+    missing = [entry["name"] for entry in settings.get("loras", ()) if entry not in loras]
+    sentences += [_about_file(f"The LoRA {name}", name, preset) for name in missing]
+    vaes = {file.name for file in catalog.files(ModelFolder.VAE)}
+    if settings.get("vae") and settings["vae"] not in vaes:
+        sentences.append(_about_file(f"The VAE {settings['vae']}", settings.pop("vae"), preset))
+    if "loras" in settings:
+        settings["loras"] = loras
+    if styles is not None and "styles" in settings:
+        known = [name for name in settings["styles"] if name == "random" or name in styles]
+        unknown = [name for name in settings["styles"] if name not in known]
+        settings["styles"] = known
+        if unknown:
+            sentences.append(f"There is no style {', '.join(unknown)}, so it is left out.")
+    return Fitted(settings, tuple(sentences))
+
+
+def _is_there(name: str, catalog: Catalog) -> bool:
+    return any(
+        file.name == name or file.name.rpartition(".")[0] == name
+        for file in catalog.files(ModelFolder.LORAS)
+    )
+
+
+def _about_checkpoint(wanted: str, other: str, preset: Preset, catalog: Catalog) -> str:
+    try:
+        painter = other or catalog.find_checkpoint().name
+    except ModelMissing:
+        return _about_file(f"The checkpoint {wanted}", wanted, preset)
+    return f"{wanted} is not there yet, so {painter} paints{_source(wanted, preset)}."
+
+
+def _about_file(what: str, file: str, preset: Preset) -> str:
+    return f"{what} is not there yet, so it is left out{_source(file, preset)}."
+
+
+def _source(file: str, preset: Preset) -> str:
+    for download in preset.downloads:
+        if download.file == file:
+            size = f" ({download.size / 1e9:.1f} GB)" if download.size else ""
+            return f"; save {download.url}{size} into models/{download.folder}"
+    return ""

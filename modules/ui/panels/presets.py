@@ -1,0 +1,218 @@
+"""Presets: choosing one, saving, renaming and deleting one's own, and a way back.
+
+A preset sets every control but the words, so choosing one says what it changed, and Undo puts it
+all back. Settings that the page has no control for go with the preset when a request is sent.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from modules.api.context import ServerContext
+from modules.library.preset_fit import fit_preset
+from modules.settings.preset_files import delete_preset, differences, rename_preset, save_preset
+from modules.spec.errors import StudioError
+from modules.spec.task_spec import TaskSpec
+from modules.ui.components import markup
+from modules.ui.form import Form, field_defaults
+
+# What a preset leaves alone: the user's words and choice of how many, unless it names them.
+KEPT = frozenset({"prompt", "negative_prompt", "seed", "image_count", "preset"})
+_DIRECT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_TOLD = 6  # changes that are told one by one
+
+Updates = dict[Component, Any]
+Work = Callable[[Mapping[Component, Any]], tuple[str, str]]  # (the preset chosen, a sentence)
+
+
+def preset_choices(context: ServerContext) -> list[tuple[str, str]]:
+    """(title, name) of every preset."""
+    return [(preset.title, name) for name, preset in context.presets.items()]
+
+
+def hidden_settings(context: ServerContext, form: Form, name: str) -> dict[str, Any]:
+    """What the preset `name` sets that the page has no control for, as far as it is there."""
+    preset = context.presets.get(name)
+    if preset is None:
+        return {}
+    fitted = fit_preset(preset, context.catalog).settings
+    return {key: value for key, value in fitted.items() if key not in form.components}
+
+
+def with_preset(context: ServerContext, form: Form, spec: TaskSpec) -> TaskSpec:
+    """`spec` as the form gave it, with what its preset sets besides."""
+    hidden = hidden_settings(context, form, spec.preset)
+    return TaskSpec.from_mapping(spec.model_dump() | hidden) if hidden else spec
+
+
+@dataclass(frozen=True)
+class PresetPanel:
+    """The controls of this part of the settings."""
+
+    context: ServerContext
+    form: Form
+    choice: gr.Dropdown
+    title: gr.Textbox
+    note: gr.HTML
+    save: gr.Button
+    rename: gr.Button
+    delete: gr.Button
+    compare: gr.Button
+    undo: gr.Button
+
+    @classmethod
+    def build(cls, context: ServerContext, form: Form) -> "PresetPanel":
+        """#preset, #preset-note with #preset-undo and, folded away, #preset-manage."""
+        texts = form.texts
+        choice = form.choice("preset", preset_choices(context), elem_id="preset", filterable=False)
+        note = markup("", "preset-note")
+        undo = gr.Button(texts("preset.undo"), elem_id="preset-undo", size="sm", visible=False)
+        with gr.Accordion(texts("preset.manage"), open=False, elem_id="preset-manage"):
+            title = gr.Textbox(
+                show_label=False,
+                container=False,
+                max_lines=1,
+                placeholder=texts("preset.name"),
+                elem_id="preset-name",
+            )
+            with gr.Row(elem_id="preset-buttons"):
+                made = [
+                    gr.Button(texts(f"preset.{name}"), elem_id=f"preset-{name}", size="sm")
+                    for name in ("save", "rename", "delete", "compare")
+                ]
+        return cls(context, form, choice, title, note, *made, undo)
+
+    def wire(self, after: Callable[[dict[str, Any], str | None], Updates]) -> None:
+        """after: (wanted settings, checkpoint now) → updates of the checkpoint and its sizes."""
+        before = gr.JSON(visible=False)  # no gr.State: it would keep a connection open
+        last = gr.Textbox(self.choice.value, visible=False)  # what #preset held before
+        every = set(self.form.components.values())
+
+        def choose(values: Mapping[Component, Any]) -> Updates:
+            held = {name: values[control] for name, control in self.form.components.items()}
+            updates = self._chosen(held, after)
+            kept = {before: held | {"preset": values[last]}, last: held["preset"]}
+            return updates | kept | {self.undo: gr.update(visible=bool(updates))}
+
+        def back(held: dict[str, Any] | None) -> Updates:
+            if not held:
+                return {self.note: self._said(self.form.texts("preset.nothing"))}
+            controls = self.form.components
+            shown = {controls[name]: gr.update(value=value) for name, value in held.items()}
+            said = self._said(self.form.texts("preset.undone"))
+            rest = {self.note: said, before: None, last: held["preset"]}
+            return {**shown, **rest, self.undo: gr.update(visible=False)}
+
+        outputs = [*every, self.note, before, last, self.undo]
+        # `input`: only the user's own choice; a restored form must not be overwritten.
+        self.choice.input(choose, {*every, last}, outputs, **_DIRECT)
+        self.undo.click(back, before, outputs, **_DIRECT)
+        self._wire_own(every, last)
+
+    def _wire_own(self, every: set[Component], last: gr.Textbox) -> None:
+        root, presets, texts = self.context.settings.root, self.context.presets, self.form.texts
+
+        def act(
+            work: Callable[[Mapping[Component, Any]], tuple[str, str]],
+        ) -> Callable[..., Updates]:
+            def pressed(values: Mapping[Component, Any]) -> Updates:
+                try:
+                    name, said = work(values)
+                except StudioError as error:
+                    return {self.note: self._said(str(error))}
+                choice = gr.update(choices=preset_choices(self.context), value=name or None)
+                return {self.choice: choice, self.note: self._said(said), last: name}
+
+            return pressed
+
+        def save(values: Mapping[Component, Any]) -> tuple[str, str]:
+            spec = with_preset(self.context, self.form, self.form.read(values))
+            name = save_preset(root, presets, values[self.title] or "", spec)
+            return name, texts("preset.saved", title=presets[name].title)
+
+        def rename(values: Mapping[Component, Any]) -> tuple[str, str]:
+            title = values[self.title] or ""
+            name = rename_preset(root, presets, values[self.choice] or "", title)
+            return name, texts("preset.saved", title=presets[name].title)
+
+        def delete(values: Mapping[Component, Any]) -> tuple[str, str]:
+            delete_preset(root, presets, values[self.choice] or "")
+            return next(iter(presets), ""), texts("preset.deleted")
+
+        def compare(values: Mapping[Component, Any]) -> tuple[str, str]:
+            name = values[self.choice] or ""
+            preset = presets.get(name)
+            spec = with_preset(self.context, self.form, self.form.read(values))
+            found = differences(preset.settings if preset else {}, spec)
+            return name, self._changes(found) or texts("preset.same")
+
+        asked = {*every, self.title}
+        for button, work in (
+            (self.save, save),
+            (self.rename, rename),
+            (self.delete, delete),
+            (self.compare, compare),
+        ):
+            button.click(act(work), asked, [self.choice, self.note, last], **_DIRECT)
+
+    def _chosen(
+        self, held: Mapping[str, Any], after: Callable[[dict[str, Any], str | None], Updates]
+    ) -> Updates:
+        """What choosing the preset in `held` does to the controls, and what to say of it."""
+        preset = self.context.presets.get(held["preset"] or "")
+        if preset is None:
+            return {}
+        fitted = fit_preset(preset, self.context.catalog)
+        wanted = {k: v for k, v in field_defaults().items() if k not in KEPT} | fitted.settings
+        updates = after(wanted, held.get("checkpoint"))
+        changed = {
+            name: (held[name], updates[control]["value"])
+            for name, control in self.form.components.items()
+            if control in updates and (held[name] or None) != (updates[control]["value"] or None)
+        }
+        sentences = [*fitted.sentences, self._changes(changed), self._besides(fitted.settings)]
+        return updates | {self.note: self._said(*filter(None, sentences))}
+
+    def _changes(self, changed: Mapping[str, tuple[Any, Any]]) -> str:
+        """Guidance 7 → 4, Sharpness 0 → 2 and 3 more."""
+        label = self.form.texts.label
+        told = [
+            f"{label(name)} {_word(old)} → {_word(new)}" for name, (old, new) in changed.items()
+        ]
+        if not told:
+            return ""
+        more = len(told) - _TOLD
+        listed = ", ".join(told[:_TOLD])
+        texts = self.form.texts
+        words = texts("preset.more", changes=listed, count=more) if more > 0 else listed
+        return texts("preset.changes", changes=words)
+
+    def _besides(self, settings: Mapping[str, Any]) -> str:
+        """What goes with the preset without a control of its own."""
+        hidden = {k: v for k, v in settings.items() if k not in self.form.components and v}
+        if not hidden:
+            return ""
+        label = self.form.texts.label
+        told = ", ".join(f"{label(name)}: {_word(value)}" for name, value in hidden.items())
+        return self.form.texts("preset.besides", settings=told)
+
+    @staticmethod
+    def _said(*sentences: str) -> str:
+        return "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+
+
+def _word(value: Any) -> str:
+    """A setting's value for a person."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list | tuple):
+        return ", ".join(_word(item) for item in value)
+    if isinstance(value, Mapping):
+        return f"{value.get('name', '')} at {value.get('weight', 1):g}"
+    return str(value)

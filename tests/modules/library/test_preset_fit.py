@@ -1,0 +1,76 @@
+"""What a preset comes to where files are missing."""
+
+from modules.library.catalog import Catalog
+from modules.library.preset_fit import fit_preset
+from modules.settings.config import load_settings
+from modules.settings.presets import Preset
+
+PRESET = Preset(
+    name="p",
+    title="P",
+    settings={
+        "checkpoint": "big.safetensors",
+        "vae": "v.safetensors",
+        "loras": [{"name": "ink", "weight": 0.5}, {"name": "oil.safetensors", "weight": 1.0}],
+        "styles": ["film", "gone", "random"],
+        "cfg_scale": 3.0,
+    },
+    downloads=(
+        {
+            "file": "big.safetensors",
+            "folder": "checkpoints",
+            "url": "https://example.org/big",
+            "size": 6_900_000_000,
+        },
+    ),
+    instead=("other.safetensors", "older.safetensors"),
+)
+
+
+def catalog(tmp_path, *files):
+    settings = load_settings([], {}, root=tmp_path)
+    for file in files:
+        path = settings.models_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return Catalog(settings, {})
+
+
+def test_with_everything_there_nothing_is_said(tmp_path):
+    have = catalog(
+        tmp_path,
+        "checkpoints/big.safetensors",
+        "vae/v.safetensors",
+        "loras/ink.safetensors",
+        "loras/oil.safetensors",
+    )
+    fitted = fit_preset(PRESET, have)
+    assert (fitted.settings, fitted.sentences) == (PRESET.settings, ())
+
+
+def test_what_is_missing_is_left_out_and_said(tmp_path):
+    have = catalog(tmp_path, "checkpoints/older.safetensors", "loras/ink.safetensors")
+    fitted = fit_preset(PRESET, have, {"film"})
+    assert fitted.settings == {
+        "checkpoint": "older.safetensors",
+        "loras": [{"name": "ink", "weight": 0.5}],
+        "styles": ["film", "random"],
+        "cfg_scale": 3.0,
+    }
+    checkpoint, lora, vae, style = fitted.sentences
+    assert "big.safetensors is not there yet, so older.safetensors paints" in checkpoint
+    assert "https://example.org/big (6.9 GB) into models/checkpoints" in checkpoint
+    assert lora.startswith("The LoRA oil.safetensors is not there yet")
+    assert vae.startswith("The VAE v.safetensors")
+    assert style == "There is no style gone, so it is left out."
+
+
+def test_the_first_model_there_is_takes_over(tmp_path):
+    fitted = fit_preset(PRESET, catalog(tmp_path, "checkpoints/any.safetensors"))
+    assert fitted.settings["checkpoint"] == ""
+    assert "any.safetensors paints" in fitted.sentences[0]
+
+
+def test_without_any_model_it_says_what_to_get(tmp_path):
+    fitted = fit_preset(PRESET, catalog(tmp_path))
+    assert "so it is left out; save https://example.org/big" in fitted.sentences[0]

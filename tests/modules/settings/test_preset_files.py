@@ -1,0 +1,74 @@
+"""Saving, renaming and deleting presets of one's own."""
+
+import json
+
+import pytest
+
+from modules.settings.preset_files import delete_preset, differences, rename_preset, save_preset
+from modules.settings.presets import load_presets
+from modules.spec.errors import OutputFolder, SpecError
+from modules.spec.task_spec import TaskSpec
+
+SPEC = TaskSpec(prompt="a cat", negative_prompt="blur", seed=5, image_count=4, cfg_scale=6.5)
+
+
+@pytest.fixture
+def presets(tmp_path):
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "default.json").write_text('{"title": "Default"}')
+    return load_presets(tmp_path)
+
+
+def test_a_preset_keeps_the_way_of_painting_and_not_the_words(tmp_path, presets):
+    name = save_preset(tmp_path, presets, "  My   look ", SPEC)
+    assert name == "My look"
+    assert presets[name].title == "My look"
+    assert presets[name].settings == {"negative_prompt": "blur", "cfg_scale": 6.5}
+    assert load_presets(tmp_path)[name] == presets[name]
+
+
+def test_saving_again_replaces_it(tmp_path, presets):
+    save_preset(tmp_path, presets, "mine", SPEC)
+    save_preset(tmp_path, presets, "mine", TaskSpec(steps=9))
+    assert presets["mine"].settings == {"steps": 9}
+
+
+def test_renaming_and_deleting(tmp_path, presets):
+    save_preset(tmp_path, presets, "mine", SPEC)
+    assert rename_preset(tmp_path, presets, "mine", "Ours: all/any") == "Ours_ all_any"
+    assert list(presets) == ["default", "Ours_ all_any"]
+    assert presets["Ours_ all_any"].title == "Ours: all/any"
+    delete_preset(tmp_path, presets, "Ours_ all_any")
+    assert list(presets) == ["default"]
+    assert list((tmp_path / "presets" / "own").iterdir()) == []
+
+
+@pytest.mark.parametrize("title", ["", "   ", "x" * 65, "default", "..", "///"])
+def test_names_that_cannot_be(tmp_path, presets, title):
+    if title == "///":
+        assert save_preset(tmp_path, presets, title, SPEC) == "___"
+        return
+    with pytest.raises(SpecError):
+        save_preset(tmp_path, presets, title, SPEC)
+    assert not (tmp_path / "presets" / "own").exists()
+
+
+def test_easels_own_stay(tmp_path, presets):
+    save_preset(tmp_path, presets, "mine", SPEC)
+    for act in (delete_preset, lambda *given: rename_preset(*given, "other")):
+        with pytest.raises(SpecError, match="Only presets of your own"):
+            act(tmp_path, presets, "default")
+    with pytest.raises(SpecError, match="one of Easel's"):
+        rename_preset(tmp_path, presets, "mine", "default")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, presets):
+    (tmp_path / "presets" / "own").write_text("a file")
+    with pytest.raises(OutputFolder, match="may write into its folder"):
+        save_preset(tmp_path, presets, "mine", SPEC)
+
+
+def test_differences_name_what_is_not_as_the_preset_has_it():
+    found = differences({"cfg_scale": 4.0, "steps": 20}, SPEC.model_copy(update={"steps": 20}))
+    assert found == {"cfg_scale": (4.0, 6.5)}
+    assert json.dumps(found)

@@ -1,0 +1,91 @@
+"""Choosing, undoing, saving and comparing presets, as the page's listeners do it."""
+
+from pathlib import Path
+
+import pytest
+
+from modules.api.context import ServerContext
+from modules.library.catalog import Catalog
+from modules.settings.config import load_settings
+from modules.settings.presets import load_presets
+from modules.ui.app import build_app, initial_spec, submit
+from modules.ui.form import Form
+from modules.ui.texts import Texts
+
+PRESET = """{"title": "Big", "settings": {"checkpoint": "big.safetensors", "cfg_scale": 9.0,
+"expand_prompt": true, "loras": [{"name": "gone"}]}}"""
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> ServerContext:
+    folder = tmp_path / "presets"
+    folder.mkdir()
+    (folder / "default.json").write_text('{"title": "Default", "settings": {"cfg_scale": 4.0}}')
+    (folder / "big.json").write_text(PRESET)
+    (tmp_path / "models" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "models" / "checkpoints" / "a.safetensors").write_bytes(b"")
+    settings = load_settings([], {}, root=tmp_path)
+    presets = load_presets(tmp_path)
+    return ServerContext(settings, None, None, Catalog(settings, presets), presets)
+
+
+class Page:
+    """The page's listeners with what its controls hold."""
+
+    def __init__(self, context):
+        self.app = build_app(context)
+        self.fns = {fn.name: fn for fn in self.app.fns.values()}
+        controls = {block.elem_id: block for block in self.fns["choose"].inputs}
+        self.held = {block: block.value for block in controls.values()}
+        self.by_id = controls
+
+    def set(self, **values):
+        for name, value in values.items():
+            self.held[self.by_id[name.replace("_", "-")]] = value
+
+    def take(self, updates):
+        for block, update in updates.items():
+            if block in self.held:
+                self.held[block] = update["value"] if isinstance(update, dict) else update
+        return "".join(str(v) for v in updates.values() if isinstance(v, str))
+
+    def value(self, name):
+        return self.held[self.by_id[name]]
+
+
+def test_choosing_says_what_changed_and_undo_puts_it_back(context):
+    page = Page(context)
+    page.set(prompt="my words", guidance=6.5, sharpness=5.0, preset="big")
+    updates = page.fns["choose"].fn(page.held)
+    before = next(v for v in updates.values() if isinstance(v, dict) and "prompt" in v)
+    said = page.take(updates)
+    assert page.value("prompt") == "my words"
+    assert (page.value("guidance"), page.value("sharpness")) == (9.0, 2.0)
+    assert "Guidance 6.5 → 9.0" in said and "Sharpness 5.0 → 2.0" in said
+    assert "big.safetensors is not there yet, so a.safetensors paints" in said
+    assert "The LoRA gone is not there yet" in said
+    assert "Prompt expansion: on" in said
+    page.take(page.fns["back"].fn(before))
+    assert (page.value("guidance"), page.value("sharpness")) == (6.5, 5.0)
+    assert page.value("preset") == "default"
+    assert "nothing to undo" in page.take(page.fns["back"].fn(None))
+
+
+def test_what_has_no_control_goes_with_the_preset(context):
+    page = Page(context)
+    page.set(preset="big", prompt="a cat")
+    sent = []
+    context.pool = type("Pool", (), {"submit": lambda self, spec, *_: sent.append(spec) or "t1"})()
+    form = Form(Texts(), initial_spec(context))
+    form.components = {
+        name: page.by_id[elem]
+        for name, elem in {"prompt": "prompt", "preset": "preset", "cfg_scale": "guidance"}.items()
+    }
+    assert submit(context, form, page.held)["id"] == "t1"
+    assert (sent[0].expand_prompt, sent[0].loras) == (True, ())
+
+
+def test_the_form_starts_with_a_model_that_is_there(context):
+    context.settings = load_settings(["--preset", "big"], {}, root=context.settings.root)
+    spec = initial_spec(context)
+    assert (spec.preset, spec.checkpoint, spec.cfg_scale, spec.loras) == ("big", "", 9.0, ())
