@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ldm_patched.modules import utils
+from ldm_patched.modules.clip_tokenizer import END_TOKEN
 from ldm_patched.modules.embeddings import EmbeddingFolder
 from ldm_patched.modules.file_kinds import IGNORED
 from ldm_patched.modules.memory_budget import MemoryBudget
 from ldm_patched.modules.model_base import LoadReport
 from ldm_patched.modules.model_management import DevicePolicy
 from ldm_patched.modules.model_patcher import ModelPatcher
-from ldm_patched.modules.sd1_clip import ClipTextModel, detect_clip_config, from_openclip
+from ldm_patched.modules.sd1_clip import CHUNK, ClipTextModel, detect_clip_config, from_openclip
 from ldm_patched.modules.sdxl_clip import Tokens
 from ldm_patched.modules.supported_models import BASE
 from ldm_patched.modules.weight_file import LazyWeights, WeightFile
@@ -134,11 +135,14 @@ def _load_text_encoder(
     names = {_in_text_model(key[len(prefix) :]): key for key in _keys(file, prefix)}
     is_openclip = "token_embedding.weight" in names
     shapes = {ours: tuple(file[key].shape) for ours, key in names.items()}
-    config = detect_clip_config(shapes, ACTIVATIONS.get(name, "gelu"))
-    if config is None:
+    with utils.sound_shapes(file.name):
+        config = detect_clip_config(shapes, ACTIVATIONS.get(name, "gelu"))
+        if config is not None and (config.vocabulary <= END_TOKEN or config.length < CHUNK):
+            raise ValueError("There are tokens or places without a row.")
+        with torch.device("meta"):
+            model = None if config is None else ClipTextModel(config)
+    if model is None:
         return None
-    with torch.device("meta"):
-        model = ClipTextModel(config)
     lazy = LazyWeights(file, prefix=prefix, dtype=policy.text_encoder_dtype)
     weights = {ours: lazy.pop(key) for ours, key in names.items()}
     report = utils.load_weights(model, from_openclip(weights) if is_openclip else weights)

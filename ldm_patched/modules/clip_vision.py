@@ -23,6 +23,7 @@ from ldm_patched.modules.model_management import DevicePolicy
 from ldm_patched.modules.model_patcher import ModelPatcher
 from ldm_patched.modules.sd1_clip import HEAD_SIZE, OPENCLIP_PARTS, ClipLayer
 from ldm_patched.modules.weight_file import LazyWeights, open_weights
+from ldm_patched.modules.weight_header import count_of
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -239,7 +240,7 @@ def detect_config(shapes: Mapping[str, tuple[int, ...]]) -> ClipVisionConfig | N
     numbers = {int(match[1]) for name in shapes if (match := re.match(layer, name))}
     return ClipVisionConfig(
         width=patch[0],
-        layers=max(numbers) + 1,
+        layers=count_of(numbers),
         patch=patch[2],
         positions=positions[0],
         intermediate=inner[0],
@@ -254,16 +255,17 @@ def load(path: str | Path, policy: DevicePolicy | None = None) -> ClipVisionMode
     """
     policy = policy or DevicePolicy.detect()
     file = open_weights(path)
-    config = detect_config({name: tuple(tensor.shape) for name, tensor in file.items()})
-    if config is None:
+    with utils.sound_shapes(file.name):
+        config = detect_config({name: tuple(tensor.shape) for name, tensor in file.items()})
+        with torch.device("meta"):
+            tower = None if config is None else ClipVisionTower(config)
+    if tower is None:
         kind = likely_kind(file)
         found = f" It looks like {kind[0]}." if kind and "image encoder" not in kind[0] else ""
         raise UnsupportedModel(
             f"{file.name} holds no CLIP image encoder.{found} Put clip_vision_vit_h.safetensors "
             "into models/clip_vision."
         )
-    with torch.device("meta"):
-        tower = ClipVisionTower(config)
     lazy = LazyWeights(file, dtype=policy.text_encoder_dtype)
     weights = from_openclip({n: lazy.pop(n) for n in list(lazy) if not OTHER_HALF.search(n)})
     report = utils.load_weights(tower, weights)

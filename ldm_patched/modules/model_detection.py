@@ -7,6 +7,7 @@ from typing import Any
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
 from ldm_patched.modules.errors import UnsupportedModel
 from ldm_patched.modules.supported_models import BASE, MODELS, UNET_PREFIX
+from ldm_patched.modules.weight_header import count_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 SD1_HEADS = 8
@@ -26,8 +27,7 @@ def shapes_under(state_dict: Mapping[str, Any], prefix: str) -> dict[str, tuple[
 def _depth(shapes: Shapes, block: str) -> int:
     """Transformer blocks of the SpatialTransformer with the name `block`; 0 if there is none."""
     pattern = re.compile(re.escape(block) + r"\.transformer_blocks\.(\d+)\.")
-    found = {int(m.group(1)) for name in shapes if (m := pattern.match(name))}
-    return max(found) + 1 if found else 0
+    return count_of({int(m.group(1)) for name in shapes if (m := pattern.match(name))})
 
 
 RESAMPLING = re.compile(r"(input_blocks\.\d+\.0\.op|output_blocks\.\d+\.\d\.conv)\.weight")

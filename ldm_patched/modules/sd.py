@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,17 @@ def load_checkpoint_guess_config(
     *,
     policy: DevicePolicy | None = None,
     text_encoder_paths: Iterable[str | Path] = (),
+    before_weights: Callable[[], object] | None = None,
 ) -> tuple[ModelPatcher | None, CLIP | None, VAE | None, None]:
     """(model, text encoders, VAE, None) of a checkpoint whose family its weights tell.
 
     ckpt_path: a file, a diffusers folder, or a file with the UNet alone. text_encoder_paths: files
-    with text encoders, for a model that has none of its own. A part is None if it is not asked for
-    or not there. embedding_directory: of the learned words that prompts may name. policy: devices
-    and precisions; None detects them. Weights whose precision fits stay in the file's memory;
-    others are read and cast one by one. What the file holds besides is in each part's
-    `load_report`, and logged.
+    with text encoders, for a model that has none of its own. before_weights: called once the file
+    is known to hold a model of a known family, before any of its weights are read. A part is None
+    if it is not asked for or not there. embedding_directory: of the learned words that prompts may
+    name. policy: devices and precisions; None detects them. Weights whose precision fits stay in
+    the file's memory; others are read and cast one by one. What the file holds besides is in each
+    part's `load_report`, and logged.
     Raises CorruptModelFile, UnsafeModelFile, UnsupportedModel or OSError.
     """
     if output_clipvision:
@@ -68,6 +70,8 @@ def load_checkpoint_guess_config(
     policy = policy or DevicePolicy.detect()
     file = open_model(ckpt_path, text_encoder_paths if output_clip else ())
     config = _require_family(file)
+    if before_weights is not None:
+        before_weights()
     model = _load_model(file, config, policy) if output_model else None
     clip = load_clip(file, config, policy, embedding_directory) if output_clip else None
     vae = _load_vae(file, config.vae_prefix, policy) if output_vae else None
@@ -87,7 +91,8 @@ def _require_family(file: WeightFile) -> BASE:
             + (f"{remedy}, and choose a checkpoint." if remedy else "Choose another file.")
         )
     _require_floats(file)
-    config = model_detection.model_config_from_unet(file)
+    with utils.sound_shapes(file.name):
+        config = model_detection.model_config_from_unet(file)
     if config is not None:
         return config
     family = likely_family(file)
@@ -118,7 +123,8 @@ def _require_floats(file: WeightFile) -> None:
 
 def _load_model(file: WeightFile, config: BASE, policy: DevicePolicy) -> ModelPatcher:
     config.set_inference_dtype(policy.unet_dtype, policy.unet_compute_dtype)
-    model = config.get_model(file, UNET_PREFIX, device="meta")
+    with utils.sound_shapes(file.name):
+        model = config.get_model(file, UNET_PREFIX, device="meta")
     # The model keeps norms and biases out of 8 bits, so it casts those files itself.
     dtype = policy.unet_dtype if policy.unet_dtype.itemsize > 1 else None
     weights = LazyWeights(file, prefix=UNET_PREFIX, dtype=dtype, memory_format=policy.memory_format)
@@ -134,13 +140,14 @@ def _load_model(file: WeightFile, config: BASE, policy: DevicePolicy) -> ModelPa
 def _load_vae(file: WeightFile, prefix: str, policy: DevicePolicy) -> VAE | None:
     """The VAE under `prefix`; None if there is none. Raises UnsupportedModel, CorruptModelFile."""
     shapes = model_detection.shapes_under(file, prefix)
-    config = detect_autoencoder_config(shapes)
-    if config is None:
+    with utils.sound_shapes(file.name):
+        config = detect_autoencoder_config(shapes)
+        with torch.device("meta"):
+            model = None if config is None else AutoencoderKL(config)
+    if model is None:
         if any(name.startswith(("encoder.", "decoder.")) for name in shapes):
             raise UnsupportedModel(f"{file.name} holds a VAE of an unknown kind. Choose another.")
         return None
-    with torch.device("meta"):
-        model = AutoencoderKL(config)
     lazy = LazyWeights(
         file, prefix=prefix, dtype=policy.vae_dtype, memory_format=policy.memory_format
     )

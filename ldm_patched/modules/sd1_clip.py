@@ -22,6 +22,7 @@ from ldm_patched.modules import ops
 from ldm_patched.modules.clip_tokenizer import END_TOKEN, START_TOKEN, clip_tokenizer
 from ldm_patched.modules.embeddings import EmbeddingFolder, split_references
 from ldm_patched.modules.prompt_weights import Weighted, read_weights
+from ldm_patched.modules.weight_header import count_of
 
 CHUNK = 77
 WORDS_PER_CHUNK = CHUNK - 2  # a start and an end token around them
@@ -328,7 +329,7 @@ def detect_clip_config(
     numbers = {int(match[1]) for name in shapes if (match := re.match(layer, name))}
     return ClipTextConfig(
         width=tokens[1],
-        layers=max(numbers) + 1,
+        layers=count_of(numbers),
         vocabulary=tokens[0],
         length=positions[0],
         intermediate=inner[0],

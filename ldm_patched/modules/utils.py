@@ -1,7 +1,8 @@
 """Reading weight files, and small work on state dicts and large pictures."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -64,6 +65,21 @@ def load_weights(
     return LoadReport(tuple(places), tuple(unexpected), tuple(wrong))
 
 
+@contextmanager
+def sound_shapes(file_name: str) -> Iterator[None]:
+    """Around work with the shapes in a file, which can be anything: what they break is the file's
+    fault. Raises CorruptModelFile."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CorruptModelFile(
+            f"{file_name} is damaged: the shapes of its weights do not fit together. "
+            "Download it again."
+        ) from error
+
+
 def require_complete(report: LoadReport, file_name: str, part: str) -> None:
     """Raise CorruptModelFile if `part` (words for a person) of the file lacks weights or holds
     some of a wrong shape; log what it holds besides."""
@@ -82,23 +98,6 @@ def require_complete(report: LoadReport, file_name: str, part: str) -> None:
             part,
             ", ".join(report.unexpected[:5]),
         )
-
-
-def state_dict_prefix_replace(
-    state_dict: Mapping[str, Tensor], prefixes: Mapping[str, str], filter_keys: bool = False
-) -> dict[str, Tensor]:
-    """The same tensors with the first fitting prefix of each name replaced.
-
-    filter_keys: leave out names that begin with none of them.
-    """
-    renamed: dict[str, Tensor] = {}
-    for key, value in state_dict.items():
-        old = next((prefix for prefix in prefixes if key.startswith(prefix)), None)
-        if old is not None:
-            renamed[prefixes[old] + key[len(old) :]] = value
-        elif not filter_keys:
-            renamed[key] = value
-    return renamed
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

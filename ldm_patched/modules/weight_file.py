@@ -260,6 +260,8 @@ def open_weights(path: str | Path) -> WeightFile:
     among them) if the disk does not give it; the file is left as it is.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UnsupportedModel(f"{path.name} is a folder where a file is wanted. Choose another.")
     with path.open("rb") as file:
         head = file.read(64)
     if head[8:9] == b"{":

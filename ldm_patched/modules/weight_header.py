@@ -6,7 +6,7 @@ Limits are far above any real file's, so that a hostile header is refused in lit
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,3 +132,11 @@ def _truncated(path: Path) -> CorruptModelFile:
         f"{path.name} is incomplete: its end is missing, so its download was cut short. "
         f"{DOWNLOAD_AGAIN}"
     )
+
+
+def count_of(numbers: Set[int]) -> int:
+    """How many layers these numbers count from 0. Raises ValueError if one is left out: a number in
+    a name can be anything, and as many layers would be made."""
+    if numbers and max(numbers) >= len(numbers):
+        raise ValueError(f"Layer {len(numbers)} or one before it is missing.")
+    return len(numbers)

@@ -25,6 +25,7 @@ from ldm_patched.modules.model_patcher import ModelPatcher
 from ldm_patched.modules.weight_file import open_weights
 from modules.library.catalog import ModelFile
 from modules.spec.errors import ModelUnsupported, NotANumber
+from modules.worker.broken_weights import blaming_files
 from modules.worker.guidance import guided_conditions
 from modules.worker.image_prompts import ImagePromptShelf
 from modules.worker.job import Job
@@ -112,7 +113,6 @@ class Pipeline:
                 self._models[stamp] = model = self._with_vae(model, file, vae, spare_vaes)
             return model
         check()
-        self.drop_models(keep=self._models_kept - 1)
         on_loading(f"loading {file.name} ({size_in_words(file.size)})")
         logger.info("loading %s", file.name)
         with reading(file):
@@ -121,6 +121,8 @@ class Pipeline:
                 policy=self.policy,
                 output_vae=vae is None,
                 embedding_directory=self._embeddings_path,
+                # A file that is no model at all shall not cost the one that is loaded.
+                before_weights=lambda: self.drop_models(keep=self._models_kept - 1),
                 text_encoder_paths=[encoder.path for encoder in text_encoders],
             )
         if unet is None or clip is None:
@@ -253,7 +255,8 @@ class Pipeline:
         key = (model.stamp, model.word_loras, tuple(texts), pooled_count, clip_skip, learned)
         if key not in self._prompts:
             if len(texts) == 1:
-                self._keep(key, self._encode_text(model, texts[0], clip_skip))
+                with blaming_files(model):
+                    self._keep(key, self._encode_text(model, texts[0], clip_skip))
             else:
                 parts = [self.encode(model, [text], 1, clip_skip)[0] for text in texts]
                 pooled = sum(part[1]["pooled_output"] for part in parts[:pooled_count])
@@ -278,7 +281,10 @@ class Pipeline:
             self._prompts.popitem(last=False)
 
     def sample(self, job: Job, on_step: sampling.StepCallback) -> Tensor:
-        """Latents (1, 4, H/8, W/8) of picture job.index. Raises NotFinite, or a Stop of job."""
+        """Latents (1, 4, H/8, W/8) of picture job.index.
+
+        Raises NotFinite, ModelCorrupt for a file with broken weights, or a Stop of job.
+        """
         if job.model is None or job.unet is None:
             raise RuntimeError("the control stage has not run yet")
         resolved = job.settled
@@ -286,27 +292,29 @@ class Pipeline:
         height, width = (s // vae.downscale_ratio for s in (resolved.height, resolved.width))
         empty = torch.zeros(1, vae.latent_channels, height, width)
         positive, negative = guided_conditions(resolved, job.positive, job.negative)
-        return sampling.sample(
-            job.unet,
-            sampling.prepare_noise(empty, [job.seed]),
-            resolved.steps,
-            resolved.cfg_scale,
-            resolved.sampler.value,
-            resolved.scheduler.value,
-            apply_controls(positive, job.control),
-            apply_controls(negative, job.control),
-            empty,
-            callback=on_step,
-            seed=[job.seed],
-        )
+        with blaming_files(job.model):
+            return sampling.sample(
+                job.unet,
+                sampling.prepare_noise(empty, [job.seed]),
+                resolved.steps,
+                resolved.cfg_scale,
+                resolved.sampler.value,
+                resolved.scheduler.value,
+                apply_controls(positive, job.control),
+                apply_controls(negative, job.control),
+                empty,
+                callback=on_step,
+                seed=[job.seed],
+            )
 
     @torch.inference_mode()
     def decode(self, job: Job) -> np.ndarray:
-        """job.latents as pixels (H, W, 3) uint8. Raises NotFinite, or a Stop of job."""
+        """job.latents as pixels (H, W, 3) uint8. Raises as `sample`."""
         if job.model is None or job.latents is None:
             raise RuntimeError("the sample stage has not run yet")
         tiled = True if job.tiled else None  # None: the VAE looks at the free memory
-        pixels = job.model.vae.decode(job.latents, job.check, tiled=tiled)
+        with blaming_files(job.model):
+            pixels = job.model.vae.decode(job.latents, job.check, tiled=tiled)
         return to_uint8(pixels[0])
 
 

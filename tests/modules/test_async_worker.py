@@ -386,7 +386,7 @@ def test_weights_of_nan_are_told_and_nothing_black_is_saved(studio, tiny_checkpo
     )
     before = len(files(studio))
     task = run(studio, RecordingTask(request(checkpoint="nan.safetensors")))
-    assert (task.state, task.code) == (TaskState.FAILED, "E_NAN")
+    assert (task.state, task.code) == (TaskState.FAILED, "E_MODEL_CORRUPT")
     assert len(files(studio)) == before
     paint(studio, checkpoint="tiny.safetensors")
 

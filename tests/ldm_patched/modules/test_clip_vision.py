@@ -124,11 +124,12 @@ def test_the_real_file_s_names_fill_vit_h_exactly():
     [(1024, 24, 768, "ViT-L", 16), (1664, 48, 1280, "ViT-bigG", 16), (768, 12, 512, "ViT-B", 12)],
 )
 def test_towers_are_told_by_their_width(width, layers, projection, name, heads):
+    norms = {f"visual.transformer.resblocks.{n}.ln_1.weight": (width,) for n in range(layers)}
     config = clip_vision.detect_config(
-        {
+        norms
+        | {
             "visual.conv1.weight": (width, 3, 14, 14),
             "visual.positional_embedding": (257, width),
-            f"visual.transformer.resblocks.{layers - 1}.ln_1.weight": (width,),
             "visual.transformer.resblocks.0.mlp.c_fc.weight": (4 * width, width),
             "visual.proj": (width, projection),
         }
