@@ -2,30 +2,29 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL
 from ldm_patched.ldm.modules.diffusionmodules.model import Interrupt
-from ldm_patched.modules import utils
 from ldm_patched.modules.errors import NotFinite
 from ldm_patched.modules.memory_budget import MemoryBudget
 from ldm_patched.modules.model_base import LoadReport
 from ldm_patched.modules.model_management import free_memory
 from ldm_patched.modules.residence import Residence
+from ldm_patched.modules.vae_strips import StripCoder
 from ldm_patched.modules.weight_stream import transfer_to
 
 logger = logging.getLogger(__name__)
 
-TILE = 64
-"""Latents along a tile's side: 512 pixels, which the model sees whole."""
 ENCODE_MAPS, DECODE_MAPS = 6, 7
 """Full-size maps of the first level's width alive at once; 4 and 5 were measured on a CPU."""
 
 
 class VAE:
-    """An autoencoder: `encode` and `decode` for whole pictures, in tiles when memory is short."""
+    """An autoencoder: `encode` and `decode` for whole pictures, in strips when memory is short."""
 
     def __init__(
         self,
@@ -61,21 +60,13 @@ class VAE:
         """Pixels (B, H, W, 3) in 0..1 → latents (B, 4, H/8, W/8) float32 on the CPU.
 
         The posterior's mean, unscaled; sides that are no multiple of 8 lose their remainder.
-        interrupt: called often; may raise to stop. tiled: None lets the free memory decide.
-        Raises NotFinite.
+        interrupt: called often; may raise to stop. tiled: strip by strip, in little memory; None
+        lets the free memory decide. Raises NotFinite.
         """
         ratio = self.downscale_ratio
         x = pixels[..., :3].permute(0, 3, 1, 2).float() * 2.0 - 1.0
         height, width = (side - side % ratio for side in x.shape[-2:])
-        x = x[..., :height, :width]
-        return self._each(
-            x,
-            lambda part: self.first_stage_model.encode(part, interrupt),
-            tile=TILE * ratio,
-            scale=1.0 / ratio,
-            tiled=self._enter(height, width, decoding=False) if tiled is None else tiled,
-            interrupt=interrupt,
-        )
+        return self._each(x[..., :height, :width], interrupt, tiled, decoding=False)
 
     @torch.inference_mode()
     def decode(
@@ -83,69 +74,69 @@ class VAE:
     ) -> Tensor:
         """Latents (B, 4, h, w), unscaled → pixels (B, 8h, 8w, 3) in 0..1, float32 on the CPU.
 
-        interrupt: called before each block and tile; may raise to stop. tiled: None lets the free
-        memory decide. Raises NotFinite.
+        interrupt: called before each block and strip; may raise to stop. tiled: strip by strip,
+        in little memory; None lets the free memory decide. Raises NotFinite.
         """
-        height, width = (side * self.downscale_ratio for side in latents.shape[-2:])
-        pixels = self._each(
-            latents,
-            lambda part: self.first_stage_model.decode(part, interrupt),
-            tile=TILE,
-            scale=float(self.downscale_ratio),
-            tiled=self._enter(height, width, decoding=True) if tiled is None else tiled,
-            interrupt=interrupt,
-        )
+        pixels = self._each(latents, interrupt, tiled, decoding=True)
         return pixels.permute(0, 2, 3, 1).add_(1.0).mul_(0.5).clamp_(0.0, 1.0)
 
-    def _enter(self, height: int, width: int, *, decoding: bool) -> bool:
-        """Be on the device; whether memory for a whole picture is short there."""
-        needed = self.memory_required(height, width, decoding=decoding)
-        self.residence.enter(needed)
-        budget = self.residence.budget
-        if budget is None or self.residence.transfer is None:
-            return needed > 0.9 * free_memory(self.device)
-        return budget.mode == "no" or needed > budget.working_bytes()
-
     def _each(
-        self,
-        x: Tensor,
-        function: Callable[[Tensor], Tensor],
-        *,
-        tile: int,
-        scale: float,
-        tiled: bool,
-        interrupt: Interrupt,
+        self, x: Tensor, interrupt: Interrupt, tiled: bool | None, *, decoding: bool
     ) -> Tensor:
-        """`function` of each picture of the batch apart, so that one picture's memory is enough."""
+        """Each picture of the batch apart, so that one picture's memory is enough."""
         if not bool(torch.isfinite(x).all()):
             raise NotFinite(
                 "The picture turned into invalid numbers before it reached the VAE. Use a lower "
                 "guidance scale, another checkpoint, or start Easel with --all-in-fp32."
             )
-        overlap = tile // 4
+        ratio = self.downscale_ratio if decoding else 1
+        needed = self.memory_required(x.shape[-2] * ratio, x.shape[-1] * ratio, decoding=decoding)
+        tight = self._enter(needed)
+        tiled = tight if tiled is None else tiled
 
         def whole(part: Tensor) -> Tensor:
-            part = part.to(device=self.device, dtype=self.dtype)
-            return function(part.contiguous(memory_format=self.memory_format)).float().cpu()
+            part = self._prepared(part, self.device)
+            code = self.first_stage_model.decode if decoding else self.first_stage_model.encode
+            return code(part, interrupt).float().cpu()
 
-        def one(part: Tensor, tiled: bool) -> Tensor:
-            if not tiled:
-                return whole(part)
-            return utils.tiled_map(
-                whole, part, tile=tile, overlap=overlap, scale=scale, before_tile=interrupt
+        def strips(part: Tensor) -> Tensor:
+            # Four maps of the first level's width wait between layers, of the seven counted.
+            store = self.device if 0.65 * needed < self._free() else torch.device("cpu")
+            coder = StripCoder(
+                self.first_stage_model, device=self.device, store=store, interrupt=interrupt
             )
+            part = self._prepared(part, self.device if decoding else store)
+            return (coder.decode if decoding else coder.encode)(part).float().cpu()
 
         results = []
         for part in x.split(1):
+            code = strips if tiled else whole
             try:
-                result = self._finite(lambda part=part: one(part, tiled))
+                result = self._finite(partial(code, part))
             except torch.OutOfMemoryError:
                 if tiled:
                     raise
-                logger.warning("Not enough memory for a whole picture in the VAE; using tiles.")
-                result = self._finite(lambda part=part: one(part, tiled=True))
+                logger.warning("Not enough memory for a whole picture in the VAE; using strips.")
+                tiled = True
+                result = self._finite(partial(strips, part))
             results.append(result)
         return torch.cat(results)
+
+    def _prepared(self, x: Tensor, device: torch.device) -> Tensor:
+        return x.to(device=device, dtype=self.dtype).contiguous(memory_format=self.memory_format)
+
+    def _enter(self, needed: int) -> bool:
+        """Be on the device; whether memory for a whole picture is short there."""
+        self.residence.enter(needed)
+        budget = self.residence.budget
+        return (budget is not None and budget.mode == "no") or needed > self._free()
+
+    def _free(self) -> int:
+        """Bytes that may be used beside the weights."""
+        budget = self.residence.budget
+        if budget is None or self.residence.transfer is None:
+            return int(0.9 * free_memory(self.device))
+        return budget.working_bytes()
 
     def _finite(self, compute: Callable[[], Tensor]) -> Tensor:
         """The result of `compute`, again in float32 if it is not finite. Raises NotFinite."""

@@ -1,12 +1,16 @@
-"""The VAE object: value ranges, tiles, stopping, and numbers that are not numbers."""
+"""The VAE object: value ranges, strips, stopping, and numbers that are not numbers."""
+
+import math
 
 import pytest
 import torch
 
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL, detect_autoencoder_config
-from ldm_patched.modules import utils, vae
+from ldm_patched.modules import utils, vae, vae_strips
 from ldm_patched.modules.errors import NotFinite
 from ldm_patched.modules.vae import VAE
+from tests.support import engine_report
+from tests.support.counting_transfer import CountingTransfer
 from tests.support.tiny_checkpoint import TINY, random_weights, vae_shapes
 
 
@@ -110,40 +114,143 @@ def test_tiles_cover_everything_and_overlap(length, starts):
     assert utils.tile_starts(length, 16, 4) == starts
 
 
-def test_tiled_decoding_is_like_the_whole(plain, monkeypatch):
-    monkeypatch.setattr(vae, "TILE", 16)
-    latents = noise(1, 4, 20, 28)
-    whole, tiled = plain.decode(latents, tiled=False), plain.decode(latents, tiled=True)
-    assert tiled.shape == whole.shape
-    assert (tiled - whole).abs().mean() < 0.05  # norms and attention see a tile, not the whole
-    encoded = plain.encode(whole, tiled=True)
-    assert encoded.shape == latents.shape
-    assert (encoded - plain.encode(whole, tiled=False)).abs().mean() < 0.2 * encoded.std()
+@pytest.fixture
+def thin_strips(monkeypatch):
+    monkeypatch.setattr(vae_strips, "STRIP_NUMBERS", 2**13)
 
 
-def test_tiles_are_used_when_memory_is_short(plain, monkeypatch):
-    calls = []
-    original = utils.tiled_map
-    monkeypatch.setattr(utils, "tiled_map", lambda *a, **k: calls.append(1) or original(*a, **k))
+@pytest.fixture(scope="module")
+def real_like():
+    """Weights whose maps drift as real ones do: norms that scale and shift, groups of unequal
+    mean and spread, and latents with a bright and a flat half."""
+
+    def drift(weights):
+        g = torch.Generator().manual_seed(9)
+        for name, w in weights.items():
+            if "norm" in name and name.endswith("weight"):
+                w.copy_(1.0 + 0.5 * torch.randn(w.shape, generator=g))
+            elif "norm" in name:
+                w.copy_(0.5 * torch.randn(w.shape, generator=g))
+
+    latents = noise(1, 4, 20, 28) * 6
+    latents[..., 14:] = 3.0
+    latents[:, :, :8] += 5.0
+    return drift, latents
+
+
+def decibels(found, wanted):
+    """PSNR of pictures in 0..1."""
+    return -10 * math.log10(max(float((found - wanted).square().mean()), 1e-12))
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "wanted"), [(torch.float32, 100.0), (torch.bfloat16, 45.0)], ids=str
+)
+def test_strips_give_the_whole_picture(
+    real_like, thin_strips, dtype, wanted, memory_format, request
+):
+    drift, latents = real_like
+    model = make_vae(dtype, memory_format, change=drift)
+    whole, strips = (model.decode(latents, tiled=tiled) for tiled in (False, True))
+    assert whole.std() > 0.05
+    found = decibels(strips, whole)
+    engine_report.record(
+        "memory",
+        f"VAE decode in strips, {dtype}, below 45 dB",
+        request.node.nodeid,
+        "the whole picture",
+        max(0.0, 45.0 - found),
+        0.0,
+    )
+    assert found >= wanted
+    seams = (strips - whole).abs().amax(dim=(0, 2, 3))
+    assert float(seams.max()) < (1e-4 if dtype is torch.float32 else 0.1)
+
+    pixels = torch.rand(1, 168, 200, 3, generator=torch.Generator().manual_seed(4))
+    whole, strips = (model.encode(pixels, tiled=tiled) for tiled in (False, True))
+    assert strips.shape == whole.shape == (1, 4, 21, 25)
+    span = float(whole.max() - whole.min())
+    assert decibels(strips / span, whole / span) >= wanted
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 3)])
+def test_small_pictures_in_strips(plain, thin_strips, size):
+    latents = noise(1, 4, *size)
+    whole = plain.decode(latents, tiled=False)
+    torch.testing.assert_close(plain.decode(latents, tiled=True), whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        plain.encode(whole, tiled=True), plain.encode(whole, tiled=False), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_strips_take_less_memory(plain, monkeypatch):
+    """Counted bytes of everything that lives at once."""
+    latents = noise(1, 4, 32, 32)
+    peaks = {}
+    monkeypatch.setattr(vae_strips, "STRIP_NUMBERS", 2**15)
+    for tiled in (False, True):
+        counter = CountingTransfer()
+        with counter.counting():
+            plain.decode(latents, tiled=tiled)
+        peaks[tiled] = counter.peak
+    largest_map = 256 * 256 * TINY.vae_channels * 2 * 4
+    # On a CPU the host is the device: the widest map and two of half its width wait there.
+    assert peaks[True] < 2.1 * largest_map < 0.85 * peaks[False]
+
+
+def test_strips_are_used_when_memory_is_short(plain, monkeypatch):
+    used = []
+    decode, encode = vae_strips.StripCoder.decode, vae_strips.StripCoder.encode
+    monkeypatch.setattr(
+        vae_strips.StripCoder, "decode", lambda c, z: used.append("decode") or decode(c, z)
+    )
+    monkeypatch.setattr(
+        vae_strips.StripCoder, "encode", lambda c, x: used.append("encode") or encode(c, x)
+    )
     plain.decode(noise(1, 4, 8, 8))
-    assert not calls
+    assert not used
     monkeypatch.setattr(vae, "free_memory", lambda device: 1024)
     plain.decode(noise(1, 4, 8, 8))
     plain.encode(torch.rand(1, 64, 64, 3))
-    assert len(calls) == 2
+    assert used == ["decode", "encode"]
 
 
-def test_tiles_are_used_when_memory_runs_out(plain, monkeypatch):
-    decode = plain.first_stage_model.decode
+def test_strips_are_used_when_memory_runs_out(plain, monkeypatch, caplog):
+    latents = noise(1, 4, 16, 20)
+    wanted = plain.decode(latents)
 
-    def fails_on_large(z, interrupt=None):
-        if z.shape[-1] > 16:
-            raise torch.OutOfMemoryError("out of memory")
-        return decode(z, interrupt)
+    def fails(z, interrupt=None):
+        raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(plain.first_stage_model, "decode", fails_on_large)
-    monkeypatch.setattr(vae, "TILE", 16)
-    assert plain.decode(noise(1, 4, 16, 20)).shape == (1, 128, 160, 3)
+    monkeypatch.setattr(plain.first_stage_model, "decode", fails)
+    torch.testing.assert_close(plain.decode(latents), wanted, rtol=0, atol=1e-5)
+    assert "strips" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["encode", "decode"])
+def test_each_strip_can_be_the_last(plain, thin_strips, mode):
+    calls = []
+    work(plain, mode, lambda: calls.append(1))
+    count = len(calls)
+    assert count > 40
+    for last in (1, count // 2, count):
+        calls.clear()
+
+        def stop(last=last):
+            calls.append(1)
+            if len(calls) == last:
+                raise Stop
+
+        with pytest.raises(Stop):
+            work(plain, mode, stop)
+        assert len(calls) == last
+
+
+def work(plain, mode, interrupt):
+    if mode == "decode":
+        return plain.decode(noise(1, 4, 8, 8), interrupt, tiled=True)
+    return plain.encode(torch.rand(1, 64, 64, 3), interrupt, tiled=True)
 
 
 # --- Stopping and broken numbers --------------------------------------------------------------
