@@ -64,9 +64,14 @@ VERBS = {
         ["benchmarks/run.py"],
     ),
     "train-builtin": Verb(
-        "make the built-in model anew: train-builtin --stage vae --minutes 10, then base",
+        "make the built-in model anew, stage by stage: see docs/training.md",
         ("base",),
         ["-m", "extras.training.train_builtin"],
+    ),
+    "evaluate-builtin": Verb(
+        "measure what the built-in model's files do",
+        ("base",),
+        ["-m", "extras.training.evaluate"],
     ),
 }
 WEB = Verb("start the page and print its address", ("base",), ["webui.py"])

@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = make_run(args)
         done = run.train()
         if done:
-            written = ", ".join(path.name for path in run.finish())
+            written = ", ".join(dict.fromkeys(path.name for path in run.finish()))
             sys.stderr.write(f"Stage {args.stage} is done: {written} in {args.folder.name}.\n")
         else:
             run.write_grid()

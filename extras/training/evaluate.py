@@ -1,0 +1,277 @@
+"""`python3 launch.py evaluate-builtin`: what the built-in model's files do, measured.
+
+    evaluate-builtin --models models/builtin --detector .easel/training --count 300
+
+Every figure is computed from the files that are there; a row whose file is missing says so. The
+judge is the detector, whose own accuracy on pages that nobody trained on is the first row.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from extras.training import picturebook
+from extras.training.contact_sheet import contact_sheet
+from extras.training.detector import TOWER_FILE, Detector, load_detector
+from extras.training.errors import TrainingError, TrainingFolderError
+from extras.training.facts import Reading, readings, right, shares
+from extras.training.pages import PagePlan
+from extras.training.painter import FEWSTEP_FILE, Order, Painter, PaintSettings
+from extras.training.stage_control import CONTROL_FILE
+from extras.training.stage_facts import accuracy
+from extras.training.stage_ip import IP_FILE, NEGATIVE_FILE
+from extras.training.trials import Trial, open_prompts, sheet_prompts, some_trials, words_for
+from ldm_patched.modules.errors import EngineError
+from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("subject", "colour", "place", "style")
+EDGE_LOW, EDGE_HIGH = 64, 128
+EDGE_REACH = 2  # pixels that an edge may lie beside the map's
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. goal: what the figure is to reach, 0 for none."""
+
+    what: str
+    figure: float
+    goal: float
+    of: int
+    unit: str = "%"
+    missing: str = ""
+
+    def line(self) -> str:
+        """As a row of Markdown."""
+        if self.missing:
+            return f"| {self.what} | no file {self.missing} | |"
+        scale, end = (100.0, " %") if self.unit == "%" else (1.0, f" {self.unit}".rstrip())
+        goal = f" (goal {self.goal * scale:g}{end})" if self.goal else ""
+        return f"| {self.what} | {self.figure * scale:.1f}{end}{goal} | {self.of} |"
+
+
+class Evaluation:
+    """The rows of the table. count: held-out prompts with one subject; the rest follows from it."""
+
+    def __init__(self, painter: Painter, detector: Detector, count: int = 300) -> None:
+        self.painter, self.detector, self.count = painter, detector, count
+        self.some = max(1, count // 3)
+        self._single: list[Trial] = []
+        self._right: dict[str, tuple[float, int]] = {}
+
+    def read(self, images: Sequence[np.ndarray]) -> list[Reading]:
+        """What the detector takes pictures for."""
+        device = next(self.detector.parameters()).device
+        found = []
+        with torch.no_grad():
+            for image in images:
+                logits = self.detector(torch.from_numpy(image)[None].to(device))["facts"]
+                found += readings(logits)
+        return found
+
+    def judged(self, trials: Sequence[Trial], painter: Painter) -> dict[str, tuple[float, int]]:
+        """Shares that are right among what the prompts claim."""
+        orders = [Order(prompt=t.prompt, seed=n, size=t.scene.size) for n, t in enumerate(trials)]
+        seen = self.read(painter.paint(orders))
+        rows = []
+        for trial, reading in zip(trials, seen, strict=True):
+            found = right(reading, trial.scene)
+            rows.append({key: found[key] for key in trial.claims})
+        return shares(rows)
+
+    def rows(self) -> list[Row]:
+        """All of them; takes minutes."""
+        parts: tuple[Callable[[], list[Row]], ...] = (
+            self.judge, self.prompts, self.pairs, self.negatives, self.autoencoder, self.few_steps,
+            self.image_prompts, self.control, self.speed,
+        )  # fmt: skip
+        return [row for part in parts for row in part()]
+
+    def judge(self) -> list[Row]:
+        """The detector on pages of the book."""
+        found = accuracy(self.detector, range(self.count), PagePlan())
+        return [Row(f"detector on held-out pages: {key}", found[key][0], 0.97, found[key][1])
+                for key in PARTS if key in found]  # fmt: skip
+
+    def prompts(self) -> list[Row]:
+        """One subject: what of the prompt is in the picture."""
+        self._single = some_trials(self.count, 1, "subject")
+        self._right = self.judged(self._single, self.painter)
+        goals = {"subject": 0.85, "colour": 0.90, "place": 0.90, "style": 0.90}
+        return [Row(f"{key} right", self._right[key][0], goals[key], self._right[key][1])
+                for key in PARTS if key in self._right]  # fmt: skip
+
+    def pairs(self) -> list[Row]:
+        """Two subjects in a prompt."""
+        found = self.judged(some_trials(self.some, 2, "subject"), self.painter)
+        return [Row("two subjects both right", found["subject"][0], 0.60, found["subject"][1])]
+
+    def negatives(self) -> list[Row]:
+        """The place that a prompt leaves open, named by the negative prompt: is it gone?"""
+        orders = [Order(prompt=p, seed=n) for n, p in enumerate(open_prompts(self.some))]
+        before = [reading.place for reading in self.read(self.painter.paint(orders))]
+        named = [
+            replace(order, negative=words_for(place))
+            for order, place in zip(orders, before, strict=True)
+        ]
+        after = [reading.place for reading in self.read(self.painter.paint(named))]
+        gone = sum(a != b for a, b in zip(before, after, strict=True)) / len(orders)
+        return [Row("negative prompt removes the place it names", gone, 0.80, len(orders))]
+
+    def autoencoder(self) -> list[Row]:
+        """Held-out pages there and back."""
+        pages = [picturebook.draw(seed, size=(256, 256)).image for seed in range(self.some)]
+        values = []
+        for page in pages:
+            back = self.painter.round_trip(page[None])[0].numpy()
+            error = float(np.square(back - page / 255.0).mean())
+            values.append(-10.0 * np.log10(max(error, 1e-10)))
+        return [Row("autoencoder round trip, PSNR", float(np.mean(values)), 28.0, len(pages), "dB")]
+
+    def few_steps(self) -> list[Row]:
+        """The same prompts in six steps without guidance."""
+        what = "few-step LoRA: subject right, over that of 20 steps"
+        if missing := self.painter.lacks(FEWSTEP_FILE):
+            return [Row(what, 0.0, 0.8, 0, missing=missing)]
+        if not self._single:
+            self.prompts()
+        found, count = self.judged(self._single, self.painter.in_few_steps())["subject"]
+        whole = self._right["subject"][0]
+        return [Row(what, found / whole if whole else 0.0, 0.8, count, "×")]
+
+    def image_prompts(self) -> list[Row]:
+        """A picture instead of words: what of it comes back?"""
+        if missing := self.painter.lacks(IP_FILE, NEGATIVE_FILE, TOWER_FILE):
+            return [Row("image prompt alone", 0.0, 0.7, 0, missing=missing)]
+        scenes = [trial.scene for trial in some_trials(self.some, 1)]
+        orders = [
+            Order(prompt="", seed=n, size=s.size, reference=picturebook.draw_scene(s).image)
+            for n, s in enumerate(scenes)
+        ]
+        seen = self.read(self.painter.paint(orders))
+        found = shares(right(reading, s) for reading, s in zip(seen, scenes, strict=True))
+        return [Row(f"image prompt alone: {key}", found[key][0], 0.70, found[key][1])
+                for key in ("subject", "colour", "style")]  # fmt: skip
+
+    def control(self) -> list[Row]:
+        """Edges of the result against the map, over those without a map."""
+        if missing := self.painter.lacks(CONTROL_FILE):
+            return [Row("control map followed", 0.0, 2.0, 0, missing=missing)]
+        trials = some_trials(self.some, 1, "subject")
+        maps = [edges(picturebook.draw_scene(trial.scene).image) for trial in trials]
+        free = [Order(prompt=t.prompt, seed=n, size=t.scene.size) for n, t in enumerate(trials)]
+        led = [replace(order, edges=m) for order, m in zip(free, maps, strict=True)]
+        scores = []
+        for orders in (free, led):
+            made = [edges(image) for image in self.painter.paint(orders)]
+            scores.append(np.mean([edge_f1(a, b) for a, b in zip(made, maps, strict=True)]))
+        free_score, led_score = (float(score) for score in scores)
+        ratio = led_score / max(free_score, 1e-6)
+        return [
+            Row("edge F1 without control", free_score, 0.0, len(trials)),
+            Row("edge F1 with control", led_score, 0.0, len(trials)),
+            Row("control map followed, over no control", ratio, 2.0, len(trials), "×"),
+        ]
+
+    def speed(self) -> list[Row]:
+        """Seconds for one picture, once all is warm."""
+        order = [Order(prompt="a red house by a lake", seed=1)]
+        self.painter.paint(order)
+        started = time.perf_counter()
+        self.painter.paint(order)
+        name = f"one picture on this device ({self.painter.policy.device.type})"
+        return [Row(name, time.perf_counter() - started, 0.0, 1, "s")]
+
+
+def edges(image: np.ndarray) -> np.ndarray:
+    """Edges of uint8 (H, W, 3), as uint8 (H, W) of 0 and 255."""
+    return cv2.Canny(np.ascontiguousarray(image), EDGE_LOW, EDGE_HIGH)
+
+
+def edge_f1(found: np.ndarray, wanted: np.ndarray) -> float:
+    """How well two edge maps (H, W) agree, 0..1, a few pixels aside forgiven."""
+    kernel = np.ones((2 * EDGE_REACH + 1,) * 2, np.uint8)
+    near_found, near_wanted = (cv2.dilate(m, kernel) > 0 for m in (found, wanted))
+    found, wanted = found > 0, wanted > 0
+    if not found.any() or not wanted.any():
+        return float(found.any() == wanted.any())
+    precision, recall = near_wanted[found].mean(), near_found[wanted].mean()
+    total = precision + recall
+    return float(2 * precision * recall / total) if total else 0.0
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows in Markdown."""
+    return "\n".join(["| what | figure | of |", "|---|---|---|", *(row.line() for row in rows)])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="launch.py evaluate-builtin", description="Measure the built-in model's files."
+    )
+    add = parser.add_argument
+    builtin, training = ROOT / "models" / "builtin", ROOT / ".easel" / "training"
+    add("--models", type=Path, default=builtin, help="the folder with the files")
+    add("--detector", type=Path, default=training, help="the folder with detector.safetensors")
+    add("--count", type=int, default=300, help="held-out prompts with one subject")
+    add("--steps", type=int, default=20)
+    add("--cfg", type=float, default=4.0)
+    add("--sampler", default=PaintSettings.sampler)
+    add("--scheduler", default=PaintSettings.scheduler)
+    add("--batch", type=int, default=PaintSettings.batch, help="pictures at a time")
+    add("--cpu", action="store_true", help="use no accelerator")
+    add("--json", type=Path, help="also write the figures there")
+    add("--sheet", type=Path, help="paint a contact sheet into this PNG, and measure nothing")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, or paint the sheet; the exit status. Errors are one sentence."""
+    args = build_parser().parse_args(argv)
+    policy = DevicePolicy(DeviceFlags(always_cpu=True)) if args.cpu else DevicePolicy.detect()
+    settings = PaintSettings(
+        steps=args.steps,
+        cfg=args.cfg,
+        sampler=args.sampler,
+        scheduler=args.scheduler,
+        batch=args.batch,
+    )
+    try:
+        painter = Painter(args.models, settings, policy)
+        if args.sheet:
+            prompts = sheet_prompts()
+            orders = [Order(prompt=prompt, seed=n) for n, prompt in enumerate(prompts)]
+            _write(args.sheet, contact_sheet(painter.paint(orders), prompts))
+            return 0
+        detector = load_detector(args.detector, policy.device)
+        rows = Evaluation(painter, detector, args.count).rows()
+        sys.stdout.write(table(rows) + "\n")
+        if args.json:
+            _write(args.json, json.dumps([asdict(row) for row in rows], indent=1).encode())
+    except (TrainingError, EngineError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise TrainingFolderError(
+            f"{path.name} could not be written: make its folder writable or choose another."
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""The figures of the built-in model come from its files, and from nothing else."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from extras.training import contact_sheet as sheets
+from extras.training import evaluate, picturebook, trials
+from extras.training.base_parts import MODEL_FILE
+from extras.training.contact_sheet import BYTES, contact_sheet
+from extras.training.detector import DETECTOR_FILE, TOWER_FILE, TOY_TOWER, Detector, FactTower
+from extras.training.evaluate import Evaluation, Row, edge_f1, edges
+from extras.training.facts import Reading
+from extras.training.painter import FEWSTEP_FILE, Order, Painter, PaintSettings
+from extras.training.scenes import vocabulary as words
+from extras.training.scenes.scene import Scene, Thing
+from extras.training.stage_control import ControlStage
+from extras.training.stage_diffusion import half
+from extras.training.stage_ip import ImagePromptPlan, ImagePromptStage
+from extras.training.stage_lora import LoraPlan, LoraStage
+from extras.training.trials import Trial, claims, some_trials, words_for
+from tests.extras.training.adapter_runs import PAGES, POLICY, WINDOW, place, write_toy_base
+
+FAST = PaintSettings(steps=1, batch=4)
+
+
+@pytest.fixture(autouse=True)
+def _keep_torch_random_state():
+    with torch.random.fork_rng():
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """Every shipped file, of toy networks."""
+    folder = tmp_path_factory.mktemp("models")
+    with torch.random.fork_rng():
+        write_toy_base(folder)
+        save_file(half(FactTower(TOY_TOWER).result()), folder / TOWER_FILE)
+        save_file(half(Detector((8, 8, 8, 8)).state_dict()), folder / DETECTOR_FILE)
+        base, at = folder / MODEL_FILE, place(folder)
+        plan = ImagePromptPlan(width=64, depth=1, tokens=3)
+        ImagePromptStage(plan, base, PAGES, WINDOW, at).finish()
+        control = ControlStage(base, PAGES, WINDOW, at, rank=2)
+        lcm = LoraStage(LoraPlan(title="lcm", rank=2), base, PAGES, WINDOW, at)
+        with torch.no_grad():
+            for stage in (control, lcm):
+                for weight in stage.model.parameters():
+                    weight.add_(torch.randn_like(weight) * 0.1)
+        control.finish()
+        lcm.finish()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def painter(models) -> Painter:
+    return Painter(models, FAST, POLICY)
+
+
+def scene(**changes) -> Scene:
+    things = (Thing(subject="cat", color="blue"), Thing(subject="house", color="red"))
+    parts = {"things": things, "relation": "left", "place": "lake", "style": "neon"}
+    return Scene(**{**parts, **changes})
+
+
+# --- prompts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a blue kitten and a crimson cottage by a lake, neon", "subject colour place style"),
+        ("a cat and a red house", "subject"),
+        ("a cat by a blue lake and a red house", "subject place"),
+        ("a blue cat, neon lights", "style"),
+        ("Neon sign of a blue cat and a red house.", "subject colour style"),
+        ("blue concatenation and red houseboat", ""),
+    ],
+)
+def test_claims_are_what_a_caption_says_of_every_thing(text, told):
+    assert claims(text, scene()) == set(told.split())
+
+
+def test_a_plain_ground_is_claimed_by_its_colour():
+    plain = scene(place="plain", place_color="green")
+    assert "place" in claims("a cat on a green background", plain)
+    assert "place" not in claims("a blue cat", plain)
+
+
+def test_trials_are_of_pages_that_training_never_draws():
+    for groups in (1, 2):
+        found = some_trials(5, groups, "subject", "style")
+        assert len({trial.prompt for trial in found}) == 5
+        for trial in found:
+            assert trial.scene.seed < 1_000_000
+            assert len(trial.scene.things) == groups
+            assert {"subject", "style"} <= trial.claims
+
+
+def test_every_place_has_words_to_forbid_it():
+    for name in words.PLACES:
+        place_name = "plain red" if name == "plain" else name
+        assert words_for(place_name)
+    assert "red background" in words_for("plain red")
+
+
+def test_the_sheets_prompts_hold_every_subject_and_style():
+    prompts = trials.sheet_prompts()
+    assert len(set(prompts)) == 48
+    text = "\n".join(prompts)
+    assert all(name in text for name in words.SUBJECTS)
+    assert all(phrases[0] in text for phrases in words.STYLES.values())
+
+
+# --- measures ---------------------------------------------------------------------------------
+
+
+def test_equal_edges_agree_and_far_ones_do_not():
+    one, shifted, far = (np.zeros((64, 64), np.uint8) for _ in range(3))
+    one[20, 5:60], shifted[22, 5:60], far[50, 5:60] = 255, 255, 255
+    assert edge_f1(one, one) == 1.0
+    assert edge_f1(one, shifted) == 1.0
+    assert edge_f1(one, far) == 0.0
+    assert edge_f1(one, np.maximum(one, far)) == pytest.approx(2 / 3)
+    assert edge_f1(one, np.zeros_like(one)) == 0.0
+
+
+def test_edges_are_those_of_shapes():
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[20:40, 20:40] = 255
+    found = edges(image)
+    assert found.max() == 255
+    assert not found[:15].any()
+
+
+class Said(Evaluation):
+    """An evaluation whose detector says what it is told to."""
+
+    def __init__(self, painter, count: int, answers) -> None:
+        super().__init__(painter, Detector((8, 8, 8, 8)), count)
+        self.answers = iter(answers)
+
+    def read(self, images):
+        return [next(self.answers) for _ in images]
+
+
+def perfect(trial: Trial) -> Reading:
+    name = f"plain {trial.scene.place_color}" if trial.scene.place == "plain" else trial.scene.place
+    return Reading(
+        subjects=tuple(thing.subject for thing in trial.scene.things),
+        colors={thing.subject: thing.color for thing in trial.scene.things},
+        place=name,
+        style=trial.scene.style,
+    )
+
+
+def test_rows_count_what_the_detector_sees(painter):
+    single = some_trials(4, 1, "subject")
+    answers = [perfect(trial) for trial in single]
+    wrong = Reading(subjects=("nothing",), colors=answers[0].colors, place="?", style="?")
+    found = {row.what: row for row in Said(painter, 4, [wrong, *answers[1:]]).prompts()}
+    assert found["subject right"].figure == 0.75
+    assert found["subject right"].of == 4
+    placed = sum("place" in trial.claims for trial in single)
+    missed = "place" in single[0].claims
+    assert found["place right"].of == placed
+    assert found["place right"].figure == pytest.approx((placed - missed) / placed)
+
+
+def test_a_forbidden_place_counts_as_gone_when_another_is_seen(painter):
+    def reading(name: str) -> Reading:
+        return Reading(subjects=(), colors={}, place=name, style="")
+
+    before, after = ["sea", "lake", "plain red"], ["sea", "city", "plain blue"]
+    (row,) = Said(painter, 9, map(reading, before + after)).negatives()
+    assert row.figure == pytest.approx(2 / 3)
+
+
+def test_the_few_step_row_is_a_ratio(painter):
+    single = [perfect(trial) for trial in some_trials(2, 1, "subject")]
+    wrong = Reading(subjects=("nothing",), colors=dict.fromkeys(words.SUBJECTS, ""), place="",
+                    style="")  # fmt: skip
+    said = Said(painter, 2, [*single, single[0], wrong])
+    assert said.few_steps()[0].figure == 0.5
+
+
+# --- painting ---------------------------------------------------------------------------------
+
+
+def test_orders_come_back_in_their_order_and_size(painter):
+    orders = [Order(prompt="a cat", seed=n, size=((64, 64), (96, 64))[n % 2]) for n in range(3)]
+    images = painter.paint(orders)
+    assert [image.shape for image in images] == [(64, 64, 3), (64, 96, 3), (64, 64, 3)]
+    (alone,) = painter.paint(orders[2:])
+    assert int(np.abs(alone.astype(int) - images[2]).max()) <= 2
+
+
+def test_each_guide_changes_the_picture(painter):
+    plain = Order(prompt="a cat", seed=3, size=(64, 64))
+    page = picturebook.draw(2, size=(64, 64)).image
+    (before,) = painter.paint([plain])
+    guides = {"negative": "a dog", "edges": edges(page)}
+    for name, value in guides.items():
+        (after,) = painter.paint([Order(**{**vars(plain), name: value})])
+        assert int(np.abs(after.astype(int) - before).max()) > 2, name
+    (few,) = painter.in_few_steps().paint([plain])
+    assert int(np.abs(few.astype(int) - before).max()) > 2
+
+
+def test_every_row_is_there_with_every_file(models, painter):
+    detector = evaluate.load_detector(models, torch.device("cpu"))
+    rows = Evaluation(painter, detector, count=3).rows()
+    assert len(rows) == 4 + 4 + 1 + 1 + 1 + 1 + 3 + 3 + 1
+    assert not any(row.missing for row in rows)
+    assert all(np.isfinite(row.figure) and row.figure >= 0 for row in rows)
+
+
+def test_rows_without_their_file_say_so(models, tmp_path):
+    (tmp_path / MODEL_FILE).write_bytes((models / MODEL_FILE).read_bytes())
+    evaluation = Evaluation(Painter(tmp_path, FAST, POLICY), Detector((8, 8, 8, 8)), 1)
+    rows = [*evaluation.few_steps(), *evaluation.image_prompts(), *evaluation.control()]
+    assert [row.missing for row in rows] == [
+        FEWSTEP_FILE, "easel-mini-ip-adapter.safetensors", "easel-mini-canny.safetensors",
+    ]  # fmt: skip
+    assert all("no file easel-mini" in row.line() for row in rows)
+
+
+def test_lines_of_the_table():
+    assert Row("a", 0.8512, 0.85, 300).line() == "| a | 85.1 % (goal 85 %) | 300 |"
+    assert Row("b", 31.27, 28, 9, "dB").line() == "| b | 31.3 dB (goal 28 dB) | 9 |"
+
+
+def test_the_sheet_is_a_small_png_with_all_pictures(monkeypatch):
+    flat = [np.full((64, 96, 3), (200, 30, 30), np.uint8)] * 9
+    data = contact_sheet(flat, ["x"] * 9)
+    assert len(data) < BYTES == 1_000_000
+    image = Image.open(io.BytesIO(data))
+    assert image.format == "PNG"
+    red = (np.asarray(image.convert("RGB")) == (200, 30, 30)).all(axis=2)
+    assert int(red.sum()) == 9 * 64 * 96
+    monkeypatch.setattr(sheets, "BYTES", 30_000)
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (144, 144, 3), dtype=np.uint8) for _ in range(3)]
+    assert len(contact_sheet(noise, ["x"] * 3)) <= 30_000
+
+
+def test_the_command_line_writes_the_sheet_or_names_what_is_missing(models, tmp_path, capsys):
+    line = ["--cpu", "--steps", "1", "--models", str(models)]
+    few = trials.sheet_prompts(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "sheet_prompts", lambda: few)
+        assert evaluate.main([*line, "--sheet", str(tmp_path / "docs" / "sheet.png")]) == 0
+    assert Image.open(tmp_path / "docs" / "sheet.png").width > 1000
+    assert evaluate.main(["--cpu", "--models", str(tmp_path)]) == 1
+    assert "There is no easel-mini.safetensors" in capsys.readouterr().err
+    assert evaluate.main([*line, "--detector", str(tmp_path)]) == 1
+    assert "run the stage `detector`" in capsys.readouterr().err
+
+
+def test_the_command_line_prints_the_table(models, tmp_path, capsys):
+    report = tmp_path / "figures.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluation, "rows", lambda _self: [Row("a", 0.5, 0.0, 2)])
+        line = ["--cpu", "--models", str(models), "--detector", str(models)]
+        assert evaluate.main([*line, "--json", str(report)]) == 0
+    assert "| a | 50.0 % | 2 |" in capsys.readouterr().out
+    assert json.loads(report.read_text())[0]["figure"] == 0.5
