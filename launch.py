@@ -418,9 +418,9 @@ def hand_over(python: Path, command: list[str], arguments: list[str]) -> int:
 def print_help() -> None:
     """The verbs, and after an install the page's own flags."""
     say("Usage: python3 launch.py [verb] [options]\n")
-    say(f"  {'(no verb)':<14}{WEB.help}")
+    say(f"  {'(no verb)':<17}{WEB.help}")
     for name, verb in VERBS.items():
-        say(f"  {name:<14}{verb.help}")
+        say(f"  {name:<17}{verb.help}")
     say("\n`python3 launch.py VERB --help` tells a verb's options. Environment: EASEL_VENV (where")
     say(f"to install), EASEL_TORCH_INDEX ({', '.join(TORCH_INDEXES)}, default, or an address).")
     if "base" in installed_parts(venv_folder()):
