@@ -68,8 +68,16 @@ class ImagePrompt(BaseModel):
     )
     skip_preprocess: bool = Field(
         False,
-        title="Is a map already",
-        description="Takes the picture as it is instead of finding edges or structure in it.",
+        title="Take it as it is",
+        description="Finds no edges, structure or face in the picture: it is a map or a face "
+        "already.",
+    )
+    face: int = Field(
+        1,
+        ge=1,
+        le=limits.FACES_MAX,
+        title="Which face",
+        description="Of several in the picture; 1 is the largest.",
     )
     canny_low: Threshold = Field(
         64, title="Lower threshold", description="Of canny; lower finds more edges."

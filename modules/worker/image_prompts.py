@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from extras.face_crop import crop_face, find_faces
 from extras.ip_adapter import IPAdapterStore, patch_model
 from extras.preprocessors import canny_pyramid, cpds
 from ldm_patched.modules.control_base import ControlBase, fit_hint
@@ -22,7 +23,7 @@ from ldm_patched.modules.controlnet import load_controlnet
 from ldm_patched.modules.model_management import DevicePolicy
 from modules.library.catalog import Catalog, ModelFile
 from modules.settings.presets import ModelFolder
-from modules.spec.errors import ModelMissing
+from modules.spec.errors import ModelMissing, SpecError
 from modules.spec.image_prompt import ImagePrompt, ImagePromptType
 from modules.worker.model_files import FileStamp, reading, size_in_words, stamp_of
 
@@ -127,7 +128,7 @@ class ImagePromptShelf:
             paths = [str(f.path) if f else None for f in (vision, negative, file)]
             with reading(file):
                 self._adapters.load_ip_adapter(*paths)
-                conds = self._adapters.preprocess(picture.pixels, paths[2])
+                conds = self._adapters.preprocess(content_of(picture), paths[2])
             tasks.append((conds, picture.prompt.stops_at, picture.prompt.weighs))
         return PictureTask(tasks)
 
@@ -148,6 +149,31 @@ class ImagePromptShelf:
         self._controls.move_to_end(stamp)
         self._controls[stamp].check_fits(unet.model)
         return self._controls[stamp]
+
+
+def content_of(picture: Picture) -> np.ndarray:
+    """The pixels whose content counts: for a face that face, upright, else all of them.
+
+    Raises SpecError if there is no such face.
+    """
+    prompt = picture.prompt
+    if prompt.type is not Type.FACE or prompt.skip_preprocess:
+        return picture.pixels
+    faces = find_faces(picture.pixels)
+    if not faces:
+        raise SpecError(
+            "No face was found in the picture of an image prompt; choose one that shows a face "
+            "from the front, or take the picture as it is (skip_preprocess).",
+            "image_prompts",
+        )
+    if prompt.face > len(faces):
+        found = "one face" if len(faces) == 1 else f"{len(faces)} faces"
+        raise SpecError(
+            f"The picture of an image prompt shows {found}, but face {prompt.face} is asked for; "
+            "choose a smaller number.",
+            "image_prompts",
+        )
+    return crop_face(picture.pixels, faces[prompt.face - 1])
 
 
 def hint_of(picture: Picture, width: int, height: int) -> Tensor:

@@ -13,12 +13,14 @@ from ldm_patched.modules import control_networks
 from modules.async_worker import run_task
 from modules.gallery.inputs import InputStore
 from modules.gallery.recipe import read_full_recipe
+from modules.spec.errors import SpecError
 from modules.spec.flags import TaskState
 from modules.spec.image_prompt import ImagePrompt
 from modules.spec.task_spec import TaskSpec
 from modules.tasks.events import Loading
 from modules.worker import generate_cli, image_prompts
-from modules.worker.image_prompts import Picture, hint_of
+from modules.worker.image_prompts import Picture, content_of, hint_of
+from tests.support.drawn_face import draw_face
 from tests.support.recording_task import RecordingTask
 from tests.support.tiny_checkpoint import TINY
 from tests.support.tiny_ip_adapter import write_adapter, write_vision
@@ -180,8 +182,20 @@ def test_the_same_picture_runs_no_tower_again(studio):
 def test_a_face_takes_the_adapter_for_faces(studio):
     put_adapter(studio)
     put_adapter(studio, "ip-adapter-plus-face.safetensors", seed=5)
-    entry = {"image": put(studio), "stop": 1.0, "weight": 1.0}
+    entry = {"image": put(studio), "stop": 1.0, "weight": 1.0, "skip_preprocess": True}
     assert differ(pixels(studio, [entry]), pixels(studio, [{**entry, "type": "face"}]))
+
+
+def test_a_picture_without_that_face_is_said(studio):
+    put_adapter(studio, "ip-adapter-plus-face.safetensors", seed=5)
+    task = run(studio, [{"image": put(studio), "type": "face"}])
+    assert (task.state, task.code) == (TaskState.FAILED, "E_INPUT")
+    assert "No face was found" in task.message
+    portrait = Picture(ImagePrompt(image="a" * 64, type="face", face=2), draw_face())
+    with pytest.raises(SpecError, match="shows one face, but face 2 is asked for"):
+        content_of(portrait)
+    alone = Picture(ImagePrompt(image="a" * 64, type="face"), draw_face())
+    assert content_of(alone).shape == (512, 512, 3)
 
 
 def test_content_and_structure_go_together(studio):

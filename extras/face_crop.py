@@ -1,0 +1,109 @@
+"""Faces in a picture, and one of them cropped upright for FaceSwap.
+
+The detectors are OpenCV's Haar cascades, which come inside its package and need no download.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+CROP = 512
+LEFT_EYE, RIGHT_EYE = (193.0, 240.0), (319.0, 240.0)
+"""Where the eyes (left as seen) come to lie in a crop of CROP × CROP, as in the FFHQ data set that
+face adapters are trained on."""
+EYES_IN_BOX = ((0.31, 0.39), (0.69, 0.39))
+"""Where a frontal face has them in the detector's box, for faces whose eyes are not found."""
+BORDER = (135, 133, 132)
+SEARCH_SIDE = 1024
+SMALLEST = 0.05  # of the shorter side
+NEIGHBOURS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """A face. box: left, top, width, height in pixels; eyes: two points, or None if not found."""
+
+    box: tuple[float, float, float, float]
+    eyes: tuple[tuple[float, float], tuple[float, float]] | None = None
+
+    @property
+    def points(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Both eyes, guessed from the box if they were not found."""
+        if self.eyes is not None:
+            return self.eyes
+        left, top, width, height = self.box
+        first, second = ((left + x * width, top + y * height) for x, y in EYES_IN_BOX)
+        return first, second
+
+
+@cache
+def _cascade(name: str) -> "cv2.CascadeClassifier":
+    return cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / f"haarcascade_{name}.xml"))
+
+
+def find_faces(image: np.ndarray) -> list[Face]:
+    """The frontal faces of a uint8 (H, W, 3) picture, the largest first; none gives []."""
+    height, width = image.shape[:2]
+    factor = min(1.0, SEARCH_SIDE / max(height, width))
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    grey = cv2.equalizeHist(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
+    if min(grey.shape) < 24:
+        return []
+    least = max(24, int(SMALLEST * min(grey.shape)))
+    boxes = _cascade("frontalface_alt2").detectMultiScale(
+        grey, scaleFactor=1.1, minNeighbors=NEIGHBOURS, minSize=(least, least)
+    )
+    faces = [
+        Face(tuple(float(n) / factor for n in box), _eyes(grey, [int(n) for n in box], factor))
+        for box in boxes
+    ]
+    return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
+
+
+def _eyes(
+    grey: np.ndarray, box: list[int], factor: float
+) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """The likeliest pair in the upper part of a face: one on each side, about level."""
+    left, top, width, height = box
+    part = grey[top : top + int(height * 0.6), left : left + width]
+    found = _cascade("eye").detectMultiScale(
+        part, scaleFactor=1.05, minNeighbors=4, minSize=(max(8, width // 10),) * 2
+    )
+    middles = [(x + w / 2, y + h / 2) for x, y, w, h in found]
+    best, smallest = None, 0.35  # radians; a frontal face is never tilted more in a box
+    for a in middles:
+        for b in middles:
+            apart = b[0] - a[0]
+            if not (a[0] < width / 2 < b[0] and 0.25 * width < apart < 0.65 * width):
+                continue
+            tilt = abs(math.atan2(b[1] - a[1], apart))
+            if tilt < smallest:
+                best, smallest = (a, b), tilt
+    if best is None:
+        return None
+    first, second = ((float(left + x) / factor, float(top + y) / factor) for x, y in best)
+    return first, second
+
+
+def crop_face(image: np.ndarray, face: Face, size: int = CROP) -> np.ndarray:
+    """The face turned upright, uint8 (size, size, 3), eyes where FFHQ has them.
+
+    What lies outside of the picture is an even grey.
+    """
+    scale = size / CROP
+    goal = np.array([LEFT_EYE, RIGHT_EYE], np.float64) * scale
+    start = np.array(face.points, np.float64)
+    # A similarity is one complex number: both eyes move to their places.
+    (ax, ay), (bx, by) = start[1] - start[0], goal[1] - goal[0]
+    turn = complex(bx, by) / complex(ax, ay)
+    matrix = np.array([[turn.real, -turn.imag, 0.0], [turn.imag, turn.real, 0.0]])
+    matrix[:, 2] = goal[0] - matrix[:, :2] @ start[0]
+    mode = cv2.INTER_AREA if abs(turn) < 1 else cv2.INTER_CUBIC
+    return cv2.warpAffine(
+        image, matrix, (size, size), flags=mode, borderMode=cv2.BORDER_CONSTANT, borderValue=BORDER
+    )

@@ -1,0 +1,66 @@
+"""Faces are found where they are drawn, and come out upright with their eyes in place."""
+
+import numpy as np
+import pytest
+
+from extras.face_crop import BORDER, LEFT_EYE, RIGHT_EYE, Face, crop_face, find_faces
+from tests.support.drawn_face import draw_face, eyes_of
+
+
+@pytest.mark.parametrize("size", [200, 300, 512])
+@pytest.mark.parametrize("tilt", [-8.0, 0.0, 15.0])
+def test_a_face_is_found_with_its_eyes(size, tilt):
+    (face,) = find_faces(draw_face(size, tilt))
+    assert np.abs(np.array(face.points) - eyes_of(size, tilt)).max() < 0.04 * size
+    left, top, width, height = face.box
+    assert left < size / 2 < left + width
+    assert top < size / 2 < top + height
+
+
+@pytest.mark.parametrize("tilt", [0.0, 15.0])
+def test_a_crop_has_the_eyes_where_the_data_set_has_them(tilt):
+    image = draw_face(300, tilt)
+    (face,) = find_faces(image)
+    crop = crop_face(image, face)
+    assert crop.shape == (512, 512, 3)
+    (again,) = find_faces(crop)
+    wanted = np.array([LEFT_EYE, RIGHT_EYE])
+    assert np.abs(np.array(again.points) - wanted).max() < 30.0
+    assert crop_face(image, face, 128).shape == (128, 128, 3)
+
+
+def test_of_several_the_largest_comes_first():
+    small = np.pad(draw_face(200), ((50, 50), (0, 0), (0, 0)), mode="edge")
+    faces = find_faces(np.concatenate([small, draw_face(300)], axis=1))
+    assert len(faces) == 2
+    assert faces[0].box[2] > faces[1].box[2]
+    assert faces[0].box[0] > 200.0
+
+
+def test_a_face_whose_eyes_were_not_found_is_cropped_by_its_box():
+    image = draw_face(300)
+    (face,) = find_faces(image)
+    guessed = Face(face.box)
+    assert np.abs(np.array(guessed.points) - np.array(face.points)).max() < 25.0
+    assert crop_face(image, guessed).shape == (512, 512, 3)
+
+
+def test_what_lies_outside_is_even():
+    image = draw_face(300)[60:240, 60:240]
+    (face,) = find_faces(image)
+    crop = crop_face(image, face)
+    assert tuple(crop[0, 0]) == BORDER
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((1, 1, 3), np.uint8),
+        np.zeros((5000, 1, 3), np.uint8),
+        np.zeros((1, 5000, 3), np.uint8),
+        np.full((64, 64, 3), 200, np.uint8),
+        np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8),
+    ],
+)
+def test_no_face_is_no_face(image):
+    assert find_faces(image) == []
