@@ -5,7 +5,7 @@ model's scale. `prepare_noise` makes the starting noise of each picture from its
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ldm_patched.modules.cond_batch import mask_like
 from ldm_patched.modules.control_base import controls_in_place, weights_to_come
 from ldm_patched.modules.errors import NotFinite
 from ldm_patched.modules.model_management import free_memory
+from ldm_patched.modules.refiner import Arguments, RefinerSwitch, sample_with_refiner
 from ldm_patched.modules.samplers import Conditions, KSampler
 
 # step (from 0), denoised and x in the model's scale (B, C, H, W), number of steps
@@ -117,6 +118,7 @@ def sample(  # noqa: PLR0913 - the field's signature
     disable_pbar: bool = False,  # noqa: ARG001 - there is no progress bar here
     seed: int | Sequence[int] | None = None,
     sampler_options: Mapping[str, Any] | None = None,
+    refiner: RefinerSwitch | None = None,
 ) -> Tensor:
     """Sample latents; gives (B, C, H, W) float32 in the VAE's scale, where latent_image was.
 
@@ -124,7 +126,8 @@ def sample(  # noqa: PLR0913 - the field's signature
     steps, denoise, sampler and scheduler as in KSampler; sigmas: a schedule of one's own.
     positive, negative: `[[context, {"pooled_output": pooled, …}]]`, see cond_batch.
     noise_mask: (H, W) or (B, 1, H, W) in 0..1 at any size: 1 is painted, 0 stays as it is.
-    seed: of the noise that samplers add on the way, as in prepare_noise.
+    seed: of the noise that samplers add on the way, as in prepare_noise. refiner: who takes over
+    for the last steps; the result is then in the scale of its VAE.
     Raises NotFinite, whatever the interrupt callable of transformer_options raises, and
     ValueError for a name or number that makes no sense.
     """
@@ -144,9 +147,9 @@ def sample(  # noqa: PLR0913 - the field's signature
     controls = controls_in_place(runner.base_model, [*positive, *negative], interrupt)
     working = runner.base_model.memory_required(latent_image.shape)
     working += weights_to_come([*positive, *negative])
-    with _patched(model, working), torch.inference_mode(), controls:
+    with _patched(model, working), torch.inference_mode(), controls, ExitStack() as stack:
         runner.free_bytes = _free_bytes(model, device)  # now that the weights are in their place
-        latents = runner.sample(
+        given = Arguments(
             noise.float(),
             positive,
             negative,
@@ -158,6 +161,20 @@ def sample(  # noqa: PLR0913 - the field's signature
             seed,
             sampler_options,
         )
+        at = len(part) if refiner is None else refiner.step - (start_step or 0)
+        if refiner is None or at >= len(part) - 1:
+            latents = given.run(runner)
+        else:
+            other = KSampler(refiner.model, steps, device, sampler_name, scheduler, denoise)
+
+            def enter() -> None:
+                room = other.base_model.memory_required(latent_image.shape)
+                stack.enter_context(_patched(refiner.model, room))
+                stack.enter_context(other.sampling_in_place())
+                other.free_bytes = _free_bytes(refiner.model, device)
+
+            latents = sample_with_refiner(runner, other, refiner, at, given, enter)
+            latent_format = other.latent_format
     result = latent_format.process_out(latents).to(latent_image.device, torch.float32)
     if mask is not None and float(part[-1]) == 0.0:
         # scaling in and out rounds: what the mask keeps shall be the very numbers that came in

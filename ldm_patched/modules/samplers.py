@@ -246,7 +246,7 @@ class KSampler:
         return self.model.latent_format
 
     @contextmanager
-    def _sampling_in_force(self) -> Iterator[None]:
+    def sampling_in_place(self) -> Iterator[None]:
         """With this run's model sampling in the model."""
         before = self.base_model.model_sampling
         self.base_model.model_sampling = self.model_sampling
@@ -267,12 +267,14 @@ class KSampler:
         callback: Callable[[dict[str, Any]], None] | None = None,
         seed: int | Sequence[int] | None = None,
         sampler_options: Mapping[str, Any] | None = None,
+        wrap: Callable[[GuidedDenoiser], Any] | None = None,
     ) -> Tensor:
         """Latents (B, C, H, W) in the model's scale → latents in the model's scale.
 
         noise: standard normal, shaped like the latents; mask: (1 or B, 1, H, W), 1 where to paint;
         sigmas: in the place of the schedule's; seed: as `seeds_for`; sampler_options: more
-        keywords for the sampler (eta, s_noise, noise_sampler, …).
+        keywords for the sampler (eta, s_noise, noise_sampler, …). wrap: makes the denoiser that
+        is asked of the model's own.
         """
         sigmas = (self.sigmas if sigmas is None else sigmas).float()
         noise, latent = noise.to(self.device), latent.to(self.device)
@@ -283,8 +285,9 @@ class KSampler:
         largest = float(sampling.sigma_max)
         from_nothing = first > largest or math.isclose(first, largest, rel_tol=1e-5)
         x = sampling.noise_scaling(first, noise, latent, from_nothing)
-        with self._sampling_in_force():
-            denoiser: Callable[..., Tensor] = self._denoiser(positive, negative, cfg, latent, mask)
+        with self.sampling_in_place():
+            own = self.denoiser(positive, negative, cfg, latent, mask)
+            denoiser: Callable[..., Tensor] = own if wrap is None else wrap(own)
             if mask is not None:
                 denoiser = MaskedDenoiser(denoiser, latent, mask.to(latent), seeds, sigmas)
             x = self.function(
@@ -297,7 +300,7 @@ class KSampler:
             )
         return sampling.inverse_noise_scaling(float(sigmas[-1]), x)
 
-    def _denoiser(
+    def denoiser(
         self,
         positive: Conditions,
         negative: Conditions,
@@ -305,6 +308,7 @@ class KSampler:
         latent: Tensor,
         mask: Tensor | None,
     ) -> GuidedDenoiser:
+        """The model with guidance, as samplers take it; see `sample` for the arguments."""
         extra = {"latent_image": latent, "denoise_mask": mask}
         return GuidedDenoiser(
             self.base_model,
