@@ -4,6 +4,7 @@ POST /api/tasks                    TaskSpec as JSON → 201 {"id"}
 GET  /api/tasks?limit=             newest tasks, as TaskViews
 GET  /api/tasks/{id}               one TaskView
 POST /api/forecast                 TaskSpec as JSON → seconds a picture, by performance mode
+GET  /api/styles                   every style, the user's own first
 GET  /api/tasks/{id}/events        server-sent events: `view`, `preview`
 POST /api/tasks/{id}/stop, /skip   202
 POST /api/inputs                   a picture's bytes → 201 {"image", "width", "height"}
@@ -26,6 +27,7 @@ from modules.api.errors import studio_response
 from modules.api.feed import TaskFeed
 from modules.api.forecasts import seconds_by_mode
 from modules.api.pictures import open_picture
+from modules.api.prompt_routes import add_prompt_routes
 from modules.api.security import USER_KEY
 from modules.api.thumbnails import MIME_TYPE, Thumbnails
 from modules.gallery.read_image import image_type
@@ -50,6 +52,7 @@ def api_routes(context: ServerContext, feed: TaskFeed) -> APIRouter:
     _add_event_route(router, feed)
     _add_picture_routes(router, context)
     _add_input_routes(router, context)
+    add_prompt_routes(router, context)
     _add_status_routes(router, context)
 
     @router.api_route(

@@ -24,14 +24,14 @@ from modules.spec.task_spec import TaskSpec
 from modules.ui import assets
 from modules.ui.components import markup
 from modules.ui.form import Form
-from modules.ui.panels import advanced, models, settings, stage
+from modules.ui.panels import advanced, models, settings, stage, styles
 from modules.ui.panels import prompt as prompt_panel
 from modules.ui.panels.presets import PresetPanel, with_preset
 from modules.ui.texts import Texts
 
 logger = logging.getLogger(__name__)
 
-PANELS = ("settings", "models", "advanced")
+PANELS = ("settings", "styles", "models", "advanced")
 DIRECT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -50,6 +50,8 @@ def build_app(context: ServerContext) -> gr.Blocks:
                 with _panel("settings"):
                     file = models.chosen(context.catalog.checkpoints(), form.initial.checkpoint)
                     presets = settings.build(context, form, model_sizes(file))
+                with _panel("styles"):
+                    styles.build(form)
                 with _panel("models"):
                     parts = _ModelParts(context, form, *models.build(context, form))
                 with _panel("advanced"):

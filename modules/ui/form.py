@@ -4,12 +4,13 @@ A panel makes its controls with the `Form`, which gives each the label, help, ra
 its field. Gradio hands the values over as a mapping keyed by control, so order means nothing.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import gradio as gr
 from gradio.components import Component
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from modules.spec.errors import SpecError
 from modules.spec.task_spec import TaskSpec
@@ -29,6 +30,7 @@ class Form:
         self.initial = initial
         self.components: dict[str, Component] = {}
         self._digits: set[str] = set()
+        self._lists: set[str] = set()
 
     def add(self, name: str, component: C) -> C:
         """Let `component` hold field `name`. ValueError if the field has one already."""
@@ -55,6 +57,8 @@ class Form:
         for name, value in named.items():
             if name in self._digits:
                 named[name] = self._whole_number(name, value)
+            elif name in self._lists:
+                named[name] = self._list(name, value)
             elif value is None and isinstance(getattr(self.initial, name), str):
                 named[name] = ""  # Gradio's word for an empty box or an empty choice
         return TaskSpec.from_mapping(named)
@@ -95,6 +99,11 @@ class Form:
         self._digits.add(name)
         return self.text(name, max_lines=1, **options)
 
+    def listed(self, name: str, **options: Any) -> gr.Textbox:
+        """A list as JSON in a box that nobody sees; the page's script shows and changes it."""
+        self._lists.add(name)
+        return self.text(name, info=None, elem_classes="unseen", **options)
+
     def radio(self, name: str, choices: Sequence[tuple[str, str]], **options: Any) -> gr.Radio:
         """A few (label, value) choices, all in sight."""
         options = {"value": self.value(name), **options}
@@ -116,7 +125,19 @@ class Form:
         """`value` of field `name` as its control holds it."""
         if name in self._digits:
             return "" if value is None else str(value)
+        if name in self._lists:
+            return json.dumps(to_jsonable_python(value), ensure_ascii=False)
         return str(value) if isinstance(value, str) else value  # an enum's member as plain text
+
+    def _list(self, name: str, text: str | None) -> list[Any]:
+        """What a box of `listed` holds."""
+        try:
+            entries = json.loads(text or "[]")
+        except (ValueError, RecursionError):
+            entries = None
+        if not isinstance(entries, list):
+            raise SpecError(f"{self.texts.label(name)} cannot be read; choose them again.", name)
+        return entries
 
     def _whole_number(self, name: str, text: str | None) -> int | None:
         """A box of digits: empty is None; anything but digits is the user's slip."""

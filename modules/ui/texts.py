@@ -17,6 +17,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "title": "Easel",
         # the frame of the page
         "tab.settings": "Settings",
+        "tab.styles": "Styles",
         "tab.models": "Models",
         "tab.advanced": "Advanced",
         "toggle.advanced": "Advanced",
@@ -146,6 +147,18 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "make.size": "{width} × {height}",
         "make.steps": "{steps} steps",
         "make.time": "about {time}",
+        # styles
+        "styles.search": "Search styles",
+        "styles.none": "No style is chosen: the prompt is painted as it stands.",
+        "styles.chosen": "Chosen styles, in their order",
+        "styles.take.out": "Take out {title}",
+        "styles.random": "Random style",
+        "styles.random.help": "Draws one style for every picture; the seed decides which.",
+        "styles.clear": "Clear",
+        "styles.nothing": "No style has these words. Try fewer of them.",
+        "styles.more": "{count} more; search to find them.",
+        "styles.gone": "{title} is not there any more",
+        "styles.failed": "The styles cannot be listed now; open this tab again.",
         # models
         "help.checkpoint": "The model file that paints; it decides style and subject most.",
         "help.vae": "What turns the model's latents into a picture; files in models/vae.",

@@ -196,8 +196,8 @@ def test_controls_have_names_and_keys(visit):
     assert nameless == []
     tab.locator("#tab-settings").focus()
     tab.keyboard.press("ArrowRight")
-    assert tab.locator("#tab-models").get_attribute("aria-selected") == "true"
-    assert tab.locator("#checkpoint").is_visible()
+    assert tab.locator("#tab-styles").get_attribute("aria-selected") == "true"
+    assert tab.locator("#style-search").is_visible()
 
 
 def test_no_fading_where_motion_is_unwanted(visit):

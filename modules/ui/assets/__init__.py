@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-STYLES = ("easel.css", "form.css", "phone.css")
+STYLES = ("easel.css", "form.css", "panels.css", "phone.css")
 SCRIPTS = (
     "util.js",
     "task.js",
@@ -12,6 +12,7 @@ SCRIPTS = (
     "strip.js",
     "viewer.js",
     "performance.js",
+    "styles.js",
     "page.js",
     "controls.js",
     "frame.js",

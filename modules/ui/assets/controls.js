@@ -150,6 +150,7 @@ const controls = {
     if (this.isRestored) memory.set("form", JSON.stringify(this.shown));
     this.summarize();
     performanceMode.changed(this.shown, () => this.summarize());
+    stylesPanel.changed();
   },
 
   restored() {

@@ -95,6 +95,7 @@ function start() {
     onGone: () => page.gone(),
     onContact: (reached) => page.contact(reached),
   });
+  stylesPanel.start();
   waiting.load();
   listen();
   const id = taskInAddress() ?? memory.get("task");
@@ -117,7 +118,7 @@ window.easel = {
 // Gradio brings its controls one kind after the other.
 const NEEDED = [
   ...["top", "stage", "progress", "strip", "generate", "stop", "toggles", "side", "more-sizes"],
-  ...["make", "announcer", "sheet-close", "tabs"],
+  ...["make", "announcer", "sheet-close", "tabs", "styles"],
 ];
 theme.apply();
 (function whenReady() {

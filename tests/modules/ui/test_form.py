@@ -5,7 +5,7 @@ import pytest
 
 from modules.spec import limits
 from modules.spec.errors import SpecError
-from modules.spec.task_spec import TaskSpec
+from modules.spec.task_spec import LoraSpec, TaskSpec
 from modules.ui.form import RANDOM_SEED, Form, field_range
 from modules.ui.texts import TEXTS, Texts
 
@@ -20,6 +20,8 @@ def form():
         form.digits("width")
         form.digits("height")
         form.choice("checkpoint", [("a", "a")])
+        form.listed("styles")
+        form.listed("loras")
         form.add(RANDOM_SEED, gr.Checkbox(False))
     return form
 
@@ -43,6 +45,24 @@ def test_empty_boxes_and_choices_mean_the_default(form):
     spec = form.read(values(form, seed="", width=" ", height=None, checkpoint=None, prompt=None))
     assert (spec.seed, spec.width, spec.height) == (None, None, None)
     assert (spec.checkpoint, spec.prompt) == ("", "")
+
+
+def test_lists_travel_as_json(form):
+    loras = '[{"name": "ink.safetensors", "weight": 0.5, "enabled": false}]'
+    spec = form.read(values(form, styles='["b", "a"]', loras=loras))
+    assert spec.styles == ("b", "a")
+    assert spec.loras == (LoraSpec(name="ink.safetensors", weight=0.5, enabled=False),)
+    changes = form.updates({"styles": spec.styles, "loras": spec.loras})
+    again = {name: changes[form.components[name]]["value"] for name in ("styles", "loras")}
+    assert form.read(values(form, **again)) == spec
+    assert form.read(values(form, styles=None)).styles == ()
+
+
+@pytest.mark.parametrize("text", ["{", "7", '"a"', "[" * 100_000])
+def test_a_list_that_is_none_is_told(form, text):
+    with pytest.raises(SpecError, match="^Styles cannot be read") as raised:
+        form.read(values(form, styles=text))
+    assert raised.value.field == "styles"
 
 
 @pytest.mark.parametrize("seed", ["x", "1.5", "٣", "--1", "9" * 50])

@@ -1,0 +1,24 @@
+"""What the page asks while a prompt is being written, over real HTTP."""
+
+import json
+
+
+def test_styles_are_listed_with_the_users_own_first_and_faults_told(server):
+    settings = server.context.settings
+    own, shipped = settings.root / "styles", settings.presets_path / "styles"
+    for folder in (own, shipped):
+        folder.mkdir(parents=True, exist_ok=True)
+    haze = {"name": "haze", "prompt": "haze over {prompt}", "negative_prompt": "noise"}
+    (shipped / "three-d.json").write_text(json.dumps([haze, {"name": "ink", "prompt": "ink"}]))
+    (own / "styles.csv").write_text('name,prompt,negative_prompt\nhaze,"my haze",\n')
+    (own / "fooocus.json").write_text(json.dumps([{"name": "Sai-Line", "prompt": "{prompt}, x"}]))
+    (own / "broken.json").write_text("{")
+    answer = server.client.get("/api/styles").json()
+    assert [(style["name"], style["group"]) for style in answer["styles"]] == [
+        ("Sai-Line", "Fooocus"),
+        ("haze", "Styles"),
+        ("ink", "Three D"),
+    ]
+    assert answer["styles"][1]["prompt"] == "{prompt}, my haze"
+    assert len(answer["notices"]) == 1
+    assert "'broken.json' is not valid JSON" in answer["notices"][0]
