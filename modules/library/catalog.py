@@ -20,6 +20,13 @@ from modules.spec.file_scan import scan_files
 MODEL_SUFFIXES = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
 CHECKPOINT_SUFFIXES = frozenset({".safetensors", ".ckpt", ".pt"})
 BUILTIN_PREFIX = "builtin/"
+BUILTIN_ENDINGS = {
+    "-canny": ModelFolder.CONTROLNET,
+    "-ip-adapter": ModelFolder.IPADAPTER,
+    "-ip-negative": ModelFolder.IPADAPTER,
+    "-clip-vision": ModelFolder.CLIP_VISION,
+}
+"""What the adapters of the built-in model are; its other ones are LoRAs."""
 _NAME_CHARACTERS = 255
 _INDEX = "model_index.json"  # of a model that diffusers wrote: a folder with one for each part
 _HEADER_BYTES = 16 * 1024 * 1024
@@ -55,18 +62,23 @@ class Catalog:
             name: ModelFile(name, path, size, folder)
             for name, path, size in _scan(self._models_path / folder, CHECKPOINT_SUFFIXES, _INDEX)
         }
-        shipped = {
-            BUILTIN_PREFIX + name: ModelFile(BUILTIN_PREFIX + name, path, size, folder)
-            for name, path, size in _scan(self._builtin_path, frozenset({".safetensors"}))
-        }
-        files = {**shipped, **own}.values()
-        return sorted(files, key=lambda f: (f.name in shipped, f.name.casefold(), f.name))
+        files = {**{file.name: file for file in self._shipped(folder)}, **own}.values()
+        return sorted(files, key=lambda f: (f.is_builtin, f.name.casefold(), f.name))
 
     def files(self, folder: ModelFolder) -> list[ModelFile]:
-        """The model files of a kind, by name without regard to case."""
+        """The model files of a kind by name without regard to case, those of Easel's own last."""
         found = _scan(self._models_path / folder, MODEL_SUFFIXES)
-        files = (ModelFile(name, path, size, folder) for name, path, size in found)
-        return sorted(files, key=lambda file: (file.name.casefold(), file.name))
+        own = [ModelFile(name, path, size, folder) for name, path, size in found]
+        files = [*own, *self._shipped(folder)]
+        return sorted(files, key=lambda f: (f.is_builtin, f.name.casefold(), f.name))
+
+    def _shipped(self, folder: ModelFolder) -> list[ModelFile]:
+        """The files of a kind that ship with Easel; they lie together, and their names tell."""
+        return [
+            ModelFile(BUILTIN_PREFIX + name, path, size, folder)
+            for name, path, size in _scan(self._builtin_path, frozenset({".safetensors"}))
+            if _builtin_kind(PurePosixPath(name).stem) is folder
+        ]
 
     def find(self, folder: ModelFolder, name: str) -> ModelFile:
         """The file of a kind called `name`. Raises ModelMissing."""
@@ -126,6 +138,14 @@ class Catalog:
 
     def _folder_name(self) -> str:
         return f"{self._models_path.name}/{ModelFolder.CHECKPOINTS}"
+
+
+def _builtin_kind(stem: str) -> ModelFolder:
+    """Of a file that ships with Easel: easel-mini-canny, easel-mini-ip-adapter, …"""
+    for ending, folder in BUILTIN_ENDINGS.items():
+        if stem.endswith(ending):
+            return folder
+    return ModelFolder.LORAS if stem.startswith("easel-mini-") else ModelFolder.CHECKPOINTS
 
 
 def _scan(

@@ -70,7 +70,10 @@ NEEDED = {
     ),
 }
 VISION = Needed(ModelFolder.CLIP_VISION, "clip_vision_vit_h.safetensors", ("",))
-NEGATIVE = Needed(_ADAPTER, "fooocus_ip_negative.safetensors", ("ip_negative",))
+NEGATIVE = Needed(_ADAPTER, "fooocus_ip_negative.safetensors", ("ip_negative", "ip-negative"))
+FAMILY_WIDTHS = (768, 1024, 2048)
+"""Text widths of the families that have released adapters; those that ship with Easel are for its
+own small model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +121,8 @@ class ImagePromptShelf:
         context_dim: the text width of the network. on_loading: told a file before it is read.
         Raises ModelMissing, or what is wrong with a file.
         """
-        vision = find_file(catalog, VISION, Type.IMAGE_PROMPT)
-        negative = _find(catalog, NEGATIVE, None)
+        vision = find_file(catalog, VISION, Type.IMAGE_PROMPT, context_dim)
+        negative = _find(catalog, NEGATIVE, context_dim)
         tasks = []
         for picture in pictures:
             kind = picture.prompt.type
@@ -211,13 +214,18 @@ def find_file(
 
 
 def _find(catalog: Catalog, needed: Needed, context_dim: int | None) -> ModelFile | None:
-    """The file of the known name, else the first one that a word fits; of the right family."""
+    """The file of the known name, else the first one that a word fits; of the right family.
+
+    For Easel's own small model those that ship with it come first.
+    """
 
     def base(file: ModelFile) -> str:
         return PurePosixPath(file.name).name.casefold()
 
     def fits(file: ModelFile) -> bool:
         name = base(file)
+        if file.is_builtin and context_dim in FAMILY_WIDTHS:
+            return False
         if context_dim == 2048 and SD1_NAME.search(name):
             return False
         if context_dim == 768 and XL_NAME.search(name):
@@ -226,7 +234,12 @@ def _find(catalog: Catalog, needed: Needed, context_dim: int | None) -> ModelFil
         return has_word and not any(word in name for word in needed.without)
 
     files = [file for file in catalog.files(needed.folder) if fits(file)]
-    return min(files, key=lambda file: base(file) != needed.file.casefold(), default=None)
+    small = context_dim is not None and context_dim not in FAMILY_WIDTHS
+    return min(
+        files,
+        key=lambda file: (small and not file.is_builtin, base(file) != needed.file.casefold()),
+        default=None,
+    )
 
 
 def loading_words(file: ModelFile) -> str:

@@ -292,6 +292,30 @@ def test_the_known_name_is_preferred_and_the_other_family_passed_over(studio):
     assert found(768) == names[2]
 
 
+def test_easel_s_own_small_model_takes_what_ships_with_it(studio):
+    shipped = studio.settings.builtin_models_path
+    shipped.mkdir(parents=True, exist_ok=True)
+    for ending in ("", "-canny", "-ip-adapter", "-ip-negative", "-clip-vision", "-lcm"):
+        (shipped / f"easel-mini{ending}.safetensors").write_bytes(b"x")
+    (folder(studio, "controlnet") / "control-lora-canny-rank128.safetensors").write_bytes(b"x")
+
+    def found(needed, context_dim):
+        file = image_prompts._find(studio.catalog, needed, context_dim)
+        return None if file is None else file.name
+
+    kinds, Type = image_prompts.NEEDED, image_prompts.Type
+    assert found(kinds[Type.CANNY], 192) == "builtin/easel-mini-canny.safetensors"
+    assert found(kinds[Type.CANNY], 2048) == "control-lora-canny-rank128.safetensors"
+    assert found(kinds[Type.IMAGE_PROMPT], 192) == "builtin/easel-mini-ip-adapter.safetensors"
+    assert found(kinds[Type.IMAGE_PROMPT], 2048) is None
+    assert found(image_prompts.NEGATIVE, 192) == "builtin/easel-mini-ip-negative.safetensors"
+    assert found(image_prompts.VISION, 192) == "builtin/easel-mini-clip-vision.safetensors"
+    names = [file.name for file in studio.catalog.checkpoints()]
+    assert names == ["tiny.safetensors", "builtin/easel-mini.safetensors"]
+    loras = studio.catalog.files(image_prompts.ModelFolder.LORAS)
+    assert [file.name for file in loras] == ["builtin/easel-mini-lcm.safetensors"]
+
+
 # --- recipe and command line ------------------------------------------------------------------
 
 
