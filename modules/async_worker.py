@@ -8,6 +8,7 @@ pool starts in a fresh process. Nothing here loads torch by being imported.
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -17,6 +18,7 @@ from modules.settings.config import Settings
 from modules.settings.logs import start_logging
 from modules.spec.errors import Cancelled, OutOfMemory, Skipped, StudioError
 from modules.spec.flags import TaskState
+from modules.tasks.events import Loading
 from modules.tasks.worker_process import EXIT_RECYCLE
 from modules.tasks.worker_session import WorkerSession
 from modules.worker.failures import failure_of, is_device_lost, is_out_of_memory
@@ -28,6 +30,8 @@ from modules.worker.studio import Studio
 __all__ = ["AsyncTask", "apply_control_nets", "handler", "run_task", "worker_main"]
 
 logger = logging.getLogger(__name__)
+
+LESS_MEMORY = "memory ran out; trying again in small parts, which takes longer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +88,26 @@ def _sample_and_decode(job: Job, studio: Studio) -> None:
 
 
 def _with_room(step: Callable[[Job, Studio], None], job: Job, studio: Studio) -> None:
-    """Run a step; if memory runs out, free all there is and try once more, decoding in tiles."""
+    """Run a step; if memory runs out, free all there is and try once more in small parts.
+
+    The rest of the task goes on in small parts, too: its pictures are all of one size.
+    """
     try:
-        return step(job, studio)
+        return _run(step, job, studio)
     except Exception as error:
-        if not is_out_of_memory(error) or job.tiled:
+        if not is_out_of_memory(error) or job.is_sparing:
             raise
         logger.warning("memory ran out (%s); trying again with less", type(error).__name__)
     # Outside of the handler: the exception would hold on to the frames and their tensors.
-    job.tiled = True
+    job.is_sparing = True
     studio.pipeline.make_room()
-    return step(job, studio)
+    job.task.emit(Loading(message=LESS_MEMORY))
+    return _run(step, job, studio)
+
+
+def _run(step: Callable[[Job, Studio], None], job: Job, studio: Studio) -> None:
+    with studio.policy.budget.sparing() if job.is_sparing else nullcontext():
+        step(job, studio)
 
 
 def run_task(port: TaskPort, studio: Studio) -> None:

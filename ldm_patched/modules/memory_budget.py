@@ -89,9 +89,9 @@ class MemoryBudget:
     def make_room(self, needed: int | None, keep: Residence | None = None) -> None:
         """Send away who was used longest ago until `needed` bytes are free; None: all who may go.
 
-        In the modes "low" and "no" all go who are not computing; in "always" none.
+        In the modes "low" and "no" all go who are not computing; in "always" only for None.
         """
-        if self.mode == "always":
+        if self.mode == "always" and needed is not None:
             return
         everybody = needed is None or self.mode in ("low", "no")
         for other in sorted(self._last_used, key=self._last_used.__getitem__):

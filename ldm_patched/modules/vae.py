@@ -129,7 +129,8 @@ class VAE:
         """Be on the device; whether memory for a whole picture is short there."""
         self.residence.enter(needed)
         budget = self.residence.budget
-        return (budget is not None and budget.mode == "no") or needed > self._free()
+        asked = budget is not None and (budget.mode == "no" or budget.is_sparing)
+        return asked or needed > self._free()
 
     def _free(self) -> int:
         """Bytes that may be used beside the weights."""

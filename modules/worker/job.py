@@ -72,7 +72,7 @@ class Job:
     controls_ready: bool = False  # control; both of them are what the spec asks for
     unet: "ModelPatcher | None" = None  # control; a clone, so that nothing sticks to the model
     clock: StepClock = field(default_factory=StepClock)
-    tiled: bool = False  # decode in tiles: the second try after memory ran out
+    is_sparing: bool = False  # everything in small parts: since memory ran out once
 
     index: int = 0
     positive: list[Any] = field(default_factory=list)  # prompts; [[cond, {"pooled_output": …}]]

@@ -1,7 +1,7 @@
 """The loaded models and what is done with them: refresh, encode, sample, decode.
 
 Everything is cached by what it depends on: a model by its file's path, size and time, a prompt's
-embedding by model and text. By default one model is kept, for a second would not fit beside it.
+embedding by model and text. As many models stay as the computer's memory holds beside the next.
 """
 
 import gc
@@ -9,6 +9,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ldm_patched.modules import sample as sampling
 from ldm_patched.modules import sd
 from ldm_patched.modules.controlnet import apply_controls
 from ldm_patched.modules.lora import Lora, read_lora
-from ldm_patched.modules.model_management import DevicePolicy, soft_empty_cache
+from ldm_patched.modules.model_management import DevicePolicy, free_memory, soft_empty_cache
 from ldm_patched.modules.model_patcher import ModelPatcher
 from ldm_patched.modules.weight_file import open_weights
 from modules.library.catalog import ModelFile
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 LoraStamps = tuple[tuple[FileStamp, float, float], ...]
 WordStamps = tuple[tuple[FileStamp, float], ...]
 PromptKey = tuple[FileStamp, WordStamps, tuple[str, ...], int, int | None, tuple[FileStamp, ...]]
+RAM_RESERVE = 2 * 2**30  # bytes that are left to everything else when another model is loaded
 VAE_SHAPE = (4, 8)  # channels of latents, and pixels per latent along a side
 Conditions = list[Any]  # [[cond (1, 77·n, C), {"pooled_output": (1, P)}]]
 
@@ -69,14 +71,18 @@ class Pipeline:
         self,
         policy: DevicePolicy,
         *,
-        models_kept: int = 1,
+        models_kept: int = 4,
+        free_ram: Callable[[], int] = partial(free_memory, torch.device("cpu")),
         prompts_kept: int = 128,
         loras_kept: int = 16,
         embeddings_path: Path | None = None,
         previews_path: Path | None = None,
     ) -> None:
-        """embeddings_path: folder of the learned words that prompts may name; previews_path: of
-        the tiny decoders that make better previews, where there is one."""
+        """models_kept: at most, and while they fit. free_ram: bytes that the computer has left.
+
+        embeddings_path: folder of the learned words that prompts may name; previews_path: of the
+        tiny decoders that make better previews, where there is one.
+        """
         self.policy = policy
         self._embeddings_path, self._previews_path = embeddings_path, previews_path
         self.image_prompts = ImagePromptShelf(policy)
@@ -85,7 +91,7 @@ class Pipeline:
         self._loras: OrderedDict[tuple[FileStamp, FileStamp], Lora] = OrderedDict()
         self._dressed: LoadedModel | None = None
         self._models_kept, self._prompts_kept = models_kept, prompts_kept
-        self._loras_kept = loras_kept
+        self._loras_kept, self._free_ram = loras_kept, free_ram
 
     def refresh(
         self,
@@ -122,7 +128,7 @@ class Pipeline:
                 output_vae=vae is None,
                 embedding_directory=self._embeddings_path,
                 # A file that is no model at all shall not cost the one that is loaded.
-                before_weights=lambda: self.drop_models(keep=self._models_kept - 1),
+                before_weights=partial(self._make_place, file.size),
                 text_encoder_paths=[encoder.path for encoder in text_encoders],
             )
         if unet is None or clip is None:
@@ -208,6 +214,12 @@ class Pipeline:
         self._dressed = replace(model, unet=unet, clip=clip, loras=stamps, word_loras=tuple(words))
         return self._dressed
 
+    def _make_place(self, size: int) -> None:
+        """Forget the models used longest ago until one of `size` bytes fits in the computer."""
+        self.drop_models(keep=self._models_kept - 1)
+        while self._models and self._free_ram() < size + RAM_RESERVE:
+            self.drop_models(keep=len(self._models) - 1)
+
     def drop_models(self, keep: int = 0) -> None:
         """Forget all but the `keep` models used last, and give their memory back."""
         dropped = len(self._models) > keep
@@ -223,11 +235,10 @@ class Pipeline:
             self.free_memory()
 
     def make_room(self) -> None:
-        """After memory ran out: the model used last leaves the device, everything else goes."""
+        """After memory ran out: all leave the device, and only the model used last is kept."""
         self.drop_models(keep=1)
         self.image_prompts.clear()
-        for model in self._models.values():
-            model.unet.unpatch_model("cpu")  # sampling takes it back to its device
+        self.policy.budget.make_room(None)
         self.free_memory()
 
     def free_memory(self) -> None:
@@ -312,9 +323,8 @@ class Pipeline:
         """job.latents as pixels (H, W, 3) uint8. Raises as `sample`."""
         if job.model is None or job.latents is None:
             raise RuntimeError("the sample stage has not run yet")
-        tiled = True if job.tiled else None  # None: the VAE looks at the free memory
         with blaming_files(job.model):
-            pixels = job.model.vae.decode(job.latents, job.check, tiled=tiled)
+            pixels = job.model.vae.decode(job.latents, job.check)
         return to_uint8(pixels[0])
 
 
