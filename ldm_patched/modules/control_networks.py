@@ -67,7 +67,7 @@ class ControlNet(ControlBase):
 
     def cleanup(self) -> None:
         super().cleanup()
-        if self.patcher.offload_device != self.patcher.current_device:
+        if self.patcher.residence.budget is None:  # else that one sends it away when need be
             self.patcher.unpatch_model(self.patcher.offload_device)
 
     def _guide(self, x: Tensor) -> Tensor:
@@ -266,7 +266,7 @@ class T2IAdapter(ControlBase):
 
     def cleanup(self) -> None:
         super().cleanup()
-        if self.patcher.offload_device != self.patcher.current_device:
+        if self.patcher.residence.budget is None:  # else that one sends it away when need be
             self.patcher.unpatch_model(self.patcher.offload_device)
 
     def _features(self, x: Tensor) -> list[Tensor]:

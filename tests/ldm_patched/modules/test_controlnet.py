@@ -168,10 +168,11 @@ def test_a_bad_file_is_refused_in_words(tmp_path, kind):
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_folder_and_a_missing_file_are_the_system_s_errors(tmp_path):
-    for path in (tmp_path, tmp_path / "none.safetensors"):
-        with pytest.raises(OSError):
-            load(path)
+def test_a_folder_is_refused_and_a_missing_file_is_the_system_s_error(tmp_path):
+    with pytest.raises(UnsupportedModel, match="folder"):
+        load(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none.safetensors")
 
 
 def test_another_family_s_control_is_refused_at_once(tmp_path, model):
