@@ -106,6 +106,8 @@ def load_clip(
 
     embedding_directory: of the learned words that prompts may name. Raises CorruptModelFile.
     """
+    if not config.text_encoder_prefixes:
+        return None
     encoders: dict[str, ClipTextModel] = {}
     unexpected: list[str] = []
     for name, prefix in config.text_encoder_prefixes.items():

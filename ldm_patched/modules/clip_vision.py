@@ -22,7 +22,7 @@ from ldm_patched.modules.file_kinds import likely_kind
 from ldm_patched.modules.model_management import DevicePolicy
 from ldm_patched.modules.model_patcher import ModelPatcher
 from ldm_patched.modules.sd1_clip import HEAD_SIZE, OPENCLIP_PARTS, ClipLayer
-from ldm_patched.modules.weight_file import LazyWeights, open_weights
+from ldm_patched.modules.weight_file import LazyWeights, WeightFile, open_weights
 from ldm_patched.modules.weight_header import count_of
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -253,8 +253,11 @@ def load(path: str | Path, policy: DevicePolicy | None = None) -> ClipVisionMode
 
     Raises CorruptModelFile, UnsafeModelFile, UnsupportedModel or OSError.
     """
-    policy = policy or DevicePolicy.detect()
-    file = open_weights(path)
+    return load_tower(open_weights(path), policy or DevicePolicy.detect())
+
+
+def load_tower(file: WeightFile, policy: DevicePolicy) -> ClipVisionModel:
+    """As `load`, from a file that is open."""
     with utils.sound_shapes(file.name):
         config = detect_config({name: tuple(tensor.shape) for name, tensor in file.items()})
         with torch.device("meta"):

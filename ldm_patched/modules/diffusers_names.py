@@ -85,7 +85,16 @@ def module_names(config: UNetConfig, modules: list[str]) -> dict[str, str]:
 BLOCK = re.compile(
     r"((?:(?:down|up)_blocks\.\d+|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.\d+)\."
 )
-DOWN_RESNET = re.compile(r"down_blocks\.(\d+)\.resnets\.(\d+)\.conv1\.weight")
+DOWN_RESNET = re.compile(
+    r"down_blocks\.(\d+)\.resnets\.(\d+)\.(?:spatial_res_block\.)?conv1\.weight"
+)
+
+
+VIDEO_TRANSFORMER = {
+    "temporal_transformer_blocks.": "time_stack.",
+    "time_pos_embed.linear_1": "time_pos_embed.0",
+    "time_pos_embed.linear_2": "time_pos_embed.2",
+}
 
 
 def is_diffusers_unet(keys: Collection[str]) -> bool:
@@ -107,7 +116,13 @@ def unet_names(keys: Collection[str]) -> dict[str, str]:
             continue
         leaf = module[match.end() :]
         if match[2] == "resnets":
-            leaf = resnets.get(leaf, leaf)
+            spatial, temporal = "spatial_res_block.", "temporal_res_block."
+            time = "time_stack." if leaf.startswith(temporal) else ""
+            leaf = leaf.removeprefix(spatial).removeprefix(temporal)
+            leaf = time + resnets.get(leaf, leaf)
+        elif match[2] == "attentions":
+            for theirs, ours in VIDEO_TRANSFORMER.items():
+                leaf = leaf.replace(theirs, ours)
         elif match[2] == "downsamplers":
             leaf = "op"
         names[key] = f"{blocks.get(match[1], match[1])}.{leaf}.{kind}"
@@ -134,6 +149,13 @@ def _plan(keys: Collection[str]) -> UNetConfig:
 
 
 VAE_PARTS = (
+    (r"\bspatial_res_block\.", ""),
+    *(
+        (rf"\btemporal_res_block\.{theirs}\.", f"time_stack.{ours}.")
+        for ours, theirs in RESNET.items()
+    ),
+    (r"\btime_mixer\.mix_factor", "mix_factor"),
+    (r"\bdecoder\.time_conv_out\.", "decoder.conv_out.time_mix_conv."),
     (r"\bmid_block\.resnets\.0\.", "mid.block_1."),
     (r"\bmid_block\.resnets\.1\.", "mid.block_2."),
     (r"\bmid_block\.attentions\.0\.", "mid.attn_1."),

@@ -332,6 +332,21 @@ def _whole_64(side: float) -> int:
     return max(64, round(side / 64) * 64)
 
 
+class SVD(SDXL):
+    """Stable Video Diffusion: y is frame rate, amount of motion, and noise on the first picture."""
+
+    def encode_adm(
+        self,
+        fps: int = 6,
+        motion_bucket_id: int = 127,
+        augmentation_level: float = 0.0,
+        **_: Any,
+    ) -> Tensor:
+        """(1, 768). fps: 1 or more; the network counts from 0. motion_bucket_id: 0..255."""
+        numbers = (fps - 1, motion_bucket_id, augmentation_level)
+        return self._with_sizes(torch.zeros(1, 0), numbers)
+
+
 class SDXLRefiner(SDXL):
     """Stable Diffusion XL refiner: y is the pooled text, four sizes and an aesthetic score."""
 

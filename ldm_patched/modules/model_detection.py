@@ -70,8 +70,6 @@ def detect_unet_config(
     time_embed = shapes.get("time_embed.0.weight")
     if not (first and last and time_embed) or len(first) != 4 or len(last) != 4:
         return None
-    if any("time_stack" in name or "time_mixer" in name for name in shapes):
-        return None  # video
     base = first[0]
     conv_resample = any(map(RESAMPLING.fullmatch, shapes))
     counts, channels, depths = _levels(shapes, conv_resample=conv_resample)
@@ -99,6 +97,7 @@ def detect_unet_config(
         time_embed_dim=time_embed[0],
         use_linear_in_transformer=linear,
         conv_resample=conv_resample,
+        video=any(".time_stack." in name for name in shapes),
         num_heads=None if linear else SD1_HEADS,
     )
 

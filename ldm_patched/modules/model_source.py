@@ -155,12 +155,12 @@ def _with_text(places: Places, encoders: Sequence[TextEncoder]) -> Places:
     config = detect_unet_config(meta)
     if config is None:
         return places
-    families = [family for family in MODELS if family.matches(config)]
+    families = [f for f in MODELS if f.matches(config) and f.text_encoder_prefixes]
     fits = [_fitting(encoders, family.text_widths(config)) for family in families]
-    best = max(range(len(fits)), key=lambda n: len(fits[n]) / len(families[n].text_widths(config)),
-               default=None)  # fmt: skip
-    if best is None:
+    if not families:
         return places
+    shares = [len(fit) / len(f.text_widths(config)) for fit, f in zip(fits, families, strict=True)]
+    best = shares.index(max(shares))
     joined = dict(places)
     for name, encoder in fits[best].items():
         prefix = families[best].text_encoder_prefixes[name]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL, detect_autoencoder_config
-from ldm_patched.modules import model_detection, utils
+from ldm_patched.modules import clip_vision, model_detection, utils
 from ldm_patched.modules.clip import CLIP, load_clip
 from ldm_patched.modules.errors import UnsupportedModel
 from ldm_patched.modules.file_kinds import IGNORED, likely_family, likely_kind
@@ -53,8 +53,8 @@ def load_checkpoint_guess_config(
     policy: DevicePolicy | None = None,
     text_encoder_paths: Iterable[str | Path] = (),
     before_weights: Callable[[], object] | None = None,
-) -> tuple[ModelPatcher | None, CLIP | None, VAE | None, None]:
-    """(model, text encoders, VAE, None) of a checkpoint whose family its weights tell.
+) -> tuple[ModelPatcher | None, CLIP | None, VAE | None, clip_vision.ClipVisionModel | None]:
+    """(model, text encoders, VAE, image encoder) of a checkpoint whose family its weights tell.
 
     ckpt_path: a file, a diffusers folder, or a file with the UNet alone. text_encoder_paths: files
     with text encoders, for a model that has none of its own. before_weights: called once the file
@@ -65,8 +65,6 @@ def load_checkpoint_guess_config(
     part's `load_report`, and logged.
     Raises CorruptModelFile, UnsafeModelFile, UnsupportedModel or OSError.
     """
-    if output_clipvision:
-        raise UnsupportedModel("Checkpoints of the known families hold no image encoder.")
     policy = policy or DevicePolicy.detect()
     file = open_model(ckpt_path, text_encoder_paths if output_clip else ())
     config = _require_family(file)
@@ -78,7 +76,8 @@ def load_checkpoint_guess_config(
     if model is not None and vae is not None and model.model.inpaint is not None:
         grey = torch.full((1, GREY_SIDE, GREY_SIDE, 3), 0.5)
         model.model.blank_picture = vae.encode(grey).mean(dim=(2, 3), keepdim=True)
-    return model, clip, vae, None
+    vision = _load_vision(file, config, policy) if output_clipvision else None
+    return model, clip, vae, vision
 
 
 def _require_family(file: WeightFile) -> BASE:
@@ -137,6 +136,17 @@ def _load_model(file: WeightFile, config: BASE, policy: DevicePolicy) -> ModelPa
     return ModelPatcher(model, policy.device, policy.offload_device, budget=policy.budget)
 
 
+def _load_vision(
+    file: WeightFile, config: BASE, policy: DevicePolicy
+) -> clip_vision.ClipVisionModel:
+    """The image encoder of a family that has one. Raises UnsupportedModel."""
+    prefix = config.vision_prefix
+    places = {k[len(prefix) :]: (file, k) for k in file if prefix and k.startswith(prefix)}
+    if not places:
+        raise UnsupportedModel(f"{file.name} holds no image encoder. Choose another file.")
+    return clip_vision.load_tower(JoinedWeights(file.name, places, {}), policy)
+
+
 def _load_vae(file: WeightFile, prefix: str, policy: DevicePolicy) -> VAE | None:
     """The VAE under `prefix`; None if there is none. Raises UnsupportedModel, CorruptModelFile."""
     shapes = model_detection.shapes_under(file, prefix)
@@ -181,8 +191,11 @@ def load_vae(path: str | Path, policy: DevicePolicy | None = None) -> VAE:
 
 def _rest(file: WeightFile, config: BASE) -> tuple[str, ...]:
     """Names that belong to no part and are not known to be left out; they are logged."""
-    parts = (UNET_PREFIX, config.vae_prefix, *config.text_encoder_prefixes.values())
-    rest = tuple(key for key in file if not key.startswith(parts) and not IGNORED.search(key))
+    parts = [UNET_PREFIX, config.vae_prefix, *config.text_encoder_prefixes.values()]
+    parts += [config.vision_prefix] if config.vision_prefix else []
+    rest = tuple(
+        key for key in file if not key.startswith(tuple(parts)) and not IGNORED.search(key)
+    )
     if rest:
         some = ", ".join(rest[:5])
         logger.warning("%s: %d unknown weights were left out: %s", file.name, len(rest), some)

@@ -40,6 +40,9 @@ class BASE:
     Below it are either OpenCLIP's names or those of transformers, `text_model.` and so on.
     """
 
+    vision_prefix: ClassVar[str] = ""
+    """Where the image encoder's weights are, for a family that has one."""
+
     unet_dtype: torch.dtype | None = None
     """Precision in which the weights are stored; None is float32."""
     manual_cast_dtype: torch.dtype | None = None
@@ -105,6 +108,7 @@ def is_sdxl_shaped(c: UNetConfig) -> bool:
     """Sizes in y, linear projections, text attention only below the full size."""
     return (
         c.num_classes == "sequential"
+        and not c.video
         and c.use_linear_in_transformer
         and c.context_dim is not None
         and c.transformer_depth[0] == 0
@@ -117,6 +121,7 @@ def is_sd_shaped(c: UNetConfig) -> bool:
     """Text attention and nothing but time besides: Stable Diffusion 1 and 2."""
     return (
         c.num_classes is None
+        and not c.video
         and c.context_dim is not None
         and c.in_channels in IMAGE_CHANNELS
         and c.out_channels == 4
@@ -233,4 +238,21 @@ class SDXL(BASE):
         return SDXLTokenizer()
 
 
-MODELS: tuple[type[BASE], ...] = (SDXLRefiner, SDXL, SD15, SD20)
+class SVD(BASE):
+    """Stable Video Diffusion: a picture in, the frames after it out; no text."""
+
+    name = "Stable Video Diffusion"
+    model_class = model_base.SVD
+    latent_format_class = latent_formats.SD15
+    sampling_settings = {"sigma_min": 0.002, "sigma_max": 700.0}
+    vision_prefix = "conditioner.embedders.0.open_clip.model."
+
+    @classmethod
+    def matches(cls, unet_config: UNetConfig) -> bool:
+        return unet_config.video and unet_config.num_classes == "sequential"
+
+    def model_type(self, state_dict: Mapping[str, Tensor]) -> ModelType:  # noqa: ARG002
+        return ModelType.V_PREDICTION_EDM
+
+
+MODELS: tuple[type[BASE], ...] = (SVD, SDXLRefiner, SDXL, SD15, SD20)

@@ -131,6 +131,10 @@ class Pipeline:
                 before_weights=partial(self._make_place, file.size),
                 text_encoder_paths=[encoder.path for encoder in text_encoders],
             )
+        if unet is not None and unet.model.diffusion_model.config.video:
+            raise ModelUnsupported(
+                f"{file.name} makes videos, and Easel paints pictures; choose another checkpoint."
+            )
         if unet is None or clip is None:
             raise missing_part(file, "text encoders", "text_encoders")
         if own is None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ldm_patched.ldm.modules.diffusionmodules.model import Decoder, Encoder, Interrupt
+from ldm_patched.ldm.modules.diffusionmodules.video_blocks import VideoDecoder
 from ldm_patched.modules import ops
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -22,6 +23,10 @@ class AutoencoderConfig:
     num_res_blocks: int
     z_channels: int
     embed_dim: int
+    quantised: tuple[bool, bool] = (True, True)
+    """Whether there is a 1×1 convolution after the encoder, and before the decoder."""
+    video: bool = False
+    """The decoder takes a batch as the frames of one video."""
 
     @property
     def downscale(self) -> int:
@@ -35,7 +40,9 @@ def detect_autoencoder_config(shapes: Shapes) -> AutoencoderConfig | None:
     out = shapes.get("decoder.conv_out.weight")
     first = shapes.get("decoder.conv_in.weight")
     post = shapes.get("post_quant_conv.weight")
-    if not (out and first and post) or len(out) != 4 or len(first) != 4:
+    quant = "quant_conv.weight" in shapes
+    video = any("time_stack" in name for name in shapes)
+    if not (out and first and (post or video)) or len(out) != 4 or len(first) != 4:
         return None
     ch, widths = out[1], []
     while tail := shapes.get(f"decoder.up.{len(widths)}.block.0.conv2.weight"):
@@ -49,7 +56,9 @@ def detect_autoencoder_config(shapes: Shapes) -> AutoencoderConfig | None:
         ch_mult=tuple(width // ch for width in widths),
         num_res_blocks=len(blocks),
         z_channels=first[1],
-        embed_dim=post[1],
+        embed_dim=post[1] if post else first[1],
+        quantised=(quant or not video, post is not None),
+        video=video,
     )
 
 
@@ -69,9 +78,13 @@ class AutoencoderKL(nn.Module):
             "operations": operations,
         }
         self.encoder = Encoder(**sizes)
-        self.decoder = Decoder(**sizes)
-        self.quant_conv = operations.Conv2d(2 * config.z_channels, 2 * config.embed_dim, 1)
-        self.post_quant_conv = operations.Conv2d(config.embed_dim, config.z_channels, 1)
+        self.decoder = VideoDecoder(**sizes) if config.video else Decoder(**sizes)
+        moments, latents = 2 * config.z_channels, 2 * config.embed_dim
+        after, before = config.quantised
+        self.quant_conv = operations.Conv2d(moments, latents, 1) if after else nn.Identity()
+        self.post_quant_conv = nn.Identity()
+        if before:
+            self.post_quant_conv = operations.Conv2d(config.embed_dim, config.z_channels, 1)
 
     def encode(self, x: Tensor, interrupt: Interrupt = None) -> Tensor:
         """(B, 3, H, W) in -1..1 → the posterior's mean, (B, embed_dim, H/8, W/8), unscaled."""

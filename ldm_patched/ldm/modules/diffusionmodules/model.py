@@ -7,7 +7,7 @@ attention reads a channels-last map as a sequence without a copy.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -105,11 +105,17 @@ class AttnBlock(nn.Module):
 class Middle(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
-    def __init__(self, channels: int, *, operations: Any = ops.disable_weight_init) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        block_class: type[ResnetBlock] = ResnetBlock,
+        operations: Any = ops.disable_weight_init,
+    ) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, operations=operations)
+        self.block_1 = block_class(channels, channels, operations=operations)
         self.attn_1 = AttnBlock(channels, operations=operations)
-        self.block_2 = ResnetBlock(channels, channels, operations=operations)
+        self.block_2 = block_class(channels, channels, operations=operations)
 
     def forward(self, x: Tensor, interrupt: Interrupt = None) -> Tensor:
         """(B, C, H, W) → the same shape."""
@@ -168,6 +174,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents to pictures."""
 
+    block_class: ClassVar[type[ResnetBlock]] = ResnetBlock
+
     def __init__(
         self,
         *,
@@ -182,13 +190,14 @@ class Decoder(nn.Module):
         super().__init__()
         width = ch * ch_mult[-1]
         self.conv_in = operations.Conv2d(z_channels, width, 3, padding=1)
-        self.mid = Middle(width, operations=operations)
+        self.mid = Middle(width, block_class=self.block_class, operations=operations)
         stages: list[nn.Module] = []
         for level in range(len(ch_mult) - 1, -1, -1):
             stage = nn.Module()
             stage.block = nn.ModuleList()
             for _ in range(num_res_blocks + 1):
-                stage.block.append(ResnetBlock(width, ch * ch_mult[level], operations=operations))
+                out = ch * ch_mult[level]
+                stage.block.append(self.block_class(width, out, operations=operations))
                 width = ch * ch_mult[level]
             if level:
                 stage.upsample = Upsample(width, operations=operations)

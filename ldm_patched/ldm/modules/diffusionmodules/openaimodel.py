@@ -23,6 +23,7 @@ from ldm_patched.ldm.modules.diffusionmodules.unet_blocks import (
 )
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
 from ldm_patched.ldm.modules.diffusionmodules.util import timestep_embedding, zero_module
+from ldm_patched.ldm.modules.diffusionmodules.video_blocks import VideoBlockMaker, VideoFrames
 from ldm_patched.modules import ops
 
 __all__ = [
@@ -82,7 +83,8 @@ class UNetModel(nn.Module):
         self._timesteps: Tensor | float = 999.0
         self._contexts = ContextCache()
         placed: dict[str, Any] = {"dtype": dtype, "device": device}
-        make = BlockMaker(config, use_checkpoint, operations, placed)
+        maker = VideoBlockMaker if config.video else BlockMaker
+        make = maker(config, use_checkpoint, operations, placed)
         width = config.time_embed_dim
 
         def embedder(features: int) -> nn.Sequential:
@@ -134,6 +136,9 @@ class UNetModel(nn.Module):
         y: Tensor | None = None,
         control: Mapping[str, list[Tensor | None]] | None = None,
         transformer_options: Mapping[str, Any] | None = None,
+        *,
+        num_video_frames: int | None = None,
+        image_only_indicator: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
         """The network's prediction, (B, out_channels, H, W).
@@ -142,6 +147,8 @@ class UNetModel(nn.Module):
         y: (B, adm_in_channels). control: what a ControlNet gave for "input", "middle" and
         "output", the last of each list for the next block. transformer_options: patches (see
         attention.py), and "interrupt", which is called before each block and may raise.
+        num_video_frames, image_only_indicator: how a network for video splits the batch, see
+        VideoFrames; without them it is one video.
         Raises ValueError if y is needed and missing.
         """
         if timesteps is None:
@@ -156,13 +163,16 @@ class UNetModel(nn.Module):
         control = {k: list(v) for k, v in control.items()} if control else None
         emb = self.embed(timesteps, y, x.dtype)
         kv = self._contexts.store_for(context)
+        video = None
+        if self.config.video:
+            video = VideoFrames.of(len(x), num_video_frames, image_only_indicator)
 
         h = self._in_memory_format(x)
         skips = []
         for number, block in enumerate(self.input_blocks):
             interrupt()
             _locate(hooked, "input", number)
-            h = apply_control(block(h, emb, context, hooked, None, kv), control, "input")
+            h = apply_control(block(h, emb, context, hooked, None, kv, video), control, "input")
             for patch in patches.get("input_block_patch", ()):
                 h = patch(h, hooked)
             skips.append(h)
@@ -171,7 +181,7 @@ class UNetModel(nn.Module):
         interrupt()
         _locate(hooked, "middle", 0)
         if self.middle_block is not None:
-            h = self.middle_block(h, emb, context, hooked, None, kv)
+            h = self.middle_block(h, emb, context, hooked, None, kv, video)
         h = apply_control(h, control, "middle")
         for number, block in enumerate(self.output_blocks):
             interrupt()
@@ -181,7 +191,7 @@ class UNetModel(nn.Module):
                 h, skip = patch(h, skip, hooked)
             h = torch.cat([h, skip], dim=1)
             size = tuple(skips[-1].shape[-2:]) if skips else None
-            h = block(h, emb, context, hooked, size, kv)
+            h = block(h, emb, context, hooked, size, kv, video)
         norm, _, conv = self.out
         return conv(F.silu(norm(h), inplace=not torch.is_grad_enabled()))
 

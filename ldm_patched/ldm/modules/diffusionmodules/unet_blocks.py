@@ -1,6 +1,6 @@
 """What a Stable Diffusion UNet is put together from, with the family's parameter names."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -174,13 +174,17 @@ class TimestepEmbedSequential(nn.Sequential):
         transformer_options: dict[str, Any] | None = None,
         output_size: tuple[int, int] | None = None,
         kv: KVStore | None = None,
+        video: Any = None,
     ) -> Tensor:
-        """transformer_options: its "transformer_index" is counted up, if it is there."""
+        """video: the VideoFrames of a network for video, None for one without.
+
+        transformer_options: its "transformer_index" is counted up, if it is there."""
         for layer in self._modules.values():
+            frames = () if video is None else (video,)
             if isinstance(layer, ResBlock):
-                x = layer(x, emb)
+                x = layer(x, emb, *frames)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context, transformer_options, kv)
+                x = layer(x, context, transformer_options, kv, *frames)
                 if transformer_options and "transformer_index" in transformer_options:
                     transformer_options["transformer_index"] += 1
             elif isinstance(layer, Upsample):
@@ -193,6 +197,9 @@ class TimestepEmbedSequential(nn.Sequential):
 class BlockMaker:
     """Builds the three groups of blocks of a UNetConfig."""
 
+    res_block_class: ClassVar[type[ResBlock]] = ResBlock
+    transformer_class: ClassVar[type[SpatialTransformer]] = SpatialTransformer
+
     def __init__(
         self, config: UNetConfig, use_checkpoint: bool, operations: Any, placed: dict[str, Any]
     ) -> None:
@@ -202,7 +209,7 @@ class BlockMaker:
         self.operations = operations
 
     def res_block(self, channels: int, out_channels: int) -> ResBlock:
-        return ResBlock(
+        return self.res_block_class(
             channels,
             self.config.time_embed_dim,
             out_channels,
@@ -216,7 +223,7 @@ class BlockMaker:
             return []
         heads, width = self.config.heads_of(channels)
         return [
-            SpatialTransformer(
+            self.transformer_class(
                 channels,
                 heads,
                 width,

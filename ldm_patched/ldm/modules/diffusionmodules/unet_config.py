@@ -30,6 +30,8 @@ class UNetConfig:
     use_linear_in_transformer: bool = True
     conv_resample: bool = True
     """Sizes change with a convolution; false: by averaging and repetition alone."""
+    video: bool = False
+    """Every block looks along time, too; see video_blocks."""
     num_head_channels: int = 64
     """Size of an attention head, unless num_heads is set."""
     num_heads: int | None = None
