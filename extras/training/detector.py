@@ -84,7 +84,7 @@ class Detector(FactNetwork):
 
     file = DETECTOR_FILE
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 192)) -> None:
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 112, 160)) -> None:
         """widths: of the features at a half, a quarter, an eighth and a sixteenth of the sides."""
         super().__init__()
         layers: list[nn.Module] = []

@@ -1,7 +1,6 @@
 """The stages `detector` and `tower`: networks learn to tell the facts of pages."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from torch import Tensor
 from extras.training import picturebook
 from extras.training.detector import FactNetwork
 from extras.training.facts import fact_loss, readings, right, shares
-from extras.training.pages import PageGroup, PagePlan, draw_groups
+from extras.training.pages import PageGroup, PagePlan
 from extras.training.run import Stage
+from extras.training.window import LatentWindow, WindowPlan
 
 HELD_OUT = 1000
 """Pages, by seeds from 0 on, on which a finished network's accuracy is measured."""
@@ -36,13 +36,14 @@ def accuracy(network: FactNetwork, seeds: range, plan: PagePlan) -> dict[str, tu
 
 
 class FactsStage(Stage):
-    """See the module's docstring. A step takes one group of the pages."""
+    """See the module's docstring."""
 
     def __init__(
         self,
         name: str,
         network: FactNetwork,
         pages: PagePlan,
+        window: WindowPlan,
         *,
         folder: Path,
         device: torch.device,
@@ -53,24 +54,40 @@ class FactsStage(Stage):
         """folder: where the result goes. held_out: pages to measure its accuracy on."""
         self.name, self.pages, self.folder, self.device = name, pages, folder, device
         self.workers, self.bf16, self.held_out = workers, bf16, held_out
-        self.model = network.to(device)
-        self._source: Iterator[PageGroup] | None = None
+        self.model = network.to(device, memory_format=torch.channels_last)
+        self.window_plan = window
+        self.window: LatentWindow | None = None
 
     @property
     def pictures_per_step(self) -> int:
-        return self.pages.group
+        return self.window_plan.batch
 
     def identity(self) -> dict[str, Any]:
-        return {"stage": self.name, "pages": asdict(self.pages)}
+        return {"stage": self.name, "pages": asdict(self.pages),
+                "window": asdict(self.window_plan)}  # fmt: skip
 
     def begin(self, step: int) -> None:
-        self._source = draw_groups(self.pages, step, self.workers)
+        self.window = LatentWindow(
+            self.pages,
+            self.window_plan,
+            lambda group: {
+                "images": group.images.to(self.device),
+                "facts": group.facts.to(self.device),
+            },
+            device=self.device,
+            workers=self.workers,
+            first_step=step,
+        )
 
-    def compute_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
+    def rows(self, group: PageGroup) -> dict[str, Tensor]:
+        """What the window keeps: the pages themselves, and their facts."""
+        return {"images": group.images.to(self.device), "facts": group.facts.to(self.device)}
+
+    def compute_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The facts' cross-entropy, mean over the readouts."""
-        group = next(self._source)
-        images = group.images.to(self.device, non_blocking=True)
-        facts = group.facts.to(self.device, non_blocking=True)
+        self.window.advance(step)
+        batch = self.window.batch(step)
+        images, facts = batch["images"], batch["facts"]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.model(images)
         losses = {name: fact_loss(values, facts) for name, values in logits.items()}

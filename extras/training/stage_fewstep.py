@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from extras.training.errors import TrainingError
-from extras.training.noise import LegacyDDPMDiscretization, append_dims
+from extras.training.noise import append_dims
 from extras.training.objectives import STEPS
 from extras.training.stage_lora import LoraStage
 from ldm_patched.k_diffusion.sampling import sample_lcm
@@ -56,7 +56,7 @@ class FewstepStage(LoraStage):
 
     def levels(self, count: int) -> tuple[Tensor, Tensor]:
         """(sigma, the one a step below), (count,) each; below the last level is 0."""
-        table = LegacyDDPMDiscretization().get_sigmas(STEPS).flip(0).to(self.device)
+        table = self.denoiser.sigmas
         index = torch.randint(0, STEPS, (count,)).to(self.device)
         below = table[(index - SKIP).clamp(min=0)] * (index >= SKIP)
         return table[index], below

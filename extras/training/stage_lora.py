@@ -18,11 +18,13 @@ from extras.training.window import WindowPlan
 
 @dataclass(frozen=True, kw_only=True)
 class LoraPlan:
-    """title: of the file and the run; trigger: words that call for it, for the file's metadata."""
+    """title: of the run, and with `prefix` of the file; trigger: words that call for it, for the
+    file's metadata."""
 
     title: str
     trigger: str = ""
     rank: int = 8
+    prefix: str = "easel-mini-"
 
 
 class AdapterStage(DiffusionStage):
@@ -97,5 +99,5 @@ class LoraStage(AdapterStage):
     def finish(self) -> list[Path]:
         """Write the LoRA in the form of kohya's. Raises TrainingFolderError."""
         weights: dict[str, Tensor] = half(kohya_file(self.added))
-        name = f"easel-mini-{self.plan.title}.safetensors"
+        name = f"{self.plan.prefix}{self.plan.title}.safetensors"
         return self.write(weights, *self.places(name), metadata=self.metadata())

@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from extras.training.pages import GroupSource, PagePlan
 from extras.training.picture_folder import open_folder
 from extras.training.run import Stage
 from extras.training.scenes.finishes import FINISHES
+from extras.training.scenes.scene import SIZES
 from extras.training.stage_base import BasePlan, BaseStage
 from extras.training.stage_control import ControlStage
 from extras.training.stage_diffusion import Workplace
@@ -26,8 +29,10 @@ from extras.training.stage_text import TextStage
 from extras.training.stage_vae import VaeStage
 from extras.training.window import WindowPlan
 from ldm_patched.modules.model_management import cpu_has_bf16
+from ldm_patched.modules.sd import read_model_metadata
 
-SIZES = {"mini": builtin.MINI, "toy": builtin.TOY}
+MODELS = {"mini": builtin.MINI, "toy": builtin.TOY}
+SDXL_AREA = 1024 * 1024
 
 
 class Pace(NamedTuple):
@@ -55,8 +60,8 @@ SCALES = {
             "vae": Pace(96, 12_000, 6e-4),
             "text": Pace(512, 4_000, 1e-3),
             "base": Pace(512, 60_000, 8e-4),
-            "detector": Pace(128, 6_000, 1e-3),
-            "tower": Pace(256, 6_000, 1e-3),
+            "detector": Pace(128, 20_000, 1e-3),
+            "tower": Pace(256, 8_000, 1e-3),
             "lora": Pace(256, 2_000, 2e-3),
             "fewstep": Pace(256, 4_000, 1e-3),
             "ip": Pace(256, 12_000, 1e-3),
@@ -110,7 +115,7 @@ def make_vae_stage(args: argparse.Namespace, device: torch.device, scale: Scale)
         captions=0,
     )
     return VaeStage(
-        SIZES[args.size],
+        MODELS[args.size],
         pages,
         folder=args.folder,
         device=device,
@@ -124,7 +129,7 @@ def make_vae_stage(args: argparse.Namespace, device: torch.device, scale: Scale)
 def make_text_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> TextStage:
     """The stage between as the command line says."""
     return TextStage(
-        SIZES[args.size],
+        MODELS[args.size],
         folder=args.folder,
         device=device,
         batch=first(args.batch, scale.paces["text"].batch),
@@ -140,11 +145,12 @@ def make_facts_stage(args: argparse.Namespace, device: torch.device, scale: Scal
         network: FactNetwork = Detector((8, 8, 8, 8)) if toy else Detector()
     else:
         network = FactTower(TOY_TOWER if toy else MINI_TOWER)
-    batch = first(args.batch, scale.paces[args.stage].batch)
     return FactsStage(
         args.stage,
         network,
-        PagePlan(seed=args.seed, group=batch, captions=0),
+        PagePlan(seed=args.seed, captions=0),
+        # Pages are kept as they are here, 200 kB each, not as latents.
+        replace(make_window(args, scale, scale.capacity // 8), reuse=first(args.reuse, 3.0)),
         folder=args.folder,
         device=device,
         workers=_workers(args),
@@ -152,9 +158,9 @@ def make_facts_stage(args: argparse.Namespace, device: torch.device, scale: Scal
     )
 
 
-def make_window(args: argparse.Namespace, scale: Scale) -> WindowPlan:
-    """The window of a stage that trains on latents."""
-    capacity = first(args.capacity, scale.capacity)
+def make_window(args: argparse.Namespace, scale: Scale, capacity: int | None = None) -> WindowPlan:
+    """The window of a stage that trains on latents; capacity: if none is asked for."""
+    capacity = first(args.capacity, first(capacity, scale.capacity))
     return WindowPlan(
         batch=first(args.batch, scale.paces[args.stage].batch),
         capacity=capacity,
@@ -186,7 +192,7 @@ def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale
         start_from=args.start_from,
     )
     return BaseStage(
-        SIZES[args.size],
+        MODELS[args.size],
         PagePlan(seed=args.seed),
         make_window(args, scale),
         plan,
@@ -196,20 +202,42 @@ def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale
 
 
 def make_lora_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> LoraStage:
-    """A LoRA of a look of the picture book, of a folder of pictures, or of few steps."""
-    few, seed = args.stage == "fewstep", args.seed
-    title = args.title or ("lcm" if few else args.finish)
-    source: GroupSource = PagePlan(seed=seed, finish="" if few else args.finish)
-    trigger = "" if few else FINISHES[args.finish][1][0]
-    if args.pictures and not few:
-        trigger = args.trigger or ""
-        title = args.title or args.pictures.name
-        source = open_folder(args.pictures, seed=seed, trigger=trigger)
-    kind = FewstepStage if few else LoraStage
-    return kind(
-        LoraPlan(title=title, trigger=trigger, rank=first(args.rank, 16 if few else 8)),
-        args.start_from or args.folder / MODEL_FILE,
+    """A LoRA of a look of the picture book, or of a folder of pictures."""
+    base = args.start_from or args.folder / MODEL_FILE
+    title, trigger, prefix = args.finish, FINISHES[args.finish][1][0], LoraPlan.prefix
+    capacity = None
+    source: GroupSource = PagePlan(seed=args.seed, finish=args.finish)
+    if args.pictures:
+        title, trigger = args.title or args.pictures.name, args.trigger or ""
+        title, prefix = re.sub(r"[^\w.+ -]", "_", title), ""
+        source = open_folder(args.pictures, seed=args.seed, trigger=trigger, sizes=sizes_of(base))
+        capacity = 8 * len(source.pictures)  # each in some cuts
+    return LoraStage(
+        LoraPlan(title=title, trigger=trigger, rank=first(args.rank, 8), prefix=prefix),
+        base,
         source,
+        make_window(args, scale, capacity),
+        make_place(args, device),
+        output=args.output,
+    )
+
+
+def sizes_of(base: Path) -> tuple[tuple[int, int], ...]:
+    """(width, height) of the pictures that a checkpoint was trained on: the picture book's, as much
+    larger as its area. Raises EngineErrors."""
+    area = (read_model_metadata(base).area if base.is_file() else None) or SDXL_AREA
+    factor = (area / (SIZES[0][0] * SIZES[0][1])) ** 0.5
+    return tuple((round(w * factor / 32) * 32, round(h * factor / 32) * 32) for w, h in SIZES)
+
+
+def make_fewstep_stage(
+    args: argparse.Namespace, device: torch.device, scale: Scale
+) -> FewstepStage:
+    """A LoRA for few steps."""
+    return FewstepStage(
+        LoraPlan(title="lcm", rank=first(args.rank, 8)),
+        args.start_from or args.folder / MODEL_FILE,
+        PagePlan(seed=args.seed),
         make_window(args, scale),
         make_place(args, device),
         output=args.output,
@@ -251,7 +279,7 @@ STAGES: dict[str, Callable[[argparse.Namespace, torch.device, Scale], Stage]] = 
     "detector": make_facts_stage,
     "tower": make_facts_stage,
     "lora": make_lora_stage,
-    "fewstep": make_lora_stage,
+    "fewstep": make_fewstep_stage,
     "ip": make_ip_stage,
     "control": make_control_stage,
 }

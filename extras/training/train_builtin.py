@@ -22,7 +22,7 @@ from extras.training.loss import LOSS_TYPES
 from extras.training.objectives import OBJECTIVES, WEIGHTINGS
 from extras.training.run import Run, RunPlan
 from extras.training.scenes.finishes import FINISHES
-from extras.training.stage_makers import SCALES, SIZES, STAGES, first
+from extras.training.stage_makers import MODELS, SCALES, STAGES, first
 from ldm_patched.modules.errors import EngineError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weighting", choices=sorted(WEIGHTINGS), default="", help="of noise levels in the loss")
     add("--loss", choices=LOSS_TYPES, default="l2")
     add("--offset-noise", type=float, default=0.05)
-    add("--size", choices=sorted(SIZES), default="mini", help="toy is for tests")
+    add("--size", choices=sorted(MODELS), default="mini", help="toy is for tests")
     add("--float32", action="store_true", help="never compute in bfloat16")
     add("--checkpointing", action="store_true", help="save memory, compute more")
     add("--compile", action="store_true", help="compile the network first: minutes, then faster")

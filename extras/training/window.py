@@ -91,15 +91,21 @@ class LatentWindow:
         stores = [self._stores[key] for key in sorted(self._stores)]
         store = rng.choices(stores, [len(store) for store in stores])[0]
         rows = store.rows(rng, self.plan.batch)
-        tokens = store.tokens[rows, torch.tensor([
-            rng.randrange(store.tokens.shape[1]) for _ in range(self.plan.batch)
-        ])].long()  # fmt: skip
-        emptied = torch.tensor([rng.random() < self.plan.dropout for _ in range(self.plan.batch)])
-        tokens = torch.where(emptied[:, None], torch.from_numpy(framed([])).long(), tokens)
         here = rows.to(self.device)
         kept = {name: tensor[here] for name, tensor in store.kept.items()}
         floats = {name: t.float() for name, t in kept.items() if t.is_floating_point()}
-        return {**kept, **floats, **conditions(tokens, store.numbers[rows], self.device)}
+        return {**kept, **floats, **self._told(store, rows, rng)}
+
+    def _told(self, store: "_Store", rows: Tensor, rng: Random) -> Batch:
+        """The conditioner's inputs of these rows; nothing where the pages have no captions."""
+        phrasings, count = store.tokens.shape[1], len(rows)
+        if not phrasings:
+            return {}
+        picked = torch.tensor([rng.randrange(phrasings) for _ in range(count)])
+        tokens = store.tokens[rows, picked].long()
+        emptied = torch.tensor([rng.random() < self.plan.dropout for _ in range(count)])
+        tokens = torch.where(emptied[:, None], torch.from_numpy(framed([])).long(), tokens)
+        return conditions(tokens, store.numbers[rows], self.device)
 
 
 def conditions(tokens: Tensor, numbers: Tensor, device: torch.device) -> Batch:

@@ -71,11 +71,11 @@ def test_pieces_have_the_side_that_was_asked_for():
 
 def test_training_never_sees_the_held_out_seeds(monkeypatch):
     seeds = []
-    draw = pages_module.picturebook.draw
+    scene = pages_module.picturebook.scene_from_seed
     monkeypatch.setattr(
         pages_module.picturebook,
-        "draw",
-        lambda seed, **options: seeds.append(seed) or draw(seed, **options),
+        "scene_from_seed",
+        lambda seed, **options: seeds.append(seed) or scene(seed, **options),
     )
     PagePlan(group=4, **SMALL).draw_group(0)
     assert min(seeds) >= pages_module.FIRST_TRAINING_SEED == 1_000_000

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from io import StringIO
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +26,11 @@ from extras.training.pages import PagePlan
 from extras.training.run import Run, RunPlan
 from extras.training.scenes.scene import Scene, Thing
 from extras.training.stage_facts import FactsStage, accuracy
+from extras.training.window import WindowPlan
 from ldm_patched.modules import clip_vision
 
-PAGES = PagePlan(group=4, captions=0, sizes=((64, 64), (96, 64)), weights=(1.0, 1.0))
+PAGES = PagePlan(group=2, captions=0, sizes=((64, 64), (96, 64)), weights=(1.0, 1.0))
+WINDOW = WindowPlan(batch=4, capacity=8, start=4, reuse=2.0)
 PLAN = RunPlan(
     folder=Path(), steps=4, warmup=2, grid_minutes=0, checkpoint_minutes=1e9, log_seconds=0
 )
@@ -49,7 +50,7 @@ def network(name: str):
 def facts_run(folder: Path, name: str, **changes) -> Run:
     torch.manual_seed(0)
     stage = FactsStage(
-        name, network(name), PAGES,
+        name, network(name), PAGES, WINDOW,
         folder=folder, device=torch.device("cpu"), bf16=False, held_out=6,
     )  # fmt: skip
     return Run(stage, replace(PLAN, folder=folder, **changes), StringIO())
@@ -125,13 +126,17 @@ def test_resumes_to_the_weights_of_an_uninterrupted_run(name, tmp_path):
 @pytest.mark.parametrize("name", ["detector", "tower"])
 def test_learns_the_facts_of_a_few_pages(name, tmp_path):
     run = facts_run(tmp_path, name, steps=70, warmup=1, cooldown=0.01, learning_rate=8e-3)
-    group = PAGES.draw_group(0)
-    run.stage.begin = lambda _step: setattr(run.stage, "_source", repeat(group))
+    run.stage.begin(0)
+    run.stage.window.advance(0)
+    batch = run.stage.window.batch(0)
+    run.stage.begin = lambda _step: None
+    run.stage.window.advance, run.stage.window.batch = (lambda _step: None, lambda _step: batch)
 
     def share() -> float:
         with torch.no_grad():
-            found = next(iter(run.stage.model(group.images).values())) > 0
-        return float((found == group.facts.bool())[group.facts.bool()].float().mean())
+            found = next(iter(run.stage.model(batch["images"]).values())) > 0
+        true = batch["facts"].bool()
+        return float((found == true)[true].float().mean())
 
     assert share() < 0.3
     assert run.train()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from extras.training import train_builtin
 from extras.training.base_parts import MODEL_FILE
 from extras.training.errors import CheckpointError, TrainingFolderError
 from extras.training.low_rank import LowRankSet
@@ -18,6 +19,7 @@ from extras.training.scenes.finishes import FINISHES
 from extras.training.scenes.scene import SIZES
 from extras.training.stage_fewstep import SKIP, FewstepStage
 from extras.training.stage_lora import LoraPlan, LoraStage
+from extras.training.stage_makers import sizes_of
 from ldm_patched.modules.lora import read_lora
 from ldm_patched.modules.sd import load_checkpoint_guess_config, load_lora_for_models
 from ldm_patched.modules.utils import load_metadata
@@ -209,6 +211,24 @@ def test_a_folder_of_pictures_is_a_source(base, tmp_path):
         assert group.images.shape == (3, height, width, 3)
         assert torch.equal(group.images, source.draw_group(number).images)
     assert run_of(lora(base, tmp_path, source=source), tmp_path, steps=2).train()
+
+
+def test_the_command_line_trains_a_lora_on_a_folder(base, tmp_path, capsys):
+    write_pictures(tmp_path)
+    line = ["--stage", "lora", "--pictures", str(tmp_path), "--trigger", "sks", "--title", "mi/ne",
+            "--start-from", str(base), "--folder", str(tmp_path / "run"), "--device", "cpu",
+            "--batch", "1", "--workers", "0", "--steps", "1", "--rank", "2",
+            "--output", str(tmp_path / "loras")]  # fmt: skip
+    assert train_builtin.main(line) == 0
+    assert "Stage lora is done: mi_ne.safetensors" in capsys.readouterr().err
+    entries = load_metadata(tmp_path / "loras" / "mi_ne.safetensors")
+    assert (entries["modelspec.trigger_phrase"], entries["ss_network_dim"]) == ("sks", "2")
+
+
+def test_sizes_are_those_of_the_checkpoint(base, tmp_path):
+    assert sizes_of(base) == SIZES
+    large = sizes_of(tmp_path / "an sdxl that tells nothing.safetensors")
+    assert large[:3] == ((1024, 1024), (1152, 896), (896, 1152))
 
 
 def test_pictures_are_cut_to_the_nearest_size_and_tell_it():
