@@ -80,6 +80,8 @@ class InputStore:
         for number, prompt in enumerate(prompts, 1):
             if not self.has(prompt.image):
                 raise missing_input(f"The picture of image prompt {number}")
+            if prompt.region is not None and not self.has(prompt.region):
+                raise missing_input(f"The region of image prompt {number}")
 
     def _path(self, image: str) -> Path:
         return self._folder / image[:2] / image

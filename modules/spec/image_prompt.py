@@ -1,9 +1,9 @@
 """Image prompts: pictures that steer a picture, each in its own way."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modules.spec import limits
 
@@ -79,12 +79,26 @@ class ImagePrompt(BaseModel):
         title="Which face",
         description="Of several in the picture; 1 is the largest.",
     )
+    region: ImageHash | None = Field(
+        None,
+        title="Region",
+        description="Of an image prompt or a face: a stored picture, white where it counts and "
+        "black where not; empty is everywhere.",
+    )
     canny_low: Threshold = Field(
         64, title="Lower threshold", description="Of canny; lower finds more edges."
     )
     canny_high: Threshold = Field(
         128, title="Upper threshold", description="Of canny; lower finds more edges."
     )
+
+    @model_validator(mode="after")
+    def _structure_is_everywhere(self) -> Self:
+        if self.region is not None and self.type.is_structure:
+            raise ValueError(
+                "has a region, which is for the types image_prompt and face; leave it empty"
+            )
+        return self
 
     @property
     def stops_at(self) -> float:

@@ -78,17 +78,25 @@ own small model."""
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image prompt with its pixels, uint8 (H, W, 3)."""
+    """An image prompt with its pixels, and those of its region if it has one, uint8 (H, W, 3)."""
 
     prompt: ImagePrompt
     pixels: np.ndarray
+    region: np.ndarray | None = None
+
+    @property
+    def region_mask(self) -> Tensor | None:
+        """(H, W) in 0..1: where it counts; None is everywhere."""
+        if self.region is None:
+            return None
+        return torch.from_numpy(self.region).float().mean(-1) / 255.0
 
 
 class PictureTask:
     """Pictures whose content counts, to be attached to a clone of the UNet."""
 
-    def __init__(self, tasks: Sequence[tuple[Any, float, float]]) -> None:
-        """tasks: (what preprocess gave, stop, weight) each."""
+    def __init__(self, tasks: Sequence[tuple[Any, float, float, Tensor | None]]) -> None:
+        """tasks: (what preprocess gave, stop, weight, region) each."""
         self.tasks = tuple(tasks)
 
     def attach(self, unet: "ModelPatcher") -> None:
@@ -132,7 +140,8 @@ class ImagePromptShelf:
             with reading(file):
                 self._adapters.load_ip_adapter(*paths)
                 conds = self._adapters.preprocess(content_of(picture), paths[2])
-            tasks.append((conds, picture.prompt.stops_at, picture.prompt.weighs))
+            prompt = picture.prompt
+            tasks.append((conds, prompt.stops_at, prompt.weighs, picture.region_mask))
         return PictureTask(tasks)
 
     def control(

@@ -71,7 +71,9 @@ def _prepare(job: Job, studio: "Studio") -> None:
 
     # First of all, whether everything is there: nothing is loaded for a task that cannot be done.
     files = [find_file(studio.catalog, NEEDED[p.type], p.type, context_dim) for p in prompts]
-    pictures = [Picture(prompt, store.read(prompt.image)) for prompt in prompts]
+    pictures = [
+        Picture(p, store.read(p.image), store.read(p.region) if p.region else None) for p in prompts
+    ]
     shelf = studio.pipeline.image_prompts
     contents = [picture for picture in pictures if not picture.prompt.type.is_structure]
     if contents:

@@ -60,6 +60,8 @@ def test_a_request_needs_its_pictures(store):
     with pytest.raises(SpecError, match="image prompt 2 is not stored here") as caught:
         store.require((there, ImagePrompt(image="b" * 64)))
     assert caught.value.field == "image_prompts"
+    with pytest.raises(SpecError, match="region of image prompt 1"):
+        store.require((ImagePrompt(image=there.image, region="b" * 64),))
 
 
 def test_there_is_a_bound_to_all_of_them(store, monkeypatch):

@@ -63,6 +63,11 @@ def test_a_request_comes_back_from_its_json():
         ({"image": HASH, "canny_low": 0}, "Lower threshold of image prompt 2 must be at least 1."),
         ({"image": HASH, "path": "/x"}, "Field 'path' of image prompt 2 is not known; remove it."),
         ("x", "Image prompt 2 must be"),
+        ({"image": HASH, "region": "x"}, "Region of image prompt 2 must be the SHA-256 of"),
+        (
+            {"image": HASH, "type": "canny", "region": HASH},
+            "Image prompt 2 has a region, which is for",
+        ),
     ],
 )
 def test_a_wrong_entry_is_said_by_its_number(entry, sentence):

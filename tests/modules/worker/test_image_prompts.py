@@ -169,6 +169,35 @@ def test_a_picture_s_content_changes_the_picture_and_leaves_no_trace(studio):
     assert np.array_equal(plain, pixels(studio, [{**entry, "weight": 0}]))
 
 
+def put_mask(studio, left, right):
+    """The hash of a stored region, its halves these greys."""
+    image = Image.new("L", (64, 64), left)
+    image.paste(right, (32, 0, 64, 64))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return InputStore(studio.settings.inputs_path).add(buffer.getvalue()).image
+
+
+def test_a_region_bounds_where_the_picture_counts(studio):
+    put_adapter(studio)
+    entry = {"image": put(studio), "stop": 1.0, "weight": 1.0}
+    plain, everywhere = pixels(studio), pixels(studio, [entry])
+    white = pixels(studio, [{**entry, "region": put_mask(studio, 255, 255)}])
+    assert np.abs(white - everywhere).max() <= 2
+    left = pixels(studio, [{**entry, "region": put_mask(studio, 255, 0)}])
+    right = pixels(studio, [{**entry, "region": put_mask(studio, 0, 255)}])
+    assert differ(left, right)
+    assert differ(left, plain)
+    both = [{**entry, "region": put_mask(studio, *greys)} for greys in ((255, 0), (0, 255))]
+    assert differ(pixels(studio, both), left)
+
+
+def test_a_region_that_is_gone_is_said(studio):
+    put_adapter(studio)
+    task = run(studio, [{"image": put(studio), "region": "e" * 64}])
+    assert (task.state, task.code) == (TaskState.FAILED, "E_INPUT")
+
+
 def test_the_same_picture_runs_no_tower_again(studio):
     put_adapter(studio)
     entry = {"image": put(studio)}
