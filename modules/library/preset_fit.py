@@ -35,6 +35,9 @@ def fit_preset(preset: Preset, catalog: Catalog, styles: Container[str] | None =
     vaes = {file.name for file in catalog.files(ModelFolder.VAE)}
     if settings.get("vae") and settings["vae"] not in vaes:
         sentences.append(_about_file(f"The VAE {settings['vae']}", settings.pop("vae"), preset))
+    if settings.get("refiner") and settings["refiner"] not in names:
+        refiner = settings.pop("refiner")
+        sentences.append(_about_file(f"The refiner {refiner}", refiner, preset))
     if "loras" in settings:
         settings["loras"] = loras
     if styles is not None and "styles" in settings:

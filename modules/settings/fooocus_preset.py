@@ -24,9 +24,6 @@ _LEFT_OUT = frozenset(
         "default_loras_max_weight",
         "default_save_metadata_to_images",
         "default_inpaint_engine_version",
-        "default_overwrite_switch",
-        "default_refiner",
-        "default_refiner_switch",
     }
 )
 
@@ -82,13 +79,16 @@ def _performance(value: Any) -> dict[str, Any]:
     return {"performance": _PERFORMANCE[value]}
 
 
-def _steps(value: Any) -> dict[str, Any]:
-    return {"overwrite_step": value} if isinstance(value, int) and value > 0 else {}
+def _steps(field: str) -> Callable[[Any], dict[str, Any]]:
+    """-1 is Fooocus's word for none."""
+    return lambda value: {field: value} if isinstance(value, int) and value > 0 else {}
 
 
 _FIELDS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "default_model": _plain("checkpoint"),
     "default_vae": _plain("vae"),
+    "default_refiner": _plain("refiner"),
+    "default_refiner_switch": _plain("refiner_switch"),
     "default_loras": _loras,
     "default_cfg_scale": _plain("cfg_scale"),
     "default_sample_sharpness": _plain("sharpness"),
@@ -96,7 +96,8 @@ _FIELDS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "default_clip_skip": _plain("clip_skip"),
     "default_sampler": _plain("sampler"),
     "default_scheduler": _plain("scheduler"),
-    "default_overwrite_step": _steps,
+    "default_overwrite_step": _steps("overwrite_step"),
+    "default_overwrite_switch": _steps("overwrite_switch"),
     "default_performance": _performance,
     "default_image_number": _plain("image_count"),
     "default_prompt": _plain("prompt"),

@@ -70,6 +70,14 @@ class Scheduler(StrEnum):
     LINEAR_QUADRATIC = "linear_quadratic"
 
 
+class RefinerMethod(StrEnum):
+    """How a refiner takes over from the checkpoint."""
+
+    JOINT = "joint"
+    SEPARATE = "separate"
+    VAE = "vae"
+
+
 class TaskState(StrEnum):
     """The life of a task: queued → running → one of the last three."""
 

@@ -20,6 +20,8 @@ FEW_STEPS: Mapping[str, Any] = {
     "adm_positive": 1.0,
     "adm_negative": 1.0,
     "adm_end": 0.0,
+    "refiner": "",
+    "refiner_switch": 1.0,
 }
 _DECIDED = frozenset({*FEW_STEPS, "sampler", "scheduler", "rescale_cfg"})
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from modules.spec import limits
+from modules.spec.flags import RefinerMethod
 
 FREEU_SENTENCE = "takes b1 and b2 from 0 to 2, then s1 and s2 from 0 to 4, or nothing at all"
 
@@ -120,6 +121,33 @@ class QualityFields(BaseModel):
         ):
             raise ValueError(FREEU_SENTENCE)
         return numbers
+
+    refiner: str = Field(
+        "",
+        max_length=255,
+        title="Refiner",
+        description="A checkpoint that paints the last steps, such as the SDXL refiner; empty is "
+        "none.",
+    )
+    refiner_switch: float = Field(
+        0.8,
+        ge=0.1,
+        le=1.0,
+        title="Refiner from",
+        description="The share of the steps after which the refiner takes over; 0.8 suits the "
+        "SDXL refiner, 1 leaves it out.",
+    )
+    refiner_method: RefinerMethod = Field(
+        RefinerMethod.JOINT,
+        title="Refiner takes over",
+        description="joint goes on in the same run, separate begins a new one, vae paints over "
+        "the finished picture.",
+    )
+    overwrite_switch: StepCount | None = Field(
+        None,
+        title="Refiner from step",
+        description="The number of steps before the refiner takes over; empty takes the share.",
+    )
 
     @model_validator(mode="after")
     def _guidance_has_a_while(self) -> Self:

@@ -32,13 +32,18 @@ def resolve_spec(
     if sizes.area < SDXL.area / 2:  # such a model has learned its own sizes alone
         quality |= {name: BEFORE_QUALITY[name] for name in _PLAIN_SIZES}
     seeds = () if spec.seed is None else (spec.seed_of(index) for index in range(spec.image_count))
+    steps = (asked.overwrite_step or asked.steps) if mode is None else spec.steps
+    refiner_step = spec.overwrite_switch or round(steps * spec.refiner_switch)
+    if not spec.refiner or refiner_step >= steps:
+        quality["refiner"], refiner_step = "", None
     weight = mode.lora.weight if mode is not None and mode.lora is not None else 0.0
     return ResolvedSpec(
         checkpoint=checkpoint,
         width=size.width,
         height=size.height,
         seeds=tuple(seeds),
-        steps=(asked.overwrite_step or asked.steps) if mode is None else spec.steps,
+        steps=steps,
+        refiner_step=refiner_step,
         cfg_scale=spec.cfg_scale,
         sampler=spec.sampler,
         scheduler=spec.scheduler,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from modules.spec import limits
 from modules.spec.errors import LimitError, SpecError
-from modules.spec.flags import OutputFormat, Sampler, Scheduler
+from modules.spec.flags import OutputFormat, RefinerMethod, Sampler, Scheduler
 from modules.spec.image_prompt import ImagePrompt
 from modules.spec.quality import BEFORE_QUALITY, QualityFields
 
@@ -219,7 +219,7 @@ class TaskSpec(QualityFields):
             raise ValueError("must be names from the list; choose them there")
         return tuple(dict.fromkeys(name.replace("\x00", "") for name in styles))
 
-    @field_validator("checkpoint", "vae", "preset", "performance")
+    @field_validator("checkpoint", "vae", "preset", "performance", "refiner")
     @classmethod
     def _name_is_no_path_trick(cls, name: str) -> str:
         return _listed_name(name)
@@ -375,3 +375,6 @@ class ResolvedSpec(BaseModel):
     guidance_start: float = 0.0
     guidance_end: float = 1.0
     rescale_cfg: float = 0.0
+    refiner: str = ""
+    refiner_step: int | None = None  # its first one, counted from 0; None without a refiner
+    refiner_method: RefinerMethod = RefinerMethod.JOINT

@@ -63,6 +63,8 @@ class Job:
     resolved: ResolvedSpec | None = None  # resolve
     sizes: SizeTable | None = None  # resolve
     mode_lora: ModelFile | None = None  # resolve; of the performance mode
+    refiner_file: ModelFile | None = None  # resolve
+    refiner: "LoadedModel | None" = None  # prompts
     plan: PromptPlan | None = None  # prompts
     lora_files: dict[str, ModelFile] = field(default_factory=dict)  # prompts; by name
     base: "LoadedModel | None" = None  # prompts; the checkpoint as it is
@@ -77,6 +79,8 @@ class Job:
     index: int = 0
     positive: list[Any] = field(default_factory=list)  # prompts; [[cond, {"pooled_output": …}]]
     negative: list[Any] = field(default_factory=list)  # prompts
+    refiner_positive: list[Any] = field(default_factory=list)  # prompts; as the refiner reads it
+    refiner_negative: list[Any] = field(default_factory=list)  # prompts
     latents: "Tensor | None" = None  # sample; (1, 4, H/8, W/8) in the VAE's scale
     pixels: "np.ndarray | None" = None  # decode; (H, W, 3) uint8
 

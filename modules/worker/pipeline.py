@@ -33,6 +33,7 @@ from modules.worker.job import Job
 from modules.worker.model_files import FileStamp, missing_part, reading, size_in_words, stamp_of
 from modules.worker.previews import make_previewer
 from modules.worker.progress import Previewer
+from modules.worker.refining import last_vae, refiner_switch
 
 logger = logging.getLogger(__name__)
 
@@ -102,13 +103,15 @@ class Pipeline:
         vae: ModelFile | None = None,
         spare_vaes: Sequence[ModelFile] = (),
         text_encoders: Sequence[ModelFile] = (),
+        beside: int = 0,
     ) -> LoadedModel:
         """The model of `file`: the one in memory if the file has not changed since.
 
         on_loading: told a sentence before a file is read. check: may raise to stop before that.
         vae: a file to take in the place of the checkpoint's own. spare_vaes, text_encoders: files
         for a checkpoint without the part; of the VAEs only a single one, for no name tells which
-        fits. Raises ModelMissing, ModelUnsupported, or what the engine's loader raises.
+        fits. beside: so many of the models used last stay, whatever is kept otherwise.
+        Raises ModelMissing, ModelUnsupported, or what the engine's loader raises.
         """
         stamp = stamp_of(file)
         vae_stamp = None if vae is None else stamp_of(vae)
@@ -128,7 +131,7 @@ class Pipeline:
                 output_vae=vae is None,
                 embedding_directory=self._embeddings_path,
                 # A file that is no model at all shall not cost the one that is loaded.
-                before_weights=partial(self._make_place, file.size),
+                before_weights=partial(self._make_place, file.size, beside),
                 text_encoder_paths=[encoder.path for encoder in text_encoders],
             )
         if unet is not None and unet.model.diffusion_model.config.video:
@@ -218,10 +221,13 @@ class Pipeline:
         self._dressed = replace(model, unet=unet, clip=clip, loras=stamps, word_loras=tuple(words))
         return self._dressed
 
-    def _make_place(self, size: int) -> None:
-        """Forget the models used longest ago until one of `size` bytes fits in the computer."""
-        self.drop_models(keep=self._models_kept - 1)
-        while self._models and self._free_ram() < size + RAM_RESERVE:
+    def _make_place(self, size: int, beside: int = 0) -> None:
+        """Forget the models used longest ago until one of `size` bytes fits in the computer.
+
+        beside: so many are in use and stay.
+        """
+        self.drop_models(keep=max(beside, self._models_kept - 1))
+        while len(self._models) > beside and self._free_ram() < size + RAM_RESERVE:
             self.drop_models(keep=len(self._models) - 1)
 
     def drop_models(self, keep: int = 0) -> None:
@@ -320,6 +326,7 @@ class Pipeline:
                 empty,
                 callback=on_step,
                 seed=[job.seed],
+                refiner=refiner_switch(job),
             )
 
     @torch.inference_mode()
@@ -328,7 +335,7 @@ class Pipeline:
         if job.model is None or job.latents is None:
             raise RuntimeError("the sample stage has not run yet")
         with blaming_files(job.model):
-            pixels = job.model.vae.decode(job.latents, job.check)
+            pixels = last_vae(job).decode(job.latents, job.check)
         return to_uint8(pixels[0])
 
 

@@ -39,6 +39,15 @@ def run(job: Job, studio: "Studio") -> None:
         spare_vaes=studio.catalog.files(ModelFolder.VAE),
         text_encoders=studio.catalog.files(ModelFolder.TEXT_ENCODERS),
     )
+    if job.refiner_file is not None:
+        job.refiner = studio.pipeline.refresh(
+            job.refiner_file,
+            lambda words: job.task.emit(Loading(message=words)),
+            job.check_stop,
+            spare_vaes=studio.catalog.files(ModelFolder.VAE),
+            text_encoders=studio.catalog.files(ModelFolder.TEXT_ENCODERS),
+            beside=1,
+        )
     used = dict.fromkeys(use.file for picture in job.plan.pictures for use in picture.loras)
     loras = [job.lora_files[name] for name in used]
     if job.mode_lora is not None:
@@ -82,3 +91,6 @@ def encode(job: Job, studio: "Studio") -> None:
         job.negative = job.positive
     else:
         job.negative = pipeline.encode(model, prompt.negative, len(prompt.negative), skip)
+    if job.refiner is not None:
+        job.refiner_positive = pipeline.encode(job.refiner, prompt.positive, prompt.pooled_count)
+        job.refiner_negative = pipeline.encode(job.refiner, prompt.negative, len(prompt.negative))

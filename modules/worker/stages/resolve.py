@@ -34,6 +34,8 @@ def run(job: Job, studio: "Studio") -> None:
         sizes=job.sizes,
         lora=job.mode_lora.name if job.mode_lora else "",
     )
+    if job.resolved.refiner:
+        job.refiner_file = studio.catalog.find_checkpoint(job.resolved.refiner)
     job.task.set_resolved(job.resolved)
 
 

@@ -55,6 +55,7 @@ def test_every_key_finds_its_place(tmp_path):
             {"enabled": True, "name": "old.safetensors", "weight": 0.5, "clip_weight": None},
         ],
         "cfg_scale": 4.0,
+        "refiner_switch": 0.5,
         "sharpness": 2.0,
         "sampler": "dpmpp_2m_sde_gpu",
         "scheduler": "karras",

@@ -71,6 +71,8 @@ def test_the_table_of_presets(name, model, loras, cfg, size, mode, sampling):
     assert (spec.cfg_scale, spec.aspect_ratio, spec.performance) == (cfg, size, mode)
     assert (spec.sampler, spec.scheduler) == sampling
     assert spec.sharpness == 2.0
+    refiner = ("sd_xl_refiner_1.0_0.9vae.safetensors", 0.75) if name == "sai" else ("", 0.8)
+    assert (spec.refiner, spec.refiner_switch) == refiner
     assert spec.vae == ("ponyDiffusionV6XL_vae.safetensors" if name == "pony_v6" else "")
 
 

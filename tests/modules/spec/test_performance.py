@@ -17,6 +17,8 @@ NO_GUIDANCE = {
     "adm_positive": 1.0,
     "adm_negative": 1.0,
     "adm_end": 0.0,
+    "refiner": "",
+    "refiner_switch": 1.0,
 }
 
 

@@ -136,3 +136,44 @@ def test_a_recipe_from_before_means_that_none_of_it_was_there(studio):
     old = recipe_of_json(json.dumps(values))
     assert {name: getattr(old.spec, name) for name in BEFORE_QUALITY} == BEFORE_QUALITY
     assert {name: getattr(old.resolved, name) for name in BEFORE_QUALITY} == BEFORE_QUALITY
+
+
+@pytest.fixture
+def refiner(studio, tiny_checkpoint):
+    """Another checkpoint of the same shape: its network's weights are not the first one's."""
+    state = load_file(tiny_checkpoint)
+    for name in state:
+        if name.startswith("model.diffusion_model.output_blocks"):
+            state[name] = state[name] * 1.5
+    with safe_open(tiny_checkpoint, "pt") as file:
+        metadata = file.metadata()
+    save_file(
+        state, studio.settings.models_path / "checkpoints" / "z-refiner.safetensors", metadata
+    )
+    return {"refiner": "z-refiner.safetensors", "checkpoint": "tiny.safetensors"}
+
+
+def test_when_the_refiner_takes_over(studio, refiner):
+    found = resolved(studio, steps=30, **refiner)
+    assert (found.refiner, found.refiner_step) == ("z-refiner.safetensors", 24)
+    assert resolved(studio, steps=20, refiner_switch=0.5, **refiner).refiner_step == 10
+    assert resolved(studio, steps=20, overwrite_switch=7, **refiner).refiner_step == 7
+    never = resolved(studio, steps=20, refiner_switch=1.0, **refiner)
+    assert (never.refiner, never.refiner_step) == ("", None)
+    assert resolved(studio, performance="turbo", **refiner).refiner == ""
+    with pytest.raises(ModelMissing, match="'gone'"):
+        resolved(studio, refiner="gone")
+
+
+def test_a_refiner_paints_the_last_steps_in_each_way(studio, refiner):
+    values = {"steps": 5, "cfg_scale": 3.0, "refiner_switch": 0.6}
+    alone = pixels(studio, checkpoint="tiny.safetensors", **values)
+    seen = [alone]
+    for method in ("joint", "separate", "vae"):
+        task = run(studio, refiner_method=method, **refiner, **values)
+        assert task.message == ""
+        assert [p.step for p in task.progress] == [0, 1, 2, 3, 4, 5]
+        picture = pixels(studio, refiner_method=method, **refiner, **values)
+        assert not any(np.array_equal(picture, other) for other in seen), method
+        seen.append(picture)
+    assert np.array_equal(alone, pixels(studio, checkpoint="tiny.safetensors", **values))
