@@ -55,7 +55,7 @@ def build_app(context: ServerContext) -> gr.Blocks:
                 with _panel("models"):
                     parts = _ModelParts(context, form, *models.build(context, form))
                 with _panel("advanced"):
-                    advanced.build(form)
+                    advanced.build(context, form)
                 markup('<div id="make" role="status"></div>', "make-block")
         ticket = gr.JSON(visible=False)
         kept = gr.Textbox(visible=False)

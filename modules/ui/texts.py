@@ -140,6 +140,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "performance.value": "· {value} in this mode",
         "performance.missing": "It needs a file in models/loras:",
         "quality.title": "Picture quality",
+        "refiner.none": "none",
+        "refiner.from": "from the share",
         "overwrite.placeholder": "from Performance",
         "make.title": "What this will make",
         "make.one": "1 picture",

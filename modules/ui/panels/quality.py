@@ -2,6 +2,8 @@
 
 from html import escape
 
+from modules.api.context import ServerContext
+from modules.spec.flags import RefinerMethod
 from modules.ui.components import markup
 from modules.ui.form import Form
 
@@ -17,11 +19,20 @@ STEPS = {
 }
 
 
-def build(form: Form) -> None:
-    """A slider for each field, with the field's name as id, and #overwrite-step."""
+def build(context: ServerContext, form: Form) -> None:
+    """A control for each field, with the field's name as id."""
     title = escape(form.texts("quality.title"))
     markup(f'<h3 class="group">{title}</h3>', "quality-title")
     for name, step in STEPS.items():
         form.slider(name, elem_id=name.replace("_", "-"), step=step)
     words = form.texts("overwrite.placeholder")
     form.digits("overwrite_step", elem_id="overwrite-step", placeholder=words)
+    files = [(file.name, file.name) for file in context.catalog.checkpoints()]
+    none = (form.texts("refiner.none"), "")
+    form.choice("refiner", [none, *files], elem_id="refiner")
+    form.slider("refiner_switch", elem_id="refiner-switch", step=0.01)
+    methods = [(method.value, method.value) for method in RefinerMethod]
+    form.radio("refiner_method", methods, elem_id="refiner-method")
+    form.digits(
+        "overwrite_switch", elem_id="overwrite-switch", placeholder=form.texts("refiner.from")
+    )
