@@ -75,7 +75,7 @@ def _pixels(image: Image.Image, field: str) -> np.ndarray:
     if not upright.has_transparency_data:
         return np.array(upright.convert("RGB"))
     clear = upright.convert("RGBA")
-    if clear.getextrema()[3][1] == 0:
+    if clear.getchannel("A").getbbox() is None:
         raise SpecError(
             "The picture is transparent all over; choose one that shows something.", field
         )
