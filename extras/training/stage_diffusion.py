@@ -23,6 +23,7 @@ from extras.training.stage_vae import to_network, to_pixels
 from extras.training.window import Batch, LatentWindow, WindowPlan, conditions
 from ldm_patched.k_diffusion.sampling import sample_euler
 from ldm_patched.modules.latent_formats import SDXL as LATENT_FORMAT
+from ldm_patched.modules.sd1_clip import ClipTextModel
 
 GRID_PROMPTS = (
     "a red house by a blue lake at night, watercolor",
@@ -82,7 +83,8 @@ class DiffusionStage(Stage):
         self.sigmas = objective.sigmas
         self.denoiser = objective.denoiser().to(self.device)
         self.loss = make_loss(base.objective, weighting, loss_type, offset_noise)
-        self.conditioner = _conditioner(base, text_dropout).to(self.device)
+        self.conditioner = sdxl_conditioner(base.clip_l, base.clip_g, text_dropout)
+        self.conditioner.to(self.device)
         self.forward: Callable[..., Tensor] = base.unet
         self.window: LatentWindow | None = None
 
@@ -218,12 +220,17 @@ def half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.detach().to("cpu", torch.float16) for name, weight in weights.items()}
 
 
-def _conditioner(base: BaseParts, dropout: float | None) -> GeneralConditioner:
-    """SDXL's conditions: both texts, the pooled second one, and six sizes."""
+def sdxl_conditioner(
+    clip_l: ClipTextModel, clip_g: ClipTextModel, dropout: float | None
+) -> GeneralConditioner:
+    """SDXL's conditions: both texts, the pooled second one, and six sizes.
+
+    dropout: how often each text is zeroed while both encoders are trained; None trains neither.
+    """
     text = {"is_trainable": dropout is not None, "ucg_rate": dropout or 0.0}
     embedders: list[nn.Module] = [
-        ClipEmbedder(base.clip_l, "tokens_l", **text),
-        ClipEmbedder(base.clip_g, "tokens_g", return_pooled=True, **text),
+        ClipEmbedder(clip_l, "tokens_l", **text),
+        ClipEmbedder(clip_g, "tokens_g", return_pooled=True, **text),
         *(ConcatTimestepEmbedderND(builtin.SIZE_WIDTH, key) for key in SIZE_KEYS),
     ]
     return GeneralConditioner(embedders)

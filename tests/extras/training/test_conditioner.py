@@ -6,7 +6,7 @@ import torch
 from extras.training.builtin_model import TOY, make_text_encoders
 from extras.training.caption_tokens import caption_ids, framed, used_ids
 from extras.training.conditioner import AbstractEmbModel, GeneralConditioner
-from extras.training.stage_base import _conditioner
+from extras.training.stage_diffusion import sdxl_conditioner
 from extras.training.window import conditions
 from ldm_patched.modules.model_base import SDXL as SDXLModel
 from ldm_patched.modules.sdxl_clip import SDXLTokenizer
@@ -27,7 +27,7 @@ def encoders():
 
 
 def test_the_vector_is_the_one_that_the_engine_makes(encoders):
-    conditioner = _conditioner(*encoders, ucg=0.0)
+    conditioner = sdxl_conditioner(*encoders, 0.0)
     tokens = torch.from_numpy(framed(caption_ids("a red house"))).long()[None]
     numbers = torch.tensor([[192, 320, 7, 9, 160, 288]])
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_unconditional_conditioning_leaves_out_nothing_and_restores_the_rates():
 def test_frozen_encoders_get_no_gradient(encoders):
     tokens = torch.from_numpy(framed([])).long()[None]
     batch = conditions(tokens, torch.zeros(1, 6), torch.device("cpu"))
-    trained = _conditioner(*encoders, ucg=0.0)
+    trained = sdxl_conditioner(*encoders, 0.0)
     assert trained(batch)["crossattn"].requires_grad
     for embedder in trained.embedders:
         embedder.is_trainable = False
