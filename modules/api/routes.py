@@ -5,6 +5,7 @@ GET  /api/tasks?limit=             newest tasks, as TaskViews
 GET  /api/tasks/{id}               one TaskView
 POST /api/forecast                 TaskSpec as JSON → seconds a picture, by performance mode
 GET  /api/styles                   every style, the user's own first
+GET  /api/loras, /api/loras/{name} LoRA files; what one says of itself
 GET  /api/tasks/{id}/events        server-sent events: `view`, `preview`
 POST /api/tasks/{id}/stop, /skip   202
 POST /api/inputs                   a picture's bytes → 201 {"image", "width", "height"}

@@ -129,6 +129,13 @@ class Form:
             return json.dumps(to_jsonable_python(value), ensure_ascii=False)
         return str(value) if isinstance(value, str) else value  # an enum's member as plain text
 
+    def plain(self, name: str, held: Any) -> Any:
+        """What a control holds as one would tell it: a list as a list, all else as it is."""
+        try:
+            return self._list(name, held) if name in self._lists else held
+        except SpecError:
+            return []
+
     def _list(self, name: str, text: str | None) -> list[Any]:
         """What a box of `listed` holds."""
         try:

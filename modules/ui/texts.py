@@ -161,6 +161,22 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "styles.more": "{count} more; search to find them.",
         "styles.gone": "{title} is not there any more",
         "styles.failed": "The styles cannot be listed now; open this tab again.",
+        # LoRAs
+        "loras": "LoRAs",
+        "loras.help": "Small files that teach the checkpoint a style or a subject; 0.5 to 1 is a "
+        "usual weight. Files in models/loras.",
+        "loras.choice": "LoRA {number}",
+        "loras.weight": "Weight of LoRA {number}",
+        "loras.on": "Use LoRA {number}",
+        "loras.nothing": "None",
+        "loras.add": "Add another",
+        "loras.missing": "{name} is not in models/loras. Put the file there and press Refresh, or "
+        "choose another one.",
+        "loras.unreadable": "This file cannot be read; copy it there again.",
+        "loras.family": "made for {family}",
+        "loras.triggers": "Trigger words:",
+        "loras.trigger": "Add to the prompt: {words}",
+        "loras.failed": "The LoRAs cannot be listed now; press Refresh.",
         # models
         "help.checkpoint": "The model file that paints; it decides style and subject most.",
         "help.vae": "What turns the model's latents into a picture; files in models/vae.",

@@ -77,3 +77,80 @@ def test_styles_fit_on_a_phone(visit):
     box = "#styles-value :is(textarea, input)"
     held = json.loads(tab.evaluate(f"document.querySelector('{box}').value"))
     assert held == ["random", "arch-gothic"]
+
+
+def put_lora(server, name, **metadata):
+    """A LoRA file with nothing but a header."""
+    folder = server.settings.models_path / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = {key.replace("__", "."): value for key, value in metadata.items()}
+    header = json.dumps({"__metadata__": entries}).encode()
+    (folder / name).write_bytes(len(header).to_bytes(8, "little") + header)
+    return folder / name
+
+
+def test_loras_are_chosen_weighed_kept_sent_and_missed(visit, server):
+    ink = put_lora(
+        server,
+        "ink.safetensors",
+        modelspec__architecture="stable-diffusion-xl-v1-base/lora",
+        modelspec__title="Ink <b>wash",
+        modelspec__trigger_phrase="inkwash, brush strokes",
+    )
+    tab = visit().page
+    tab.locator("#tab-models").click()
+    tab.wait_for_selector("#lora-5 select")
+    assert tab.locator("#lora-rows > .lora").count() == 5
+    tab.locator("#lora-1 select").select_option("ink.safetensors")
+    tab.wait_for_selector("#lora-1 .trigger")
+    assert tab.locator("#lora-1 .lora-note").inner_text() == (
+        "Ink <b>wash · made for SDXL\nTrigger words: inkwash brush strokes"
+    )
+    tab.locator("#prompt textarea").fill("quick hills")
+    tab.locator("#lora-1 .trigger").first.click()
+    assert tab.locator("#prompt textarea").input_value() == "quick hills, inkwash"
+
+    put_lora(server, "late.safetensors")
+    tab.locator("#refresh").click()
+    tab.wait_for_selector("#lora-2 option[value='late.safetensors']", state="attached")
+    tab.locator("#lora-2 select").select_option("late.safetensors")
+    tab.locator("#lora-2 input[type=number]").fill("-0.5")
+    tab.locator("#lora-1 input[type=number]").fill("0.75")
+    tab.locator("#lora-2 input[type=checkbox]").uncheck()
+    tab.locator("#lora-add").click()
+    assert tab.locator("#lora-rows > .lora").count() == 6
+    tab.wait_for_function("() => sessionStorage['easel.form']?.includes('0.75')")
+    ink.unlink()
+    tab.reload()
+    ready(tab)
+    tab.locator("#tab-models").click()
+    tab.wait_for_selector("#lora-1 .lora-note.missing")
+    assert "ink.safetensors is not in models/loras." in tab.locator("#lora-1").inner_text()
+    assert tab.locator("#lora-1 input[type=number]").input_value() == "0.75"
+    assert not tab.locator("#lora-2 input[type=checkbox]").is_checked()
+    photograph(tab, "loras-desktop")
+
+    tab.locator("#lora-1 select").select_option("")  # the second one moves up
+    assert tab.locator("#lora-1 select").input_value() == "late.safetensors"
+    tab.locator("#generate").click()
+    tab.wait_for_function("() => location.hash")
+    loras = server.pool.view(task_of(tab)).spec.loras
+    assert [(use.name, use.weight, use.enabled) for use in loras] == [
+        ("late.safetensors", -0.5, False)
+    ]
+
+
+def test_loras_fit_on_a_phone(visit, server):
+    put_lora(server, "ink.safetensors", ss_tag_frequency='{"a": {"inkwash": 3, "brush": 2}}')
+    tab = visit(**PHONE).page
+    tab.locator("#advanced-label").click()
+    tab.locator("#tab-models").click()
+    tab.locator("#lora-1 select").select_option("ink.safetensors")
+    tab.wait_for_selector("#lora-1 .trigger")
+    photograph(tab, "loras-phone")
+    sizes = tab.evaluate(
+        "[...document.querySelectorAll('#loras :is(button, select, label, [type=number])')]"
+        ".map(b => b.getBoundingClientRect()).map(b => Math.min(b.width, b.height))"
+    )
+    assert min(sizes) >= 44
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390

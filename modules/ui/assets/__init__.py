@@ -13,6 +13,7 @@ SCRIPTS = (
     "viewer.js",
     "performance.js",
     "styles.js",
+    "loras.js",
     "page.js",
     "controls.js",
     "frame.js",

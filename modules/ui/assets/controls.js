@@ -151,6 +151,7 @@ const controls = {
     this.summarize();
     performanceMode.changed(this.shown, () => this.summarize());
     stylesPanel.changed();
+    lorasPanel.changed();
   },
 
   restored() {

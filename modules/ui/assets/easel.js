@@ -96,6 +96,7 @@ function start() {
     onContact: (reached) => page.contact(reached),
   });
   stylesPanel.start();
+  lorasPanel.start();
   waiting.load();
   listen();
   const id = taskInAddress() ?? memory.get("task");
@@ -118,7 +119,7 @@ window.easel = {
 // Gradio brings its controls one kind after the other.
 const NEEDED = [
   ...["top", "stage", "progress", "strip", "generate", "stop", "toggles", "side", "more-sizes"],
-  ...["make", "announcer", "sheet-close", "tabs", "styles"],
+  ...["make", "announcer", "sheet-close", "tabs", "styles", "loras"],
 ];
 theme.apply();
 (function whenReady() {

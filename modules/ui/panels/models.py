@@ -10,11 +10,12 @@ from modules.library.catalog import ModelFile
 from modules.settings.presets import Download, ModelFolder
 from modules.ui.components import markup
 from modules.ui.form import Form
+from modules.ui.panels import loras
 from modules.ui.texts import Texts
 
 
 def build(context: ServerContext, form: Form) -> tuple[gr.Dropdown, gr.Button, gr.HTML]:
-    """#checkpoint, #vae, #refresh and the hint below them."""
+    """#checkpoint, #vae, #loras, #refresh and the hint below them."""
     files = context.catalog.checkpoints()
     checkpoint = form.choice(
         "checkpoint",
@@ -23,6 +24,7 @@ def build(context: ServerContext, form: Form) -> tuple[gr.Dropdown, gr.Button, g
         elem_id="checkpoint",
     )
     form.choice("vae", vae_choices(context, form.texts), elem_id="vae")
+    loras.build(form)
     refresh = gr.Button(form.texts("refresh"), elem_id="refresh", size="sm")
     hint = markup(models_hint(context, form.texts), "models-hint")
     return checkpoint, refresh, hint

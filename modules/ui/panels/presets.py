@@ -169,11 +169,13 @@ class PresetPanel:
         fitted = fit_preset(preset, self.context.catalog)
         wanted = {k: v for k, v in field_defaults().items() if k not in KEPT} | fitted.settings
         updates = after(wanted, held.get("checkpoint"))
-        changed = {
-            name: (held[name], updates[control]["value"])
+        plain = self.form.plain
+        both = {
+            name: (plain(name, held[name]) or None, plain(name, updates[control]["value"]) or None)
             for name, control in self.form.components.items()
-            if control in updates and (held[name] or None) != (updates[control]["value"] or None)
+            if control in updates
         }
+        changed = {name: (old, new) for name, (old, new) in both.items() if old != new}
         sentences = [*fitted.sentences, self._changes(changed), self._besides(fitted.settings)]
         return updates | {self.note: self._said(*filter(None, sentences))}
 
@@ -207,7 +209,7 @@ class PresetPanel:
 
 def _word(value: Any) -> str:
     """A setting's value for a person."""
-    if value is None or value == "":
+    if value is None or value in ("", (), []):
         return "–"
     if isinstance(value, bool):
         return "on" if value else "off"
