@@ -26,7 +26,8 @@ class CountingTransfer(Transfer):
         self.peak = 0
         self.sent_bytes = 0
         self.copies: list[torch.nn.Module] = []
-        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._weights = _Storages()
+        self._computed = _Storages()  # apart: there are few at a time, and they change often
 
     def __call__(self, _: torch.device) -> "CountingTransfer":
         """As the `transfer` of a MemoryBudget: every network is sent here."""
@@ -35,8 +36,7 @@ class CountingTransfer(Transfer):
     @property
     def used(self) -> int:
         """Bytes on the device now."""
-        self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}
-        return sum(size for _, size in self._live.values())
+        return self._weights.total() + self._computed.total()
 
     def free(self) -> int:
         """As the probe of a MemoryBudget."""
@@ -44,20 +44,23 @@ class CountingTransfer(Transfer):
 
     def count(self, tensor: Tensor) -> Tensor:
         """Let the tensor's storage be on the device. Raises OutOfMemoryError beyond capacity."""
-        storage = tensor.untyped_storage()
-        entry = self._live.get(storage._cdata)
-        if entry is None or entry[0].expired():
-            self._live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-            used = self.used
-            if used > self.capacity:
-                del self._live[storage._cdata]
+        return self._count(tensor, self._weights)
+
+    def count_computed(self, tensor: Tensor) -> Tensor:
+        """The same of a tensor that is no weight."""
+        return tensor if self.is_here(tensor) else self._count(tensor, self._computed)
+
+    def _count(self, tensor: Tensor, storages: "_Storages") -> Tensor:
+        if storages.add(tensor):
+            used = self._weights.sum + self._computed.total()
+            if used > self.capacity and (used := self.used) > self.capacity:
+                storages.remove(tensor)
                 raise torch.OutOfMemoryError(f"{used} bytes of {self.capacity}")
             self.peak = max(self.peak, used)
         return tensor
 
     def is_here(self, tensor: Tensor) -> bool:
-        entry = self._live.get(tensor.untyped_storage()._cdata)
-        return entry is not None and not entry[0].expired()
+        return self._weights.holds(tensor)
 
     def to_device(self, tensor: Tensor) -> Tensor:
         self.sent_bytes += tensor.nbytes
@@ -97,5 +100,37 @@ class _CountMode(TorchDispatchMode):
         }
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
-                self.transfer.count(tensor)
+                self.transfer.count_computed(tensor)
         return out
+
+
+class _Storages:
+    """Living storages and their bytes."""
+
+    def __init__(self) -> None:
+        self.sum = 0
+        """Bytes when they were last counted, and of what came since."""
+        self._living: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def add(self, tensor: Tensor) -> bool:
+        """Whether it is new."""
+        if self.holds(tensor):
+            return False
+        storage = tensor.untyped_storage()
+        self._living[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.sum += storage.nbytes()
+        return True
+
+    def holds(self, tensor: Tensor) -> bool:
+        entry = self._living.get(tensor.untyped_storage()._cdata)
+        return entry is not None and not entry[0].expired()
+
+    def remove(self, tensor: Tensor) -> None:
+        del self._living[tensor.untyped_storage()._cdata]
+
+    def total(self) -> int:
+        """Count anew."""
+        living = [(key, entry) for key, entry in self._living.items() if not entry[0].expired()]
+        self._living = dict(living)
+        self.sum = sum(size for _, (_, size) in living)
+        return self.sum
