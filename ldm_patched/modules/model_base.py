@@ -240,11 +240,13 @@ class BaseModel(nn.Module):
             with torch.inference_mode(False):
                 # In 8 bits norms and biases would lose more than they save.
                 small = dtype.itemsize == 1 and weight.ndim < 2
-                weight = weight.to(self.manual_cast_dtype if small else dtype)
+                eight_bits = dtype.itemsize == 1 and not small
+                weight = weight.to(self.manual_cast_dtype if small or eight_bits else dtype)
                 if weight.is_inference():
                     weight = weight.clone()  # what is made in inference mode counts no changes
                 if memory_format is not None and weight.ndim == 4:
                     weight = weight.contiguous(memory_format=memory_format)
+                weight = ops.compressed(weight, dtype) if eight_bits else weight
                 set_weight(self.diffusion_model, name, weight)
         missing = list(own)
         return LoadReport(tuple(missing), tuple(unexpected), tuple(wrong))
@@ -264,7 +266,10 @@ def set_weight(module: nn.Module, name: str, weight: Tensor) -> None:
     if leaf not in owner._parameters:
         raise AttributeError(f"There is no weight named {name}.")
     if not isinstance(weight, nn.Parameter):
+        scale = getattr(weight, "stored_scale", None)
         weight = nn.Parameter(weight, requires_grad=False)
+        if scale is not None:
+            weight.stored_scale = scale
     owner._parameters[leaf] = weight
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from ldm_patched.modules import ops
 from ldm_patched.modules.residence import Residence
 from ldm_patched.modules.weight_patches import WeightPatch, patched_weight
 from ldm_patched.modules.weight_stream import transfer_to
@@ -265,9 +266,18 @@ class ModelPatcher:
         for key, patches in self.patches.items():
             # Weights made in inference mode could not be watched for changes.
             with torch.inference_mode(False), torch.no_grad():
-                weight = patched_weight(self.residence.on_device(tensors[key]), patches)
+                weight = self._patched(tensors[key], patches)
                 applied.weights[key] = tensors[key]
                 self.residence.replace(key, weight, keeps_old=True)
+
+    def _patched(self, own: Tensor, patches: list[tuple[float, WeightPatch, float]]) -> Tensor:
+        """A new tensor like `own` with the patches, computed where the model computes."""
+        here = self.residence.on_device(own)
+        if own.dtype.itemsize > 1:
+            return patched_weight(here, patches)
+        return ops.compressed(
+            patched_weight(ops.expanded(here, torch.float32, scale_of=own), patches), own.dtype
+        )
 
     def unpatch_model(self, device_to: torch.device | str | None = None) -> None:
         """Put back whatever any clone's patches replaced; then move to `device_to` if given."""

@@ -172,11 +172,25 @@ FLAGS: tuple[Flag, ...] = (
     _device("vae-in-cpu", "the VAE on the processor", ""),
     _device("clip-in-fp32", "the text encoders in float32", "clip"),
     _device("clip-in-fp16", "the text encoders in float16", "clip"),
-    _device("always-gpu", "keep every model on the GPU", "memory"),
-    _device("high-vram", "keep models on the GPU", "memory", aliases=("always-high-vram",)),
-    _device("normal-vram", "move models as needed", "memory", aliases=("always-normal-vram",)),
-    _device("low-vram", "spare the GPU's memory", "memory", aliases=("always-low-vram",)),
-    _device("no-vram", "use as little as possible of it", "memory", aliases=("always-no-vram",)),
+    _device("always-gpu", "keep every model on the GPU, whatever happens", "memory"),
+    _device(
+        "high-vram",
+        "keep models on the GPU while they fit, without copies",
+        "memory",
+        aliases=("always-high-vram",),
+    ),
+    _device(
+        "normal-vram",
+        "keep what fits on the GPU; the UNet by blocks if it must",
+        "memory",
+        aliases=("always-normal-vram",),
+    ),
+    _device(
+        "low-vram", "keep on the GPU only what computes", "memory", aliases=("always-low-vram",)
+    ),
+    _device(
+        "no-vram", "everything in small parts on the GPU", "memory", aliases=("always-no-vram",)
+    ),
     _device("attention-pytorch", "attention as PyTorch does it (the default)", "attention"),
     _device("attention-split", "attention in slices, for less memory", "attention"),
     _device("attention-quad", "attention in smaller slices, for the least memory", "attention"),
