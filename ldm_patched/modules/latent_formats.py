@@ -43,6 +43,12 @@ class SDXL(LatentFormat):
     taesd_decoder_name = "taesdxl_decoder"
 
 
+class SD_X4(LatentFormat):  # noqa: N801 - the field's name
+    """The ×4 upscaler of Stable Diffusion 2."""
+
+    scale_factor = 0.08333
+
+
 PLAYGROUND_MEAN = (-1.6574, 1.886, -1.383, 2.5155)
 PLAYGROUND_STD = (8.4927, 5.9022, 6.5498, 5.2299)
 

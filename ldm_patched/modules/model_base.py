@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm_patched.ldm.modules.diffusionmodules.openaimodel import Timestep, UNetModel
+from ldm_patched.ldm.modules.diffusionmodules.upscaling import ImageConcatWithNoiseAugmentation
 from ldm_patched.ldm.modules.diffusionmodules.util import HybridConditioner
 from ldm_patched.modules import model_sampling as ms
 from ldm_patched.modules import ops
@@ -335,6 +336,33 @@ class SDXL(BaseModel):
 def _whole_64(side: float) -> int:
     """The multiple of 64 nearest to `side`, 64 at least."""
     return max(64, round(side / 64) * 64)
+
+
+class SD_X4Upscaler(BaseModel):  # noqa: N801 - the field's name
+    """Stable Diffusion 2's upscaler: it sees the small picture, with a little noise, and y says
+    how much."""
+
+    def __init__(
+        self,
+        model_config: Any,
+        model_type: ModelType = ModelType.V_PREDICTION,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(model_config, model_type, device)
+        schedule = {"linear_start": 1e-4, "linear_end": 2e-2}
+        self.low_scale = ImageConcatWithNoiseAugmentation(schedule, max_noise_level=350)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, CONDRegular]:
+        """As BaseModel's. kwargs: `concat_image`, (1, 3, h, w) in -1..1 at the latents' size, the
+        picture to enlarge, or None for grey; `noise_level`, 0..349; `seed` of its noise."""
+        conds = super().extra_conds(**kwargs)
+        noise, picture = kwargs["noise"], kwargs.get("concat_image")
+        if picture is None:
+            picture = torch.zeros(1, 3, *noise.shape[-2:])
+        picture = F.interpolate(picture.float(), size=noise.shape[-2:], mode="bilinear")
+        level = torch.tensor([min(int(kwargs.get("noise_level", 20)), 349)])
+        picture, level = self.low_scale(picture, level, kwargs.get("seed", 0))
+        return conds | {"c_concat": CONDNoiseShape(picture), "y": CONDRegular(level)}
 
 
 class SVD(SDXL):

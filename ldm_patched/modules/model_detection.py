@@ -30,6 +30,15 @@ def _depth(shapes: Shapes, block: str) -> int:
     return count_of({int(m.group(1)) for name in shapes if (m := pattern.match(name))})
 
 
+FIRST_ATTENTION = re.compile(r"(?!.*time_stack).*\.attn1\.to_k\.weight")
+
+
+def _context_only(shapes: Shapes) -> tuple[int, ...]:
+    """Widths at which the first attention does not read what it adds to."""
+    found = {shape for name, shape in shapes.items() if FIRST_ATTENTION.fullmatch(name)}
+    return tuple(sorted(shape[0] for shape in found if shape[0] != shape[1]))
+
+
 RESAMPLING = re.compile(r"(input_blocks\.\d+\.0\.op|output_blocks\.\d+\.\d\.conv)\.weight")
 
 
@@ -80,7 +89,7 @@ def detect_unet_config(
     projections = {len(s) for name, s in shapes.items() if name.endswith(".proj_in.weight")}
     if len(contexts) > 1 or len(projections) > 1:
         return None
-    label = shapes.get("label_emb.0.0.weight")
+    label, levels = shapes.get("label_emb.0.0.weight"), shapes.get("label_emb.weight")
     linear = projections != {4}
     return UNetConfig(
         in_channels=first[1],
@@ -92,13 +101,14 @@ def detect_unet_config(
         transformer_depth_middle=_middle_depth(shapes),
         transformer_depth_output=tuple(_depth(shapes, f"output_blocks.{n}.1") for n in ups),
         context_dim=next(iter(contexts), None),
-        num_classes="sequential" if label else None,
+        num_classes="sequential" if label else levels[0] if levels else None,
+        context_only_widths=_context_only(shapes),
         adm_in_channels=label[1] if label else 0,
         time_embed_dim=time_embed[0],
         use_linear_in_transformer=linear,
         conv_resample=conv_resample,
         video=any(".time_stack." in name for name in shapes),
-        num_heads=None if linear else SD1_HEADS,
+        num_heads=SD1_HEADS if levels or not linear else None,
     )
 
 

@@ -40,6 +40,8 @@ class BASE:
     Below it are either OpenCLIP's names or those of transformers, `text_model.` and so on.
     """
 
+    purpose: ClassVar[str] = ""
+    """What it does, in words, if it does not paint pictures from text."""
     vision_prefix: ClassVar[str] = ""
     """Where the image encoder's weights are, for a family that has one."""
 
@@ -238,10 +240,31 @@ class SDXL(BASE):
         return SDXLTokenizer()
 
 
+class SD_X4Upscaler(SD20):  # noqa: N801 - the field's name
+    """Stable Diffusion 2's upscaler: four times the sides of a picture that it is shown."""
+
+    name = "Stable Diffusion ×4 upscaler"
+    purpose = "enlarges pictures"
+    model_class = model_base.SD_X4Upscaler
+    latent_format_class = latent_formats.SD_X4
+
+    @classmethod
+    def matches(cls, unet_config: UNetConfig) -> bool:
+        return isinstance(unet_config.num_classes, int) and unet_config.in_channels == 7
+
+    def model_type(self, state_dict: Mapping[str, Tensor]) -> ModelType:
+        said = said_prediction(state_dict)
+        return ModelType.EPS if said.kind == "eps" else ModelType.V_PREDICTION
+
+    def settle(self, model: BaseModel, state_dict: Mapping[str, Tensor]) -> None:
+        """It predicts velocity unless its file says otherwise."""
+
+
 class SVD(BASE):
     """Stable Video Diffusion: a picture in, the frames after it out; no text."""
 
     name = "Stable Video Diffusion"
+    purpose = "makes videos"
     model_class = model_base.SVD
     latent_format_class = latent_formats.SD15
     sampling_settings = {"sigma_min": 0.002, "sigma_max": 700.0}
@@ -255,4 +278,4 @@ class SVD(BASE):
         return ModelType.V_PREDICTION_EDM
 
 
-MODELS: tuple[type[BASE], ...] = (SVD, SDXLRefiner, SDXL, SD15, SD20)
+MODELS: tuple[type[BASE], ...] = (SVD, SD_X4Upscaler, SDXLRefiner, SDXL, SD15, SD20)

@@ -134,9 +134,11 @@ class Pipeline:
                 before_weights=partial(self._make_place, file.size, beside),
                 text_encoder_paths=[encoder.path for encoder in text_encoders],
             )
-        if unet is not None and unet.model.diffusion_model.config.video:
+        purpose = "" if unet is None else unet.model.model_config.purpose
+        if purpose:
             raise ModelUnsupported(
-                f"{file.name} makes videos, and Easel paints pictures; choose another checkpoint."
+                f"{file.name} {purpose} instead of painting them from words; choose another "
+                "checkpoint."
             )
         if unet is None or clip is None:
             raise missing_part(file, "text encoders", "text_encoders")

@@ -185,14 +185,17 @@ class BasicTransformerBlock(nn.Module):
         context_dim: int | None = None,
         *,
         use_checkpoint: bool = False,
+        disable_self_attn: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         operations: Any = ops.disable_weight_init,
     ) -> None:
+        """disable_self_attn: both attentions read the context."""
         super().__init__()
         placed: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
+        self.disable_self_attn = disable_self_attn
         attention = {"heads": n_heads, "dim_head": d_head, **placed}
-        self.attn1 = CrossAttention(dim, **attention)
+        self.attn1 = CrossAttention(dim, context_dim if disable_self_attn else None, **attention)
         self.ff = FeedForward(dim, **placed)
         self.attn2 = CrossAttention(dim, context_dim, **attention)
         self.norm1 = operations.LayerNorm(dim, dtype=dtype, device=device)
@@ -219,12 +222,13 @@ class BasicTransformerBlock(nn.Module):
         return run(*inputs)
 
     def _forward(self, x: Tensor, context: Tensor | None, kv: KVStore | None) -> Tensor:
+        first = context if self.disable_self_attn else None
         if torch.is_grad_enabled():
-            x = x + self.attn1(self.norm1(x))
+            x = x + self.attn1(self.norm1(x), first)
             x = x + self.attn2(self.norm2(x), context)
             return x + self.ff(self.norm3(x))
         # Each right side is a tensor that was made here, so the sum may take its place.
-        x = self.attn1(self.norm1(x)).add_(x)
+        x = self.attn1(self.norm1(x), first).add_(x)
         x = self.attn2(self.norm2(x), context, kv=kv).add_(x)
         return self.ff(self.norm3(x)).add_(x)
 
@@ -239,7 +243,8 @@ class BasicTransformerBlock(nn.Module):
         extra["n_heads"] = self.n_heads
         extra["dim_head"] = self.d_head
         kv = None if torch.is_grad_enabled() else kv
-        x = x + self._attend("attn1", self.attn1, self.norm1(x), None, options, extra, None)
+        first = context if self.disable_self_attn else None
+        x = x + self._attend("attn1", self.attn1, self.norm1(x), first, options, extra, None)
         x = x + self._attend("attn2", self.attn2, self.norm2(x), context, options, extra, kv)
         return x + self.ff(self.norm3(x))
 
@@ -296,6 +301,7 @@ class SpatialTransformer(nn.Module):
         *,
         use_linear: bool = True,
         use_checkpoint: bool = False,
+        disable_self_attn: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         operations: Any = ops.disable_weight_init,
@@ -319,6 +325,7 @@ class SpatialTransformer(nn.Module):
                 d_head,
                 context_dim,
                 use_checkpoint=use_checkpoint,
+                disable_self_attn=disable_self_attn,
                 operations=operations,
                 **placed,
             )

@@ -97,6 +97,8 @@ class UNetModel(nn.Module):
         self.time_embed = embedder(config.model_channels)
         if config.num_classes == "sequential":
             self.label_emb = nn.Sequential(embedder(config.adm_in_channels))
+        elif config.num_classes is not None:
+            self.label_emb = operations.Embedding(config.num_classes, width, **placed)
         self.input_blocks, skips = make.input_blocks()
         self.middle_block = make.middle_block()
         self.output_blocks = make.output_blocks(skips)
@@ -126,7 +128,9 @@ class UNetModel(nn.Module):
             return emb
         if y is None or y.shape[0] != timesteps.shape[0]:
             raise ValueError("This network needs y, one row of size conditions for each sample.")
-        return emb + self.label_emb(y.to(dtype))
+        if self.num_classes == "sequential":
+            return emb + self.label_emb(y.to(dtype))
+        return emb + self.label_emb(y.long()).to(dtype)
 
     def forward(
         self,
@@ -144,9 +148,10 @@ class UNetModel(nn.Module):
         """The network's prediction, (B, out_channels, H, W).
 
         x: (B, in_channels, H, W), scaled. timesteps: (B,). context: (B, tokens, context_dim).
-        y: (B, adm_in_channels). control: what a ControlNet gave for "input", "middle" and
-        "output", the last of each list for the next block. transformer_options: patches (see
-        attention.py), and "interrupt", which is called before each block and may raise.
+        y: (B, adm_in_channels), or (B,) levels of noise. control: what a ControlNet gave for
+        "input", "middle" and "output", the last of each list for the next block.
+        transformer_options: patches (see attention.py), and "interrupt", which is called before
+        each block and may raise.
         num_video_frames, image_only_indicator: how a network for video splits the batch, see
         VideoFrames; without them it is one video.
         Raises ValueError if y is needed and missing.

@@ -222,6 +222,7 @@ class BlockMaker:
         if depth == 0:
             return []
         heads, width = self.config.heads_of(channels)
+        context_only = channels in self.config.context_only_widths
         return [
             self.transformer_class(
                 channels,
@@ -231,6 +232,7 @@ class BlockMaker:
                 self.config.context_dim,
                 use_linear=self.config.use_linear_in_transformer,
                 use_checkpoint=self.use_checkpoint,
+                **({"disable_self_attn": True} if context_only else {}),
                 **self.placed,
             )
         ]

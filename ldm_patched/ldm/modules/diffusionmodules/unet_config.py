@@ -22,14 +22,17 @@ class UNetConfig:
     """Transformer blocks after each residual block on the way up."""
     context_dim: int | None = 2048
     """Channels of the text embeddings; None: a network without cross-attention."""
-    num_classes: str | None = "sequential"
-    """"sequential": takes y, a vector of size conditions; None: takes none."""
+    num_classes: str | int | None = "sequential"
+    """"sequential": takes y, a vector of size conditions; a number: takes y, one of so many
+    levels of noise; None: takes none."""
     adm_in_channels: int = 2816
     """Length of y."""
     time_embed_dim: int = 1280
     use_linear_in_transformer: bool = True
     conv_resample: bool = True
     """Sizes change with a convolution; false: by averaging and repetition alone."""
+    context_only_widths: tuple[int, ...] = ()
+    """Channels of the blocks whose first attention reads the text, too, and not the picture."""
     video: bool = False
     """Every block looks along time, too; see video_blocks."""
     num_head_channels: int = 64
