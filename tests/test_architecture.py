@@ -17,6 +17,10 @@ FILES = sorted(
 )
 OURS = {"modules", "extras", "ldm_patched", "webui", "launch"}
 ENGINE = {"torch", "extras", "ldm_patched", "einops", "safetensors"}
+# The prompt inspector counts tokens in the server, with the very tokenizer that encodes prompts:
+# two would drift apart. It and its errors import the standard library alone.
+TOKEN_COUNTER = ROOT / "modules" / "prompt" / "tokens.py"
+TOKENIZER = ("ldm_patched.modules.clip_tokenizer.", "ldm_patched.modules.errors.")
 PAGE = {"gradio"}
 FLOORS = ["spec", "prompt", "settings", "library", "tasks", "gallery"]
 BELOW = {
@@ -42,7 +46,10 @@ def imported(path: Path) -> set[str]:
 
 
 def roots(path: Path) -> set[str]:
-    return {name.split(".")[0] for name in imported(path)}
+    names = imported(path)
+    if path == TOKEN_COUNTER:
+        names = {name for name in names if not name.startswith(TOKENIZER)}
+    return {name.split(".")[0] for name in names}
 
 
 def rooms_of_modules(path: Path) -> set[str]:
@@ -89,6 +96,13 @@ def test_the_server_side_knows_no_engine(path):
     assert not rooms_of_modules(path) & {"worker", "async_worker", "patch", "patch_precision"}
 
 
+@pytest.mark.parametrize("name", TOKENIZER)
+def test_what_the_token_counter_may_use_needs_the_standard_library_alone(name):
+    path = ROOT.joinpath(*name.strip(".").split(".")).with_suffix(".py")
+    engine = {name for name in imported(path) if name.split(".")[0] not in sys.stdlib_module_names}
+    assert all(name.startswith(TOKENIZER) for name in engine), engine
+
+
 @pytest.mark.parametrize("path", [*under("modules", "worker"), *under("modules", "async_worker.py"),
                                   *under("modules", "patch.py")], ids=ids)  # fmt: skip
 def test_the_worker_knows_no_page(path):
@@ -103,6 +117,20 @@ def test_importing_the_server_loads_no_torch():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_the_whole_page_loads_of_the_engine_the_tokenizer_alone():
+    code = """
+import sys, modules.ui.app, modules.api.server
+ours = {name for name in sys.modules if name.split(".")[0] in ("torch", "extras", "ldm_patched")}
+print(sorted(ours))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    allowed = {"ldm_patched", "ldm_patched.modules"} | {name.strip(".") for name in TOKENIZER}
+    assert set(eval(done.stdout)) == allowed
 
 
 def test_importing_has_no_side_effect(tmp_path):

@@ -32,6 +32,7 @@ WHITE_SPACE = frozenset(
     "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
     + "".join(map(chr, range(0x2000, 0x200B)))
 )
+KEPT_CHARACTERS = 64  # of a word whose tokens are remembered; so the memory for them has a bound
 REMEDY = "run 'python launch.py setup' to install it again"
 
 
@@ -123,7 +124,10 @@ class BytePairTokenizer:
 
     def encode_words(self, text: str) -> list[tuple[int, ...]]:
         """The ids of each word of `text`, without start or end token."""
-        return [self._encode_word(word) for word in split_words(clean(text))]
+        return [
+            self._encode_word(word) if len(word) <= KEPT_CHARACTERS else self._merge_word(word)
+            for word in split_words(clean(text))
+        ]
 
     def encode(self, text: str) -> list[int]:
         """All ids of `text`, without start or end token."""

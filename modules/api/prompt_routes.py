@@ -1,21 +1,29 @@
-"""What the page asks while a prompt is being written: the styles and LoRAs that there are."""
+"""What the page asks while a prompt is being written: styles, LoRAs, and what comes of it all."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from modules.api.context import ServerContext
+from modules.library.embedding_info import embedding_tokens
 from modules.library.lora_info import LoraInfo, lora_info
 from modules.prompt.books import Shelf
+from modules.prompt.inspector import SHOWN, Inspection, inspect_spec, problem_of
+from modules.prompt.lora_tags import find_name, index_of_names
 from modules.prompt.style_files import title_of
 from modules.settings.presets import ModelFolder
+from modules.spec.errors import StudioError
+from modules.spec.task_spec import TaskSpec
 
 _EXCERPT = 300  # characters of a style's texts, for searching and for a tooltip
 
+Picture = Annotated[int, Query(ge=0, lt=SHOWN)]
+
 
 def add_prompt_routes(router: APIRouter, context: ServerContext) -> None:
-    """GET /api/styles, /api/loras and /api/loras/{name}."""
+    """GET /api/styles, /api/loras and /api/loras/{name}; POST /api/inspect."""
     shelf = Shelf(context.settings.root, context.settings.presets_path)
     # One at a time: the books are not made for several readers, and are quick.
     limiter = anyio.CapacityLimiter(1)
@@ -32,6 +40,31 @@ def add_prompt_routes(router: APIRouter, context: ServerContext) -> None:
     @router.get("/api/loras/{name:path}")
     def lora(name: Annotated[str, Path(max_length=255)]) -> LoraInfo:
         return lora_info(context.catalog.find(ModelFolder.LORAS, name))
+
+    @router.post("/api/inspect", response_model=Inspection)
+    async def inspect(request: Request, picture: Picture = 0) -> Response:
+        body = await request.body()
+        answer = await anyio.to_thread.run_sync(
+            _inspect, context, shelf, body, picture, limiter=limiter
+        )
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _inspect(context: ServerContext, shelf: Shelf, body: bytes, picture: int) -> Inspection:
+    """What is wrong with a request is the answer here, not an error."""
+    try:
+        spec = TaskSpec.from_json(body)
+    except StudioError as error:
+        return Inspection(problem=problem_of(error))
+    loras = tuple(file.name for file in context.catalog.files(ModelFolder.LORAS))
+
+    def vectors(names: Sequence[str]) -> dict[str, int | None]:
+        files = {file.name: file for file in context.catalog.files(ModelFolder.EMBEDDINGS)}
+        index = index_of_names(list(files))
+        found = {name: find_name(index, name) for name in names}
+        return {name: embedding_tokens(files[file]) for name, file in found.items() if file}
+
+    return inspect_spec(spec, shelf.books(loras), vectors, picture)
 
 
 def _styles(shelf: Shelf) -> dict[str, Any]:

@@ -4,6 +4,7 @@ POST /api/tasks                    TaskSpec as JSON → 201 {"id"}
 GET  /api/tasks?limit=             newest tasks, as TaskViews
 GET  /api/tasks/{id}               one TaskView
 POST /api/forecast                 TaskSpec as JSON → seconds a picture, by performance mode
+POST /api/inspect?picture=         TaskSpec as JSON → what would be painted, and from which words
 GET  /api/styles                   every style, the user's own first
 GET  /api/loras, /api/loras/{name} LoRA files; what one says of itself
 GET  /api/tasks/{id}/events        server-sent events: `view`, `preview`

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from modules.prompt.expansion import content_words
-from modules.prompt.parser import parse
+from modules.prompt.parser import parsed
 from modules.prompt.styles import PLACE, Style
 
 _MOST = 20
@@ -40,7 +40,7 @@ Parts = list[tuple[str, frozenset[str]]]
 
 def parts_of(text: str) -> Parts:
     """The parts of a text between commas and line ends, without weights."""
-    parts = (part.strip() for part in parse(text.replace("\n", ",")).words.split(","))
+    parts = (part.strip() for part in parsed(text.replace("\n", ",")).words.split(","))
     return [(part, words) for part in parts if part and (words := content_words(part))]
 
 

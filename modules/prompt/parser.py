@@ -14,6 +14,7 @@ and accepts any text: what cannot be read as written stays as the characters tha
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from modules.spec import limits
@@ -80,6 +81,12 @@ def parse(text: str) -> ParsedText:
     chunks = tuple(_chunks(spans))
     names = dict.fromkeys(name for chunk in chunks for span in chunk for name in _names(span.text))
     return ParsedText(chunks, tuple(names), tuple(notices))
+
+
+@lru_cache(maxsize=64)
+def parsed(text: str) -> ParsedText:
+    """`parse`, remembered: the same few texts are looked at from several sides."""
+    return parse(text)
 
 
 def is_escape(text: str, position: int) -> bool:

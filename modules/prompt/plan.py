@@ -152,10 +152,11 @@ class _Planner:
         combinations = count_combinations(self.positive)
         count_combinations(self.negative)
         pictures = tuple(map(self._picture, indices))
-        if combinations > len(pictures) > 0:
+        painted = min(len(pictures), self.spec.image_count)
+        if combinations > painted > 0:
             self.notices[
-                f"The arrays have {combinations:,} combinations; {len(pictures)} of them "
-                f"{'is' if len(pictures) == 1 else 'are'} painted. Ask for more pictures to see "
+                f"The arrays have {combinations:,} combinations; {painted} of them "
+                f"{'is' if painted == 1 else 'are'} painted. Ask for more pictures to see "
                 "the others."
             ] = None
         for name in self.missing_wildcards:
@@ -290,7 +291,7 @@ class _Planner:
         """What the parser says about each text, once."""
         for text in texts:
             if self._may_read(text):
-                parsed = parser.parse(text)
+                parsed = parser.parsed(text)
                 self.notices |= dict.fromkeys(parsed.notices)
                 self.embeddings |= dict.fromkeys(parsed.embeddings)
 

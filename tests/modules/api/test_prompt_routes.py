@@ -39,3 +39,41 @@ def test_loras_are_listed_and_tell_of_themselves(server):
         answer = server.client.get(f"/api/loras/{name}")
         assert answer.status_code in (400, 404, 422)
         assert str(folder) not in answer.text
+
+
+def test_a_request_is_looked_at_without_queueing_it(server):
+    loras = server.context.settings.models_path / "loras"
+    embeddings = server.context.settings.models_path / "embeddings"
+    for folder in (loras, embeddings):
+        folder.mkdir(parents=True, exist_ok=True)
+    (loras / "brush.safetensors").write_bytes(b"")
+    header = json.dumps({"emb_params": {"shape": [5, 768]}}).encode()
+    (embeddings / "Haze.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    before = server.context.store.queue_length()
+    wish = {
+        "prompt": "[[red, green]] hills <lora:brush:0.5> embedding:haze embedding:no",
+        "image_count": 2,
+        "seed": 2**60,
+    }
+    seen = server.client.post("/api/inspect?picture=1", json=wish).json()
+    assert [line["text"][:5] for line in seen["prompts"]] == ["red h", "green"]
+    assert seen["prompts"][1]["seed"] == 2**60 + 1
+    assert seen["picture"]["index"] == 1
+    assert seen["picture"]["loras"][0]["file"] == "brush.safetensors"
+    assert (seen["embeddings"], seen["missing_embeddings"]) == (["haze"], ["no"])
+    assert seen["picture"]["positive"][0][0]["tokens"] == 2 + 5 + 1
+    assert server.context.store.queue_length() == before
+
+
+def test_what_is_wrong_with_a_request_is_the_answer(server):
+    for body, said in [
+        (json.dumps({"prompt": "x" * 8_193}), "8,193 characters"),
+        (json.dumps({"prompt": "[[" + "a," * 4_000 + "]]" + "[[a,b,c]]"}), "10,000 combinations"),
+        (json.dumps({"steps": -1}), "at least 1"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "JSON"),
+    ]:
+        answer = server.client.post("/api/inspect", content=body)
+        assert answer.status_code == 200
+        assert said in answer.json()["problem"]["message"]
+    assert server.client.post("/api/inspect?picture=50", json={}).status_code in (400, 422)

@@ -1,0 +1,43 @@
+"""How many tokens a learned word (embedding) stands for, read from its file's header alone."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from modules.library.catalog import ModelFile
+from modules.library.lora_info import read_header
+
+_PAIR = ("clip_l", "clip_g", "clip_h")
+
+
+def embedding_tokens(file: ModelFile) -> int | None:
+    """Tokens in the prompt; None for a file that does not say, such as a pickle."""
+    if file.path.suffix.lower() != ".safetensors":
+        return None
+    try:
+        status = file.path.stat()
+    except OSError:
+        return None
+    return _read(file.path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _read(path: Path, size: int, _time: int) -> int | None:
+    header = read_header(path, size) or {}
+    shapes = {
+        name: entry["shape"]
+        for name, entry in header.items()
+        if isinstance(entry, dict) and isinstance(entry.get("shape"), list)
+    }
+    named = [shape for name, shape in shapes.items() if name in _PAIR]
+    rows = [_rows(shape) for shape in named or shapes.values()]
+    known = [count for count in rows if count]
+    return known[0] if len(known) == 1 or (named and known) else None
+
+
+def _rows(shape: Sequence[object]) -> int:
+    """(width,) is one vector, (n, width) are n; anything else is none."""
+    if len(shape) == 1:
+        return 1
+    first = shape[0] if len(shape) == 2 else 0
+    return first if isinstance(first, int) and 0 < first <= 1024 else 0

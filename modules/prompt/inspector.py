@@ -1,0 +1,211 @@
+"""What a request will be painted from, to look at before anything runs.
+
+Plans are made for the first pictures only; the combinations of arrays are counted, not made.
+"""
+
+import os.path
+from collections.abc import Callable, Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from modules.prompt import parser
+from modules.prompt.plan import LoraUse, PicturePrompt, PromptBooks, PromptPlan, make_plan
+from modules.prompt.styles import RANDOM_STYLE, RANDOM_STYLE_TITLE
+from modules.prompt.template import (
+    Array,
+    Choice,
+    Template,
+    Wildcard,
+    count_combinations,
+    read_template,
+)
+from modules.prompt.tokens import TextChunk, text_chunks
+from modules.spec.errors import LimitError, ModelMissing, SpecError, StudioError
+from modules.spec.task_spec import TaskSpec
+
+SHOWN = 50  # prompts
+_LINE_CHARACTERS = 200
+_BEFORE_CHANGE = 24  # characters of what all prompts share that a line keeps
+
+Vectors = Callable[[Sequence[str]], Mapping[str, int | None]]
+"""Names of learned words → how many tokens those that there are stand for, None if unsaid."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class PromptLine(_Frozen):
+    """One of the shown prompts. seed: None as long as it is not drawn.
+
+    painted: False for a combination that would need more pictures. text: its beginning, or where
+    it differs from the others.
+    """
+
+    index: int
+    seed: int | None
+    painted: bool
+    text: str
+
+
+class PictureDetail(_Frozen):
+    """Everything that one picture is painted from; a text is a tuple of chunks."""
+
+    index: int
+    positive: tuple[tuple[TextChunk, ...], ...]
+    negative: tuple[tuple[TextChunk, ...], ...]
+    loras: tuple[LoraUse, ...]
+    styles: tuple[str, ...]
+    expansion: str
+
+
+class Problem(_Frozen):
+    """Why nothing of the request can be painted as it stands. field: of the request, or ''."""
+
+    message: str
+    field: str = ""
+
+
+class Inspection(_Frozen):
+    """The answer. pictures: how many will be painted; combinations: of the arrays.
+
+    by_chance: another seed gives other words. notices and conflicts are sentences.
+    """
+
+    pictures: int = 0
+    combinations: int = 0
+    prompts: tuple[PromptLine, ...] = ()
+    picture: PictureDetail | None = None
+    by_chance: bool = False
+    missing_loras: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
+    missing_embeddings: tuple[str, ...] = ()
+    wildcards: tuple[str, ...] = ()
+    missing_wildcards: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    problem: Problem | None = None
+
+
+def inspect_spec(
+    spec: TaskSpec,
+    books: PromptBooks,
+    vectors: Vectors,
+    picture: int = 0,
+) -> Inspection:
+    """Look at a request. What is wrong with it becomes `problem`; nothing of it is raised.
+
+    picture: whose detail is wanted, among the shown ones.
+    """
+    try:
+        return _inspect(spec, books, vectors, picture)
+    except StudioError as error:
+        return Inspection(pictures=spec.image_count, problem=problem_of(error))
+
+
+def problem_of(error: StudioError) -> Problem:
+    """The sentence of an error, and the field that it is about."""
+    field = error.field if isinstance(error, SpecError | LimitError) else ""
+    return Problem(message=str(error), field=field)
+
+
+def _inspect(spec: TaskSpec, books: PromptBooks, find: Vectors, picture: int) -> Inspection:
+    plan = _plan(spec, books)
+    vectors = find(plan.embeddings) if plan.embeddings else {}
+    chosen = max(0, min(picture, len(plan.pictures) - 1))
+    missing = tuple(name for name in plan.embeddings if name not in vectors)
+    notices = [*plan.notices, *_unsaid(plan.embeddings, vectors)]
+    known = {name: count or 1 for name, count in vectors.items()}
+    try:
+        detail = _detail(chosen, plan.pictures[chosen], books, known)
+    except ModelMissing as error:  # no vocabulary: all but the counts is known
+        detail = None
+        notices.append(str(error))
+    return Inspection(
+        pictures=spec.image_count,
+        combinations=plan.combinations,
+        prompts=tuple(_lines(spec, plan.pictures)),
+        picture=detail,
+        by_chance=_is_by_chance(spec),
+        missing_loras=(*plan.missing_listed, *plan.missing_loras),
+        embeddings=tuple(name for name in plan.embeddings if name in vectors),
+        missing_embeddings=missing,
+        wildcards=tuple(name for name in plan.wildcards if name not in plan.missing_wildcards),
+        missing_wildcards=plan.missing_wildcards,
+        notices=tuple(notices),
+        conflicts=plan.conflicts,
+    )
+
+
+def _plan(spec: TaskSpec, books: PromptBooks) -> PromptPlan:
+    """Of the pictures that are painted, and of further combinations where those can be read."""
+    template = read_template(parser.without_comments(spec.prompt))
+    shown = min(SHOWN, max(spec.image_count, count_combinations(template)))
+    if shown > spec.image_count:
+        try:
+            return make_plan(spec, books, range(shown))
+        except StudioError:
+            pass  # a combination that is not painted must not hide those that are
+    return make_plan(spec, books)
+
+
+def _unsaid(names: Sequence[str], vectors: Mapping[str, int | None]) -> list[str]:
+    return [
+        f"embedding:{name[:80]} counts as one token here; its file does not say how many it has."
+        for name in names
+        if name in vectors and vectors[name] is None
+    ]
+
+
+def _detail(
+    index: int, picture: PicturePrompt, books: PromptBooks, vectors: Mapping[str, int]
+) -> PictureDetail:
+    return PictureDetail(
+        index=index,
+        positive=tuple(text_chunks(text, vectors) for text in picture.positive),
+        negative=tuple(text_chunks(text, vectors) for text in picture.negative),
+        loras=picture.loras,
+        styles=tuple(books.styles.find(name).title for name in picture.styles),
+        expansion=picture.expansion,
+    )
+
+
+def _lines(spec: TaskSpec, pictures: Sequence[PicturePrompt]) -> list[PromptLine]:
+    texts = [" · ".join(picture.positive) for picture in pictures]
+    same = len(os.path.commonprefix(texts)) if len(texts) > 1 else 0
+    begin = texts[0].rfind(" ", 0, max(0, same - _BEFORE_CHANGE)) + 1 if texts else 0
+    if len(set(texts)) == 1:
+        begin = 0
+    return [
+        PromptLine(
+            index=index,
+            seed=None if spec.seed is None else spec.seed_of(index),
+            painted=index < spec.image_count,
+            text=_excerpt(text, begin),
+        )
+        for index, text in enumerate(texts)
+    ]
+
+
+def _excerpt(text: str, begin: int) -> str:
+    end = begin + _LINE_CHARACTERS
+    return f"{'…' if begin else ''}{text[begin:end]}{'…' if end < len(text) else ''}"
+
+
+def _is_by_chance(spec: TaskSpec) -> bool:
+    if spec.expand_prompt:
+        return True
+    if {RANDOM_STYLE, RANDOM_STYLE_TITLE.casefold()} & {name.casefold() for name in spec.styles}:
+        return True
+    texts = (spec.prompt, spec.negative_prompt)
+    templates = (read_template(parser.without_comments(text)) for text in texts)
+    return not spec.wildcards_in_order and any(map(_draws, templates))
+
+
+def _draws(template: Template) -> bool:
+    """Whether any part is drawn by the seed."""
+    return any(
+        isinstance(node, Choice | Wildcard)
+        or (isinstance(node, Array) and any(map(_draws, node.items)))
+        for node in template
+    )
