@@ -283,9 +283,12 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can be allocated on `device` now; on a CPU, the memory that is available."""
     if device.type in ("cuda", "xpu"):
         module = getattr(torch, device.type)
-        free, _ = module.mem_get_info(device)
-        held = module.memory_reserved(device) - module.memory_allocated(device)
-        return free + held
+        free, total = module.mem_get_info(device)
+        reserved = module.memory_reserved(device)
+        if device.type == "cuda":  # PyTorch may have been told to leave some to others
+            share = torch.cuda.get_per_process_memory_fraction(device)
+            free = min(free, int(share * total) - reserved)
+        return free + reserved - module.memory_allocated(device)
     return _available_ram()
 
 

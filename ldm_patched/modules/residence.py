@@ -155,7 +155,8 @@ class Residence:
             self.retire(old)
         else:
             self._hosts.pop(old, None)
-            old.data = old.data.new_empty(0)
+            with torch.inference_mode(False):
+                old.data = torch.empty(0, dtype=old.dtype, device=old.device)
         if self.transfer is None:
             return
         new = _tensor_at(self.model, name)

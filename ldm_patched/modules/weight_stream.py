@@ -208,6 +208,8 @@ class WeightStreamer:
         with torch.inference_mode(False):
             count = min(2 if transfer.copies_ahead else 1, len(self.units))
             self._slots = [_Slot(transfer.buffer(size)) for _ in range(count)]
+        for slot in self._slots:  # whose memory may be that of something still computing
+            transfer.after_use(slot)
         self._pin()
         self._handles: list[Any] = []
         for unit in self.units:
