@@ -217,7 +217,7 @@ def test_the_command_line_trains_a_lora_on_a_folder(base, tmp_path, capsys):
     write_pictures(tmp_path)
     line = ["--stage", "lora", "--pictures", str(tmp_path), "--trigger", "sks", "--title", "mi/ne",
             "--start-from", str(base), "--folder", str(tmp_path / "run"), "--device", "cpu",
-            "--batch", "1", "--workers", "0", "--steps", "1", "--rank", "2",
+            "--batch", "1", "--workers", "0", "--steps", "1", "--rank", "2", "--capacity", "4",
             "--output", str(tmp_path / "loras")]  # fmt: skip
     assert train_builtin.main(line) == 0
     assert "Stage lora is done: mi_ne.safetensors" in capsys.readouterr().err
