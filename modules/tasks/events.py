@@ -26,7 +26,10 @@ class Loading(_Frozen):
 
 
 class Progress(_Frozen):
-    """Step `step` of `steps` of picture `image` (from 1) of `image_count` is finished."""
+    """Step `step` of `steps` of picture `image` (from 1) of `image_count` is finished.
+
+    note: what else to know while it is painted, in words, or ''.
+    """
 
     kind: Literal["progress"] = "progress"
     image: int
@@ -34,6 +37,7 @@ class Progress(_Frozen):
     step: int
     steps: int
     seconds_left: float | None = None
+    note: str = ""
 
     @property
     def fraction(self) -> float:

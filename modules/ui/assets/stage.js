@@ -134,6 +134,7 @@ function progressWords(view) {
   if (progress.seconds_left !== null && progress.seconds_left !== undefined) {
     words.push(say("progress.left", { time: duration(progress.seconds_left) }));
   }
+  if (progress.note) words.push(progress.note);
   return words.join(" · ");
 }
 

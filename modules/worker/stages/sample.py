@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from modules.worker.studio import Studio
 
 
+IN_PARTS = "in small parts, for memory ran out"
+
+
 def run(job: Job, studio: "Studio") -> None:
     """Paint picture job.index, telling progress and a preview after each step.
 
@@ -32,6 +35,7 @@ def run(job: Job, studio: "Studio") -> None:
                 step=step,
                 steps=steps,
                 seconds_left=job.clock.seconds_left(steps - step, later - 1, steps),
+                note=IN_PARTS if job.is_sparing else "",
             )
         )
 

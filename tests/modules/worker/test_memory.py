@@ -13,6 +13,7 @@ from modules.spec.flags import TaskState
 from modules.spec.task_spec import TaskSpec
 from modules.tasks.events import Loading
 from modules.worker.pipeline import RAM_RESERVE, Pipeline
+from modules.worker.stages.sample import IN_PARTS
 from modules.worker.studio import Studio
 from tests.modules.conftest import put_checkpoint
 from tests.support.counting_transfer import CountingTransfer
@@ -150,6 +151,7 @@ def test_running_out_while_sampling_is_told_and_retried_in_parts(studio, small_d
     assert strips == [1]
     told = [event.message for event in task.events if isinstance(event, Loading)]
     assert told == [LESS_MEMORY]
+    assert [p.note for p in task.progress] == [""] + [IN_PARTS] * 3  # and stays on the page
     # The next task starts afresh: it is not slow for ever.
     monkeypatch.setattr(type(unet_of(other).model), "apply_model", apply_model)
     streamed = len(transfer.copies)
