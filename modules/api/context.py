@@ -1,7 +1,6 @@
 """What the routes and the page are handed: one object instead of globals."""
 
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from modules.settings.presets import preset_named
 if TYPE_CHECKING:
     from modules.library.catalog import Catalog
     from modules.settings.config import Settings
-    from modules.settings.presets import Preset
+    from modules.settings.presets import Presets
     from modules.spec.task_spec import TaskSpec
     from modules.tasks.store import TaskStore
     from modules.tasks.worker_pool import WorkerPool
@@ -48,7 +47,7 @@ class ServerContext:
     store: "TaskStore"
     pool: "WorkerPool"
     catalog: "Catalog"
-    presets: "Mapping[str, Preset]"
+    presets: "Presets"
     notices: NoticeBoard = field(default_factory=NoticeBoard)
 
     @property

@@ -78,7 +78,8 @@ def _read(name: str, path: Path, size: int, _time: int) -> LoraInfo:
     if header is None:
         return LoraInfo(name=name, size=size, readable=False)
     entries = header.get("__metadata__")
-    said = {k: v for k, v in entries.items() if isinstance(v, str)} if _is_map(entries) else {}
+    entries = entries if isinstance(entries, dict) else {}
+    said = {k: v for k, v in entries.items() if isinstance(v, str)}
     picture = said.get("modelspec.thumbnail", "")
     return LoraInfo(
         name=name,
@@ -101,10 +102,6 @@ def read_header(path: Path, size: int) -> Mapping[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return header if isinstance(header, dict) else None
-
-
-def _is_map(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def _family(said: Mapping[str, str]) -> str:

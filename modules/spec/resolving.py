@@ -33,9 +33,12 @@ def resolve_spec(
         quality |= {name: BEFORE_QUALITY[name] for name in _PLAIN_SIZES}
     seeds = () if spec.seed is None else (spec.seed_of(index) for index in range(spec.image_count))
     steps = (asked.overwrite_step or asked.steps) if mode is None else spec.steps
-    refiner_step = spec.overwrite_switch or round(steps * spec.refiner_switch)
-    if not spec.refiner or refiner_step >= steps:
-        quality["refiner"], refiner_step = "", None
+    refiner_step: int | None = None
+    if spec.refiner:
+        switch = spec.overwrite_switch or round(steps * spec.refiner_switch)
+        refiner_step = switch if switch < steps else None
+    if refiner_step is None:
+        quality["refiner"] = ""
     weight = mode.lora.weight if mode is not None and mode.lora is not None else 0.0
     return ResolvedSpec(
         checkpoint=checkpoint,

@@ -80,11 +80,11 @@ class PresetPanel:
                 elem_id="preset-name",
             )
             with gr.Row(elem_id="preset-buttons"):
-                made = [
+                save, rename, delete, compare = (
                     gr.Button(texts(f"preset.{name}"), elem_id=f"preset-{name}", size="sm")
                     for name in ("save", "rename", "delete", "compare")
-                ]
-        return cls(context, form, choice, title, note, *made, undo)
+                )
+        return cls(context, form, choice, title, note, save, rename, delete, compare, undo)
 
     def wire(self, after: Callable[[dict[str, Any], str | None], Updates]) -> None:
         """after: (wanted settings, checkpoint now) → updates of the checkpoint and its sizes."""
