@@ -126,7 +126,7 @@ def _inspect(spec: TaskSpec, books: PromptBooks, find: Vectors, picture: int) ->
         combinations=plan.combinations,
         prompts=tuple(_lines(spec, plan.pictures)),
         picture=detail,
-        by_chance=_is_by_chance(spec),
+        by_chance=_is_by_chance(spec, books),
         missing_loras=(*plan.missing_listed, *plan.missing_loras),
         embeddings=tuple(name for name in plan.embeddings if name in vectors),
         missing_embeddings=missing,
@@ -192,20 +192,23 @@ def _excerpt(text: str, begin: int) -> str:
     return f"{'…' if begin else ''}{text[begin:end]}{'…' if end < len(text) else ''}"
 
 
-def _is_by_chance(spec: TaskSpec) -> bool:
+def _is_by_chance(spec: TaskSpec, books: PromptBooks) -> bool:
     if spec.expand_prompt:
         return True
     if {RANDOM_STYLE, RANDOM_STYLE_TITLE.casefold()} & {name.casefold() for name in spec.styles}:
         return True
     texts = (spec.prompt, spec.negative_prompt)
     templates = (read_template(parser.without_comments(text)) for text in texts)
-    return not spec.wildcards_in_order and any(map(_draws, templates))
+    return not spec.wildcards_in_order and any(_draws(part, books) for part in templates)
 
 
-def _draws(template: Template) -> bool:
+def _draws(template: Template, books: PromptBooks) -> bool:
     """Whether any part is drawn by the seed."""
-    return any(
-        isinstance(node, Choice | Wildcard)
-        or (isinstance(node, Array) and any(map(_draws, node.items)))
-        for node in template
-    )
+    for node in template:
+        if isinstance(node, Choice):
+            return True
+        if isinstance(node, Wildcard) and books.wildcards.lines(node.name):
+            return True
+        if isinstance(node, Array) and any(_draws(item, books) for item in node.items):
+            return True
+    return False

@@ -149,6 +149,35 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "make.size": "{width} × {height}",
         "make.steps": "{steps} steps",
         "make.time": "about {time}",
+        # the prompt inspector
+        "inspect": "Inspect prompt",
+        "inspect.help": "What will be painted, from which words, before anything runs",
+        "inspect.title": "Prompt inspector",
+        "inspect.close": "Close the inspector",
+        "inspect.prompts": "Prompts",
+        "inspect.count": "{count} to look at",
+        "inspect.combinations": "{count} combinations",
+        "inspect.picture": "Picture {number}",
+        "inspect.beyond": "Combinations that more pictures would show",
+        "inspect.positive": "Painted from",
+        "inspect.negative": "Left out",
+        "inspect.chunk": "chunk {number}: {tokens} of 75 tokens",
+        "inspect.tokens": "{tokens} of 75 tokens",
+        "inspect.empty": "no words",
+        "inspect.styles": "Styles",
+        "inspect.loras": "LoRAs",
+        "inspect.lora": "{name} at {weight}",
+        "inspect.expansion": "Added words",
+        "inspect.embeddings": "Embeddings",
+        "inspect.wildcards": "Word lists",
+        "inspect.lora.missing": "The LoRA {name} is not in models/loras; nothing is painted "
+        "until it is there or taken out.",
+        "inspect.embedding.missing": "The embedding {name} is not in models/embeddings; nothing "
+        "is painted until it is there or taken out.",
+        "inspect.chance": "Some words are drawn by the seed, and the seed is drawn when you press "
+        "Generate: these are an example.",
+        "inspect.failed": "The prompt cannot be looked at now; it will be tried again when it "
+        "changes.",
         # styles
         "styles.search": "Search styles",
         "styles.none": "No style is chosen: the prompt is painted as it stands.",

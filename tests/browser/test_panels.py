@@ -154,3 +154,57 @@ def test_loras_fit_on_a_phone(visit, server):
     )
     assert min(sizes) >= 44
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+LONG = "a red house by a blue lake at night, (soft lantern light:1.3), " * 7
+
+
+def test_the_inspector_shows_what_will_be_painted(visit, server):
+    put_lora(server, "brush.safetensors")
+    tab = visit().page
+    tab.locator("#prompt textarea").fill("red car <lora:nowhere:0.5>")
+    tab.wait_for_selector("#inspect-count.bad:text-is('1')")  # told while it is closed
+    before = tab.locator("#stage").bounding_box(), tab.locator("#prompt").bounding_box()
+    tab.locator("#inspect-toggle").click()
+    tab.wait_for_selector("#inspect-notes li.bad")
+    assert "nowhere is not in models/loras" in tab.locator("#inspect-notes").inner_text()
+    assert before == (tab.locator("#stage").bounding_box(), tab.locator("#prompt").bounding_box())
+
+    tab.locator("#negative-prompt textarea").fill("soft lantern light")
+    tab.locator("#prompt textarea").fill(LONG + "[[dawn, dusk, noon]] {fog|rain} <lora:brush:0.5>")
+    tab.wait_for_selector("#inspect-prompts .prompt-line:nth-child(4)")
+    tab.wait_for_selector(".chunk:has-text('chunk 2')")
+    summary = tab.locator("#inspect-summary").inner_text()
+    assert summary.startswith("2 pictures · 3 combinations")
+    notes = tab.locator("#inspect-notes").inner_text()
+    assert "asks for 'soft lantern light', which the negative prompt rules out" in notes
+    assert "these are an example" in notes
+    assert tab.locator("#inspect-picture dd").inner_text() == "brush at 0.5"
+    assert tab.locator(".weighted").first.get_attribute("data-weight") == "×1.3"
+    tab.locator(".prompt-line").nth(1).click()
+    tab.wait_for_selector("#inspect-picture h3:text-is('Picture 2')")
+    assert "dusk" in tab.locator("#inspect-picture").inner_text()
+    photograph(tab, "inspector-desktop")
+
+    tab.locator("#prompt textarea").fill("[[" + "a," * 4_000 + "]] [[b, c, d]]")
+    tab.wait_for_selector("#inspect-notes li.bad:has-text('more than 10,000 combinations')")
+    assert tab.locator(".prompt-line").count() == 0
+    tab.keyboard.press("Escape")
+    assert tab.locator("#inspector").is_hidden()
+    assert tab.locator("#stage").get_attribute("data-state") == "idle"
+
+
+def test_the_inspector_fits_on_a_phone(visit):
+    tab = visit(**PHONE).page
+    tab.locator("#prompt textarea").fill(LONG + "[[dawn, dusk]] __nowhere__")
+    tab.locator("#inspect-toggle").click()
+    tab.wait_for_selector(".prompt-line")
+    photograph(tab, "inspector-phone")
+    sizes = tab.evaluate(
+        "[...document.querySelectorAll('#inspector button, #inspect-toggle')]"
+        ".map(b => b.getBoundingClientRect()).map(b => Math.min(b.width, b.height))"
+    )
+    assert min(sizes) >= 44
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.locator("#inspect-close").click()
+    assert tab.locator("#inspector").is_hidden()

@@ -14,6 +14,7 @@ SCRIPTS = (
     "performance.js",
     "styles.js",
     "loras.js",
+    "inspector.js",
     "page.js",
     "controls.js",
     "frame.js",

@@ -152,6 +152,7 @@ const controls = {
     performanceMode.changed(this.shown, () => this.summarize());
     stylesPanel.changed();
     lorasPanel.changed();
+    inspector.changed();
   },
 
   restored() {

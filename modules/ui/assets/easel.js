@@ -97,6 +97,7 @@ function start() {
   });
   stylesPanel.start();
   lorasPanel.start();
+  inspector.start();
   waiting.load();
   listen();
   const id = taskInAddress() ?? memory.get("task");
@@ -119,7 +120,7 @@ window.easel = {
 // Gradio brings its controls one kind after the other.
 const NEEDED = [
   ...["top", "stage", "progress", "strip", "generate", "stop", "toggles", "side", "more-sizes"],
-  ...["make", "announcer", "sheet-close", "tabs", "styles", "loras"],
+  ...["make", "announcer", "sheet-close", "tabs", "styles", "loras", "inspector"],
 ];
 theme.apply();
 (function whenReady() {

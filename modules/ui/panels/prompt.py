@@ -1,4 +1,7 @@
-"""The prompt with Generate, Skip and Stop, and the row under it with the toggle and #queue."""
+"""The prompt with Generate, Skip and Stop, the row under it, and the inspector over it.
+
+The row holds #advanced-toggle, #inspect-toggle and #queue. inspector.js fills the inspector in.
+"""
 
 from html import escape
 
@@ -11,12 +14,13 @@ from modules.ui.texts import Texts
 
 
 def build(form: Form) -> gr.Button:
-    """#prompt, #generate, #skip, #stop, #advanced-toggle and #queue; gives the Generate button.
+    """#prompt, #generate, #skip, #stop and the row below; #inspector; gives the Generate button.
 
     Skip and Stop are plain buttons of the page's script: they must answer at once, whatever
     Gradio is doing.
     """
     texts = form.texts
+    markup(_inspector(texts), "inspector-block")
     with gr.Row(elem_id="composer"):
         form.text(
             "prompt",
@@ -52,6 +56,25 @@ def _toggles(texts: Texts) -> str:
   <label id="advanced-label"><input type="checkbox" id="advanced-toggle" checked
     aria-controls="side"><span class="wide">{escape(texts("toggle.advanced"))}</span><span
     class="narrow">{icon("sliders")}{escape(texts("toggle.sheet"))}</span></label>
+  <button type="button" id="inspect-toggle" class="text-button" aria-expanded="false"
+    aria-controls="inspector" title="{escape(texts("inspect.help"))}">{icon("search")}<span
+    class="wide">{escape(texts("inspect"))}</span><span id="inspect-count"></span></button>
   <div id="queue" role="list" aria-label="{escape(texts("queue"))}"></div>
 </div>
+"""
+
+
+def _inspector(texts: Texts) -> str:
+    title, close = escape(texts("inspect.title")), escape(texts("inspect.close"))
+    return f"""
+<section id="inspector" role="region" aria-label="{title}" hidden>
+  <header><h2>{title}</h2><span id="inspect-summary" role="status"></span>
+    <button type="button" id="inspect-close" class="icon-button" title="{close}"
+      aria-label="{close}">{icon("close")}</button></header>
+  <div id="inspect-body">
+    <ul id="inspect-notes"></ul>
+    <div id="inspect-picture"></div>
+    <div id="inspect-prompts" role="group" aria-label="{escape(texts("inspect.prompts"))}"></div>
+  </div>
+</section>
 """

@@ -83,6 +83,7 @@ def test_the_chosen_picture_is_detailed(books):
         (TaskSpec(prompt="[[a, b]]"), False),
         (TaskSpec(prompt="[[a, {b|c}]]"), True),
         (TaskSpec(prompt="__animal__"), True),
+        (TaskSpec(prompt="__gone__"), False),
         (TaskSpec(prompt="__animal__", wildcards_in_order=True), False),
         (TaskSpec(styles=("Random",)), True),
         (TaskSpec(negative_prompt="{a|b}"), True),
