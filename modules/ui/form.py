@@ -99,6 +99,10 @@ class Form:
         self._digits.add(name)
         return self.text(name, max_lines=1, **options)
 
+    def switch(self, name: str, **options: Any) -> gr.Checkbox:
+        """On or off."""
+        return self.add(name, gr.Checkbox(value=self.value(name), **self._common(name, options)))
+
     def listed(self, name: str, **options: Any) -> gr.Textbox:
         """A list as JSON in a box that nobody sees; the page's script shows and changes it."""
         self._lists.add(name)

@@ -41,7 +41,8 @@ def test_styles_are_found_chosen_in_order_kept_and_sent(visit, server):
     assert tab.locator("#random-style").get_attribute("aria-pressed") == "true"
     photograph(tab, "styles-chosen-desktop")
 
-    tab.wait_for_function("() => sessionStorage['easel.form']?.includes('random')")
+    tab.locator("#expand-prompt input").check()
+    tab.wait_for_function("() => JSON.parse(sessionStorage['easel.form']).expand_prompt")
     tab.reload()
     ready(tab)
     tab.locator("#tab-styles").click()
@@ -49,8 +50,10 @@ def test_styles_are_found_chosen_in_order_kept_and_sent(visit, server):
     assert chosen_styles(tab) == ["Gothic Cathedral", "My Haze", "Random style"]
     generate(tab, "quick hills")
     tab.wait_for_function("() => location.hash")
-    styles = server.pool.view(task_of(tab)).spec.styles
-    assert styles == ("arch-gothic", "My Haze", "random")
+    spec = server.pool.view(task_of(tab)).spec
+    assert spec.styles == ("arch-gothic", "My Haze", "random")
+    assert spec.expand_prompt
+    assert not spec.wildcards_in_order
 
     tab.locator("#style-chosen button").first.click()
     assert chosen_styles(tab) == ["My Haze", "Random style"]
@@ -69,7 +72,8 @@ def test_styles_fit_on_a_phone(visit):
     tab.locator("#style-list .style:text-is('Gothic Cathedral')").click()
     photograph(tab, "styles-phone")
     sizes = tab.evaluate(
-        "[...document.querySelectorAll('#styles button')].filter(b => b.offsetWidth)"
+        "[...document.querySelectorAll(':is(#styles, #style-list) button')]"
+        ".filter(b => b.offsetWidth)"
         ".map(b => b.getBoundingClientRect()).map(b => Math.min(b.width, b.height))"
     )
     assert min(sizes) >= 44

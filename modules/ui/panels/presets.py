@@ -171,7 +171,7 @@ class PresetPanel:
         updates = after(wanted, held.get("checkpoint"))
         plain = self.form.plain
         both = {
-            name: (plain(name, held[name]) or None, plain(name, updates[control]["value"]) or None)
+            name: (_set(plain(name, held[name])), _set(plain(name, updates[control]["value"])))
             for name, control in self.form.components.items()
             if control in updates
         }
@@ -205,6 +205,11 @@ class PresetPanel:
     @staticmethod
     def _said(*sentences: str) -> str:
         return "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+
+
+def _set(value: Any) -> Any:
+    """`value`, or None for what says nothing."""
+    return None if value in ("", (), []) else value
 
 
 def _word(value: Any) -> str:

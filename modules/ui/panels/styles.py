@@ -7,7 +7,8 @@ from modules.ui.form import Form
 
 
 def build(form: Form) -> None:
-    """#styles with #style-search, #style-chosen, #random-style, #clear-styles and #style-list.
+    """#styles with #style-search, #style-chosen, #random-style, #clear-styles; #expand-prompt,
+    #wildcards-in-order and #style-list.
 
     styles.js fills the lists; the choice itself is the hidden #styles-value.
     """
@@ -26,9 +27,11 @@ def build(form: Form) -> None:
   </div>
   <div id="style-chosen" role="list" aria-label="{escape(texts("styles.chosen"))}"></div>
   <p id="style-note" role="status">{escape(texts("styles.none"))}</p>
-  <div id="style-list"></div>
 </div>
 """,
         "styles-block",
     )
     form.listed("styles", elem_id="styles-value")
+    form.switch("expand_prompt", elem_id="expand-prompt")
+    form.switch("wildcards_in_order", elem_id="wildcards-in-order")
+    markup('<div id="style-list"></div>', "style-list-block")

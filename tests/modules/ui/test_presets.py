@@ -13,7 +13,7 @@ from modules.ui.form import Form
 from modules.ui.texts import Texts
 
 PRESET = """{"title": "Big", "settings": {"checkpoint": "big.safetensors", "cfg_scale": 9.0,
-"expand_prompt": true, "loras": [{"name": "gone"}]}}"""
+"expand_prompt": true, "control_softness": 0.5, "loras": [{"name": "gone"}]}}"""
 
 
 @pytest.fixture
@@ -64,7 +64,8 @@ def test_choosing_says_what_changed_and_undo_puts_it_back(context):
     assert "Guidance 6.5 → 9.0" in said and "Sharpness 5.0 → 2.0" in said
     assert "big.safetensors is not there yet, so a.safetensors paints" in said
     assert "The LoRA gone is not there yet" in said
-    assert "Prompt expansion: on" in said
+    assert "Prompt expansion off → on" in said
+    assert "It brings along Softness of controls: 0.5" in said
     page.take(page.fns["back"].fn(before))
     assert (page.value("guidance"), page.value("sharpness")) == (6.5, 5.0)
     assert page.value("preset") == "default"
