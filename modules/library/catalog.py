@@ -117,7 +117,7 @@ class Catalog:
     def known_downloads(self) -> list[Download]:
         """Files that the presets know how to fetch and that are not there yet, each once."""
         found: dict[tuple[str, str], Download] = {}
-        for preset in self._presets.values():
+        for preset in tuple(self._presets.values()):
             for download in preset.downloads:
                 if not (self._models_path / download.folder / download.file).is_file():
                     found.setdefault((download.folder, download.file), download)

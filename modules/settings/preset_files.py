@@ -1,9 +1,10 @@
 """Presets of the user's own: save, rename, delete. They lie in presets/own, one JSON file each."""
 
-import contextlib
 import json
 import os
 import re
+import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from modules.spec.task_spec import TaskSpec
 
 # The user's words belong to a picture; a preset keeps the way of painting.
 _WORDS = frozenset({"prompt", "image_count"})
+_writing = threading.Lock()  # two pages may save at once
 
 
 def settings_of(spec: TaskSpec) -> dict[str, Any]:
@@ -36,33 +38,40 @@ def save_preset(root: Path, presets: Presets, title: str, spec: TaskSpec) -> str
     or that one of Easel's presets has, OutputFolder where nothing can be written.
     """
     title = " ".join(title.split())
-    name = _name_of(title, presets)
-    path = root / "presets" / OWN / f"{name}.json"
-    content = {"title": title, "settings": settings_of(spec)}
-    _write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    _reload(root, presets)
+    with _writing:
+        name = _name_of(title, presets)
+        if name in presets.own and presets[name].title != title:
+            raise _taken(presets[name].title)
+        _write(_path(root, name), {"title": title, "settings": settings_of(spec)})
+        _reload(root, presets)
     return name
 
 
 def rename_preset(root: Path, presets: Presets, name: str, title: str) -> str:
-    """Give one of the user's own presets another title; gives its new name."""
-    old = _own_file(root, presets, name)
+    """Give one of the user's own presets another title; gives its new name.
+
+    A file of Fooocus becomes one of ours.
+    """
     title = " ".join(title.split())
-    new = _name_of(title, presets)
-    if new != name and new in presets:
-        raise SpecError(f"There is a preset {title!r} already; choose another name.", "preset")
-    content = json.loads(old.read_text("utf-8-sig")) | {"title": title}
-    _write(old.with_name(f"{new}.json"), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    if new != name:
-        old.unlink(missing_ok=True)
-    _reload(root, presets)
+    with _writing:
+        _require_own(presets, name)
+        new = _name_of(title, presets)
+        if new != name and new in presets:
+            raise _taken(title)
+        content = presets[name].model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+        _write(_path(root, new), content | {"title": title})
+        if new != name:
+            _remove(_path(root, name))
+        _reload(root, presets)
     return new
 
 
 def delete_preset(root: Path, presets: Presets, name: str) -> None:
     """Remove one of the user's own presets. Raises SpecError for one of Easel's."""
-    _own_file(root, presets, name).unlink(missing_ok=True)
-    _reload(root, presets)
+    with _writing:
+        _require_own(presets, name)
+        _remove(_path(root, name))
+        _reload(root, presets)
 
 
 def _name_of(title: str, presets: Presets) -> str:
@@ -74,11 +83,18 @@ def _name_of(title: str, presets: Presets) -> str:
     return name
 
 
-def _own_file(root: Path, presets: Presets, name: str) -> Path:
+def _taken(title: str) -> SpecError:
+    return SpecError(f"There is a preset {title!r} already; choose another name.", "preset")
+
+
+def _require_own(presets: Presets, name: str) -> None:
     if name not in presets.own:
         raise SpecError(
             "Only presets of your own can be changed; save this one under a name first.", "preset"
         )
+
+
+def _path(root: Path, name: str) -> Path:
     return root / "presets" / OWN / f"{name}.json"
 
 
@@ -91,20 +107,32 @@ def _reload(root: Path, presets: Presets) -> None:
     presets.own, presets.notices = fresh.own, fresh.notices
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: dict[str, Any]) -> None:
     """The whole file or nothing of it, and never one that could not be read again."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
     try:
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
-        read_preset(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OutputFolder(
-            "The preset cannot be saved; check that Easel may write into its folder presets."
-        ) from error
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+            temporary = Path(folder, path.name)
+            temporary.write_text(text, "utf-8")
+            read_preset(temporary)
+            os.replace(temporary, path)
+    except UnicodeEncodeError:
+        raise SpecError("Give the preset a name of whole characters.", "preset") from None
     except ConfigError as error:
-        path.unlink(missing_ok=True)
         raise SpecError(str(error), "preset") from None
+    except OSError as error:
+        raise _unwritable() from error
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable() from error
+
+
+def _unwritable() -> OutputFolder:
+    return OutputFolder(
+        "The preset cannot be saved; check that Easel may write into its folder presets."
+    )

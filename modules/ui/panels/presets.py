@@ -31,7 +31,7 @@ Work = Callable[[Mapping[Component, Any]], tuple[str, str]]  # (the preset chose
 
 def preset_choices(context: ServerContext) -> list[tuple[str, str]]:
     """(title, name) of every preset."""
-    return [(preset.title, name) for name, preset in context.presets.items()]
+    return [(preset.title, name) for name, preset in list(context.presets.items())]
 
 
 def hidden_settings(context: ServerContext, form: Form, name: str) -> dict[str, Any]:

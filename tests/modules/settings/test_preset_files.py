@@ -1,6 +1,7 @@
 """Saving, renaming and deleting presets of one's own."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -72,3 +73,39 @@ def test_differences_name_what_is_not_as_the_preset_has_it():
     found = differences({"cfg_scale": 4.0, "steps": 20}, SPEC.model_copy(update={"steps": 20}))
     assert found == {"cfg_scale": (4.0, 6.5)}
     assert json.dumps(found)
+
+
+def test_another_title_with_the_same_file_name_replaces_nothing(tmp_path, presets):
+    save_preset(tmp_path, presets, "50/50", SPEC)
+    with pytest.raises(SpecError, match="a preset '50/50' already"):
+        save_preset(tmp_path, presets, "50:50", TaskSpec(steps=9))
+    assert presets["50_50"].settings["cfg_scale"] == 6.5
+
+
+def test_a_preset_of_fooocus_can_be_renamed(tmp_path, presets):
+    file = tmp_path / "presets" / "own" / "mine.json"
+    file.parent.mkdir()
+    file.write_text('{"default_cfg_scale": 5.0}')
+    presets.update(load_presets(tmp_path))
+    presets.own = frozenset({"mine"})
+    assert rename_preset(tmp_path, presets, "mine", "mine") == "mine"
+    assert rename_preset(tmp_path, presets, "mine", "ours") == "ours"
+    assert presets["ours"].settings == {"cfg_scale": 5.0}
+    assert not file.exists()
+
+
+def test_a_preset_that_cannot_be_written_leaves_the_old_one(tmp_path, presets):
+    save_preset(tmp_path, presets, "a_b", SPEC)
+    before = (tmp_path / "presets" / "own" / "a_b.json").read_text()
+    with pytest.raises(SpecError, match="whole characters"):
+        rename_preset(tmp_path, presets, "a_b", "a\ud800b")
+    files = list((tmp_path / "presets" / "own").iterdir())
+    assert [path.name for path in files] == ["a_b.json"]
+    assert files[0].read_text() == before
+
+
+def test_two_pages_may_save_at_once(tmp_path, presets):
+    titles = [f"p{number % 4}" for number in range(24)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda title: save_preset(tmp_path, presets, title, SPEC), titles))
+    assert set(presets) == {"default", "p0", "p1", "p2", "p3"}
