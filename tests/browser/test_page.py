@@ -457,6 +457,9 @@ def test_a_preset_of_ones_own_and_the_way_back(visit, server):
     tab.wait_for_function("() => document.querySelector('#guidance input').value === '6.5'")
     assert tab.locator("#prompt textarea").input_value() == "my words"
     assert tab.locator("#preset input").input_value() == "My look"
+    tab.reload()
+    tab.wait_for_function("() => document.querySelector('#preset input')?.value === 'My look'")
+    tab.locator("#preset-manage > button").click()
     tab.locator("#preset-delete").click()
     tab.wait_for_function(
         "() => document.querySelector('#preset-note').innerText.includes('deleted')"

@@ -1,5 +1,6 @@
 """Choosing, undoing, saving and comparing presets, as the page's listeners do it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import pytest
 from modules.api.context import ServerContext
 from modules.library.catalog import Catalog
 from modules.settings.config import load_settings
+from modules.settings.preset_files import save_preset
 from modules.settings.presets import load_presets
+from modules.spec.task_spec import TaskSpec
 from modules.ui.app import build_app, initial_spec, submit
 from modules.ui.form import Form
 from modules.ui.texts import Texts
@@ -57,7 +60,7 @@ def test_choosing_says_what_changed_and_undo_puts_it_back(context):
     page = Page(context)
     page.set(prompt="my words", guidance=6.5, sharpness=5.0, preset="big")
     updates = page.fns["choose"].fn(page.held)
-    before = next(v for v in updates.values() if isinstance(v, dict) and "prompt" in v)
+    before = next(v for v in updates.values() if isinstance(v, dict) and "cfg_scale" in v)
     said = page.take(updates)
     assert page.value("prompt") == "my words"
     assert (page.value("guidance"), page.value("sharpness")) == (9.0, 2.0)
@@ -66,7 +69,11 @@ def test_choosing_says_what_changed_and_undo_puts_it_back(context):
     assert "The LoRA gone is not there yet" in said
     assert "Prompt expansion off → on" in said
     assert "It brings along Softness of controls: 0.5" in said
-    page.take(page.fns["back"].fn(before))
+    page.set(prompt="words typed since")
+    undone = page.fns["back"].fn(before)
+    page.take(undone)
+    assert page.value("prompt") == "words typed since"
+    assert undone[page.by_id["size"]]["choices"]  # those of the checkpoint that is back
     assert (page.value("guidance"), page.value("sharpness")) == (6.5, 5.0)
     assert page.value("preset") == "default"
     assert "nothing to undo" in page.take(page.fns["back"].fn(None))
@@ -90,3 +97,19 @@ def test_the_form_starts_with_a_model_that_is_there(context):
     context.settings = load_settings(["--preset", "big"], {}, root=context.settings.root)
     spec = initial_spec(context)
     assert (spec.preset, spec.checkpoint, spec.cfg_scale, spec.loras) == ("big", "", 9.0, ())
+
+
+def test_a_page_that_is_loaded_again_offers_what_there_is_now(context):
+    page = Page(context)
+    save_preset(context.settings.root, context.presets, "Mine", TaskSpec(steps=9))
+    (context.settings.models_path / "checkpoints" / "refiner.safetensors").write_bytes(b"")
+    held = json.dumps({"preset": "Mine", "refiner": "refiner.safetensors"})
+    shown = page.fns["restore"].fn(held)
+    preset, refiner = (shown[page.by_id[name]] for name in ("preset", "refiner"))
+    assert (preset["value"], preset["choices"][-1]) == ("Mine", ("Mine", "Mine"))
+    assert refiner["value"] == "refiner.safetensors"
+    assert refiner["value"] in dict(refiner["choices"])
+    last = next(
+        block for block in shown if block in page.fns["choose"].inputs and not block.visible
+    )
+    assert shown[last] == "Mine"  # what Undo goes back to
