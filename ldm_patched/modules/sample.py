@@ -147,10 +147,7 @@ def sample(  # noqa: PLR0913 - the field's signature
     controls = controls_in_place(runner.base_model, [*positive, *negative], interrupt)
     working = runner.base_model.memory_required(latent_image.shape)
     working += weights_to_come([*positive, *negative])
-    # The run's model sampling outside of all else: controls go by it, and a refiner that shares
-    # the network leaves its own before this one leaves.
-    in_place = runner.sampling_in_place()
-    with _patched(model, working), in_place, torch.inference_mode(), controls, ExitStack() as stack:
+    with _patched(model, working), torch.inference_mode(), controls, ExitStack() as stack:
         runner.free_bytes = _free_bytes(model, device)  # now that the weights are in their place
         given = Arguments(
             noise.float(),
@@ -172,8 +169,6 @@ def sample(  # noqa: PLR0913 - the field's signature
 
             def enter() -> None:
                 room = other.base_model.memory_required(latent_image.shape)
-                if hasattr(model, "residence"):
-                    model.residence.is_busy = False  # it has done its part and may make room
                 stack.enter_context(_patched(refiner.model, room))
                 stack.enter_context(other.sampling_in_place())
                 other.free_bytes = _free_bytes(refiner.model, device)
@@ -181,8 +176,7 @@ def sample(  # noqa: PLR0913 - the field's signature
             latents = sample_with_refiner(runner, other, refiner, at, given, enter)
             latent_format = other.latent_format
     result = latent_format.process_out(latents).to(latent_image.device, torch.float32)
-    same_scale = type(latent_format) is type(runner.latent_format)
-    if mask is not None and same_scale and float(part[-1]) == 0.0:
+    if mask is not None and float(part[-1]) == 0.0:
         # scaling in and out rounds: what the mask keeps shall be the very numbers that came in
         result = torch.where(mask == 0, latent_image.float(), result)
     return result

@@ -24,7 +24,7 @@ from modules.spec.task_spec import TaskSpec
 from modules.ui import assets
 from modules.ui.components import markup
 from modules.ui.form import Form
-from modules.ui.panels import advanced, models, settings, stage, styles
+from modules.ui.panels import advanced, models, quality, settings, stage, styles
 from modules.ui.panels import prompt as prompt_panel
 from modules.ui.panels.presets import PresetPanel, with_preset
 from modules.ui.texts import Texts
@@ -53,7 +53,7 @@ def build_app(context: ServerContext) -> gr.Blocks:
                 with _panel("styles"):
                     styles.build(form)
                 with _panel("models"):
-                    parts = _ModelParts(context, form, *models.build(context, form))
+                    parts = _ModelParts(context, form, presets, *models.build(context, form))
                 with _panel("advanced"):
                     advanced.build(context, form)
                 markup('<div id="make" role="status"></div>', "make-block")
@@ -64,7 +64,7 @@ def build_app(context: ServerContext) -> gr.Blocks:
         app.load(
             parts.restore,
             kept,
-            [*form.components.values(), parts.hint],
+            [*form.components.values(), parts.hint, presets.last],
             js="() => window.easel.formOfThisTab()",
             **DIRECT,
         ).success(None, None, None, js="() => window.easel.restored()")
@@ -150,9 +150,9 @@ def _wire_choices(form: Form, parts: "_ModelParts", presets: PresetPanel) -> Non
         return changes | parts.size(file, ratio)
 
     def look_again(
-        name: str | None, ratio: str | None, chosen_vae: str | None
+        name: str | None, ratio: str | None, chosen_vae: str | None, chosen_refiner: str | None
     ) -> dict[Component, Any]:
-        return parts.updates(name, ratio, chosen_vae)
+        return parts.updates(name, ratio, chosen_vae, chosen_refiner)
 
     def other_model(name: str | None, ratio: str | None) -> dict[Component, Any]:
         return parts.size(parts.find(name), ratio)
@@ -161,9 +161,8 @@ def _wire_choices(form: Form, parts: "_ModelParts", presets: PresetPanel) -> Non
     size, checkpoint = form.components["aspect_ratio"], parts.checkpoint
     presets.wire(after_preset)
     checkpoint.input(other_model, [checkpoint, size], [size], **DIRECT)
-    vae = form.components["vae"]
-    shown = [checkpoint, vae, size, parts.hint]
-    parts.refresh.click(look_again, [checkpoint, size, vae], shown, **DIRECT)
+    asked = [checkpoint, size, form.components["vae"], form.components["refiner"]]
+    parts.refresh.click(look_again, asked, [*asked, parts.hint], **DIRECT)
 
 
 @dataclass(frozen=True)
@@ -172,6 +171,7 @@ class _ModelParts:
 
     context: ServerContext
     form: Form
+    presets: PresetPanel
     checkpoint: gr.Dropdown
     refresh: gr.Button
     hint: gr.HTML
@@ -186,23 +186,26 @@ class _ModelParts:
         return {self.form.components["aspect_ratio"]: settings.size_update(table, ratio)}
 
     def updates(
-        self, name: str | None, ratio: str | None, vae: str | None = ""
+        self, name: str | None, ratio: str | None, vae: str | None, refiner: str | None
     ) -> dict[Component, Any]:
-        """Every control for the models of this moment, with `name` and `vae` chosen if there."""
+        """Every control for the models of this moment, with those named chosen if there."""
         files = self.context.catalog.checkpoints()
         file = models.chosen(files, name)
         choices = models.checkpoint_choices(files)
         vaes = models.vae_choices(self.context, self.form.texts)
         vae = vae if vae in [value for _, value in vaes] else ""
+        refiners = quality.refiner_choices(self.context, self.form.texts)
+        refiner = refiner if refiner in [value for _, value in refiners] else ""
         return {
             self.form.components["vae"]: gr.update(choices=vaes, value=vae),
+            self.form.components["refiner"]: gr.update(choices=refiners, value=refiner),
             self.checkpoint: gr.update(choices=choices, value=models.name_of(file)),
             self.hint: models.models_hint(self.context, self.form.texts),
             **self.size(file, ratio),
         }
 
     def restore(self, text: str | None) -> dict[Component, Any]:
-        """On load: today's models, and what this tab's controls held last (JSON text, or '').
+        """On load: today's models and presets, and what this tab held last (JSON text, or '').
 
         Nothing is checked: half a number was the user's own, and is checked when it is sent.
         """
@@ -214,10 +217,10 @@ class _ModelParts:
         name = held.pop("checkpoint", initial.checkpoint)
         ratio = held.pop("aspect_ratio", initial.aspect_ratio)
         vae = held.pop("vae", initial.vae)
-        if held.get("preset") not in self.context.presets:
-            held.pop("preset", None)
+        refiner = held.pop("refiner", initial.refiner)
+        presets = self.presets.restored(held.pop("preset", initial.preset))
         known = {controls[name]: gr.update(value=held[name]) for name in held if name in controls}
-        return known | self.updates(name, ratio, vae)
+        return known | presets | self.updates(name, ratio, vae, refiner)
 
 
 def _wire_form(app: gr.Blocks, form: Form) -> None:

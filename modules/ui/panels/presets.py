@@ -56,6 +56,7 @@ class PresetPanel:
     context: ServerContext
     form: Form
     choice: gr.Dropdown
+    last: gr.Textbox  # what `choice` held before
     title: gr.Textbox
     note: gr.HTML
     save: gr.Button
@@ -69,10 +70,12 @@ class PresetPanel:
         """#preset, #preset-note with #preset-undo and, folded away, #preset-manage."""
         texts = form.texts
         choice = form.choice("preset", preset_choices(context), elem_id="preset", filterable=False)
+        last = gr.Textbox(choice.value, visible=False)
         note = markup("", "preset-note")
         undo = gr.Button(texts("preset.undo"), elem_id="preset-undo", size="sm", visible=False)
         with gr.Accordion(texts("preset.manage"), open=False, elem_id="preset-manage"):
             title = gr.Textbox(
+                label=texts("preset.name"),
                 show_label=False,
                 container=False,
                 max_lines=1,
@@ -84,18 +87,20 @@ class PresetPanel:
                     gr.Button(texts(f"preset.{name}"), elem_id=f"preset-{name}", size="sm")
                     for name in ("save", "rename", "delete", "compare")
                 )
-        return cls(context, form, choice, title, note, save, rename, delete, compare, undo)
+        return cls(context, form, choice, last, title, note, save, rename, delete, compare, undo)
 
     def wire(self, after: Callable[[dict[str, Any], str | None], Updates]) -> None:
         """after: (wanted settings, checkpoint now) → updates of the checkpoint and its sizes."""
         before = gr.JSON(visible=False)  # no gr.State: it would keep a connection open
-        last = gr.Textbox(self.choice.value, visible=False)  # what #preset held before
+        last = self.last
         every = set(self.form.components.values())
 
         def choose(values: Mapping[Component, Any]) -> Updates:
             held = {name: values[control] for name, control in self.form.components.items()}
             updates = self._chosen(held, after)
-            kept = {before: held | {"preset": values[last]}, last: held["preset"]}
+            # What the preset leaves alone is the user's, and stays so when it is undone.
+            touched = {name: held[name] for name, c in self.form.components.items() if c in updates}
+            kept = {before: touched | {"preset": values[last]}, last: held["preset"]}
             return updates | kept | {self.undo: gr.update(visible=bool(updates))}
 
         def back(held: dict[str, Any] | None) -> Updates:
@@ -103,6 +108,8 @@ class PresetPanel:
                 return {self.note: self._said(self.form.texts("preset.nothing"))}
             controls = self.form.components
             shown = {controls[name]: gr.update(value=value) for name, value in held.items()}
+            model = {name: held.get(name) for name in ("checkpoint", "aspect_ratio")}
+            shown |= after(model, None)  # with the sizes of its own
             said = self._said(self.form.texts("preset.undone"))
             rest = {self.note: said, before: None, last: held["preset"]}
             return {**shown, **rest, self.undo: gr.update(visible=False)}
@@ -111,9 +118,15 @@ class PresetPanel:
         # `input`: only the user's own choice; a restored form must not be overwritten.
         self.choice.input(choose, {*every, last}, outputs, **_DIRECT)
         self.undo.click(back, before, outputs, **_DIRECT)
-        self._wire_own(every, last)
+        self._wire_own(every)
 
-    def _wire_own(self, every: set[Component], last: gr.Textbox) -> None:
+    def restored(self, name: str | None) -> Updates:
+        """On load: the presets of this moment, with `name` chosen if it is there."""
+        known = name if name in self.context.presets else None
+        choices = preset_choices(self.context)
+        return {self.choice: gr.update(choices=choices, value=known), self.last: known}
+
+    def _wire_own(self, every: set[Component]) -> None:
         root, presets, texts = self.context.settings.root, self.context.presets, self.form.texts
 
         def act(
@@ -125,7 +138,7 @@ class PresetPanel:
                 except StudioError as error:
                     return {self.note: self._said(str(error))}
                 choice = gr.update(choices=preset_choices(self.context), value=name or None)
-                return {self.choice: choice, self.note: self._said(said), last: name}
+                return {self.choice: choice, self.note: self._said(said), self.last: name}
 
             return pressed
 
@@ -157,7 +170,7 @@ class PresetPanel:
             (self.delete, delete),
             (self.compare, compare),
         ):
-            button.click(act(work), asked, [self.choice, self.note, last], **_DIRECT)
+            button.click(act(work), asked, [self.choice, self.note, self.last], **_DIRECT)
 
     def _chosen(
         self, held: Mapping[str, Any], after: Callable[[dict[str, Any], str | None], Updates]

@@ -6,6 +6,7 @@ from modules.api.context import ServerContext
 from modules.spec.flags import RefinerMethod
 from modules.ui.components import markup
 from modules.ui.form import Form
+from modules.ui.texts import Texts
 
 STEPS = {
     "sharpness": 0.1,
@@ -27,12 +28,16 @@ def build(context: ServerContext, form: Form) -> None:
         form.slider(name, elem_id=name.replace("_", "-"), step=step)
     words = form.texts("overwrite.placeholder")
     form.digits("overwrite_step", elem_id="overwrite-step", placeholder=words)
-    files = [(file.name, file.name) for file in context.catalog.checkpoints()]
-    none = (form.texts("refiner.none"), "")
-    form.choice("refiner", [none, *files], elem_id="refiner")
+    form.choice("refiner", refiner_choices(context, form.texts), elem_id="refiner")
     form.slider("refiner_switch", elem_id="refiner-switch", step=0.01)
     methods = [(method.value, method.value) for method in RefinerMethod]
     form.radio("refiner_method", methods, elem_id="refiner-method")
     form.digits(
         "overwrite_switch", elem_id="overwrite-switch", placeholder=form.texts("refiner.from")
     )
+
+
+def refiner_choices(context: ServerContext, texts: Texts) -> list[tuple[str, str]]:
+    """(words, name) of each checkpoint that may paint the last steps, after none."""
+    files = context.catalog.checkpoints()
+    return [(texts("refiner.none"), ""), *((file.name, file.name) for file in files)]
