@@ -7,12 +7,14 @@ name), safetensors (`emb_params`) and SDXL pairs (`clip_l` and `clip_g`).
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ldm_patched.modules.errors import CorruptModelFile, EmbeddingMissing, UnsupportedModel
+from ldm_patched.modules.prompt_weights import read_weights
 from ldm_patched.modules.weight_file import WeightFile, open_weights
 
 SUFFIXES = (".safetensors", ".pt", ".bin")
@@ -24,6 +26,7 @@ FAMILIES = {
     ("g", 1280): "the SDXL refiner",
 }
 PAIR = "SDXL"
+PAIRED = ("g", 1280)
 ENCODER_OF_WIDTH = {768: "l", 1024: "h", 1280: "g"}
 NAMED = {"clip_l": "l", "clip_g": "g", "clip_h": "h"}
 
@@ -65,10 +68,11 @@ class EmbeddingFolder:
     def stamps(self, text: str) -> tuple[tuple[str, int, int], ...]:
         """Which versions of which files `text` names: equal stamps mean equal vectors."""
         stamps = []
-        for _, name in split_references(text):
-            if name is not None:
-                path = self._path(name)
-                stamps.append((str(path), *_stamp(path)))
+        for words, _ in chain.from_iterable(read_weights(text)):
+            for _, name in split_references(words):
+                if name is not None:
+                    path = self._path(name)
+                    stamps.append((str(path), *_stamp(path)))
         return tuple(stamps)
 
     def _path(self, name: str) -> Path:
@@ -110,6 +114,8 @@ class EmbeddingFolder:
             return vectors
         if list(widths.values()) == list(self._widths.values()) and "" in vectors:
             return {next(iter(self._widths)): vectors[""]}
+        if PAIRED in widths.items() and dict([PAIRED]) == self._widths:
+            return {"g": vectors["g"]}  # the refiner has the second encoder of the base
         made_for, here = _family(widths), _family(self._widths)
         raise UnsupportedModel(
             f"The embedding {name} is made for {made_for}, but the checkpoint is of {here}; choose "

@@ -18,7 +18,8 @@ from ldm_patched.modules.errors import CorruptModelFile
 HEADER_BYTES = 16 * 1024 * 1024
 TENSOR_COUNT = 20_000
 DIMENSIONS = 8
-KEY = re.compile(r"[A-Za-z0-9_./-]{1,256}")
+KEY = re.compile(r"[A-Za-z0-9_./-]{1,256}|<[^\x00-\x20<>]{1,254}>")
+"""Of a layer's weight; or of a learned word in brackets, as diffusers names it: <word>."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

@@ -57,10 +57,12 @@ def test_every_layout_of_stable_diffusion_1_is_read(tmp_path):
     torch.save(a1111(vectors), tmp_path / "one.pt")
     torch.save({"<word>": vectors[0]}, tmp_path / "two.bin")
     save_file({"emb_params": vectors.half()}, str(tmp_path / "three.safetensors"))
+    save_file({"<ein-Wort:ü>": vectors}, str(tmp_path / "four.safetensors"))
     folder = folder_of(tmp_path)
     assert torch.equal(folder.vectors("one", "l"), vectors)
     assert torch.equal(folder.vectors("two", "l"), vectors[:1])
     assert torch.equal(folder.vectors("three", "l"), vectors.half().float())
+    assert torch.equal(folder.vectors("four", "l"), vectors)
 
 
 def test_an_sdxl_pair_has_vectors_for_both_encoders(tmp_path):
@@ -254,3 +256,19 @@ def test_encodes_what_transformers_encodes(tmp_path):
     )
     assert difference < TOLERANCE
     torch.testing.assert_close(pooled, out.pooler_output[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_refiner_reads_its_half_of_a_pair(tmp_path):
+    pair = {"clip_l": rows(2, 768), "clip_g": rows(2, 1280, seed=2)}
+    save_file(pair, str(tmp_path / "word.safetensors"))
+    found = folder_of(tmp_path, {"g": 1280}).vectors("word", "g")
+    torch.testing.assert_close(found, pair["clip_g"])
+
+
+@pytest.mark.parametrize(
+    "text", ["a (embedding:word) b", "((embedding:word))", r"\(embedding:word, b"]
+)
+def test_a_word_in_brackets_is_known_by_its_file_too(tmp_path, text):
+    save_file({"emb_params": rows(1, 768)}, str(tmp_path / "word.safetensors"))
+    folder = folder_of(tmp_path)
+    assert folder.stamps(text) == folder.stamps("embedding:word") != ()
