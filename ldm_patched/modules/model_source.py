@@ -10,6 +10,7 @@ serves them. Nothing is read here but headers and small JSON files.
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,14 @@ from ldm_patched.modules.diffusers_names import (
     unet_names,
     vae_names,
 )
-from ldm_patched.modules.errors import CorruptModelFile, UnsupportedModel
+from ldm_patched.modules.errors import CorruptModelFile, ModelFileError, UnsupportedModel
+from ldm_patched.modules.file_kinds import IGNORED
 from ldm_patched.modules.model_detection import detect_unet_config
 from ldm_patched.modules.supported_models import MODELS, UNET_PREFIX
 from ldm_patched.modules.weight_file import WeightFile, open_weights
 from ldm_patched.modules.weight_header import DOWNLOAD_AGAIN
+
+logger = logging.getLogger(__name__)
 
 INDEX = "model_index.json"
 JSON_BYTES = 1024 * 1024
@@ -105,10 +109,11 @@ def open_model(path: str | Path, text_encoders: Iterable[str | Path] = ()) -> We
 
 
 def _try(path: str | Path) -> WeightFile:
-    """The file, or an empty one for what is no weight file: another may hold the encoder."""
+    """The file, or an empty one for what cannot be read: another may hold the encoder."""
     try:
         return open_weights(path)
-    except (CorruptModelFile, UnsupportedModel):
+    except (ModelFileError, OSError) as error:
+        logger.warning("no text encoder is taken from %s: %s", Path(path).name, error)
         return JoinedWeights(Path(path).name, {}, {})
 
 
@@ -117,13 +122,16 @@ def _unet_places(file: WeightFile) -> Places | None:
     if any(key.startswith(UNET_PREFIX) for key in file):
         return {key: (file, key) for key in file}
     for root in ("", "unet."):
-        below = [key[len(root) :] for key in file if key.startswith(root)]
+        under = [key for key in file if key.startswith(root) and not IGNORED.match(key)]
+        below = [key[len(root) :] for key in under]
         if is_diffusers_unet(below):
-            return {
-                UNET_PREFIX + ours: (file, root + key) for key, ours in unet_names(below).items()
-            }
-        if "input_blocks.0.0.weight" in below:
-            return {UNET_PREFIX + key: (file, root + key) for key in below}
+            names = unet_names(below)
+        elif "input_blocks.0.0.weight" in below:
+            names = {key: key for key in below}
+        else:
+            continue
+        unet = {UNET_PREFIX + ours: (file, root + key) for key, ours in names.items()}
+        return unet | {key: (file, key) for key in file if IGNORED.match(key)}
     return None
 
 

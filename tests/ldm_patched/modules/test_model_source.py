@@ -261,6 +261,30 @@ def test_a_unet_of_diffusers_alone_is_read_too(sdxl, tmp_path):
     assert model.model.load_report.unexpected == ()
 
 
+@pytest.mark.parametrize("root", ["", "unet."])
+def test_a_unet_alone_says_what_it_predicts(apart, tmp_path, root):
+    weights = {root + key: value for key, value in load_file(str(apart["unet"])).items()}
+    marks = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
+    save_file(weights | marks, str(tmp_path / "unet.safetensors"))
+    model = load(tmp_path / "unet.safetensors")[0].model
+    assert model.model_type is ModelType.V_PREDICTION
+    assert model.model_sampling.sigma_max.item() > 1000
+    assert model.load_report.unexpected == ()
+
+
+def test_a_text_encoder_that_cannot_be_read_is_passed_over(apart, tmp_path):
+    class Program:
+        def __reduce__(self):
+            return print, ("run",)
+
+    torch.save({"x": Program()}, tmp_path / "program.pt")
+    others = [tmp_path / "program.pt", tmp_path / "gone.safetensors"]
+    _, clip, _, _ = load(apart["whole"], text_encoder_paths=others)
+    assert clip is not None
+    encoders = [*others, apart["clip_l"], apart["clip_g"]]
+    assert load(apart["unet"], text_encoder_paths=encoders)[1] is not None
+
+
 def test_a_checkpoints_own_text_encoders_come_first(apart, tmp_path):
     other = {k: v + 1 for k, v in load_file(str(apart["clip_l"])).items() if v.is_floating_point()}
     save_file(other, str(tmp_path / "clip_l.safetensors"))
