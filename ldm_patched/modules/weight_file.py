@@ -11,6 +11,7 @@ it does not, since then no more than one tensor is held twice, whatever the file
 
 import errno
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from ldm_patched.modules.weight_header import (
 
 DISK_ERRORS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO)
 """What the system says of the disk; with any other OSError PyTorch speaks of the content."""
+
+REPEATS = 4
+"""How often the bytes of a pickle may count: tensors of one can share them, or repeat one."""
 
 
 class WeightFile(Mapping[str, Tensor]):
@@ -202,6 +206,8 @@ def _read_pickle(path: Path, *, is_zip: bool) -> WeightFile:
     """
     # By its name torch would take it for safetensors; an open file has none, nor can it be mapped.
     misnamed = path.name.endswith(".safetensors")
+    if is_zip:
+        _require_unpacked(path)
     try:
         with torch.serialization.safe_globals(list(HARMLESS)):
             if is_zip and not misnamed:
@@ -225,7 +231,20 @@ def _read_pickle(path: Path, *, is_zip: bool) -> WeightFile:
         raise CorruptModelFile(f"{path.name} holds no weights. Choose another file.")
     if len(tensors) > TENSOR_COUNT:
         raise damaged(path, f"it lists more than {TENSOR_COUNT:,} tensors")
+    if sum(tensor.nbytes for tensor in tensors.values()) > REPEATS * path.stat().st_size:
+        raise damaged(path, "its tensors are larger than the file")
     return TensorDict(path.name, tensors)
+
+
+def _require_unpacked(path: Path) -> None:
+    """Raises CorruptModelFile for an archive that would grow: torch.save does not compress."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return  # its reading says what is wrong with it
+    if size > path.stat().st_size:
+        raise damaged(path, "it unpacks to more than its own size")
 
 
 def _tensors_of(content: Any) -> dict[str, Tensor]:

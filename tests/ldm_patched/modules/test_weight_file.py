@@ -243,6 +243,33 @@ def test_a_header_of_very_many_tensors_is_refused_quickly(tmp_path, count):
     assert megabytes < 200
 
 
+def test_a_pickle_that_grows_when_it_is_read_is_refused(tmp_path):
+    torch.save({"w": torch.ones(2), "notes": "x" * 2**22}, tmp_path / "plain.pt")
+    path = tmp_path / "bomb.ckpt"
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert path.stat().st_size < 2**16
+    with pytest.raises(CorruptModelFile, match=r"bomb\.ckpt.*unpacks"):
+        open_weights(path)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_tensors_larger_than_their_file_are_refused(tmp_path, new_format):
+    path = tmp_path / "wide.pt"
+    content = {"w": torch.ones(1).expand(10**12)}
+    torch.save(content, path, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(CorruptModelFile, match=r"wide\.pt.*larger than the file"):
+        open_weights(path)
+    ones = torch.ones(2**16)
+    shared = {"w": ones, "same": ones, "turned": ones.view(256, 256).t()}
+    torch.save(shared, path, _use_new_zipfile_serialization=new_format)
+    assert open_weights(path).keys() == shared.keys()
+
+
 class Malicious:
     """Unpickling this creates a file."""
 
