@@ -102,6 +102,7 @@ class InputStore:
 
     def _write(self, path: Path, data: bytes) -> None:
         """The whole file or none of it, whoever else writes the same."""
+        temporary: Path | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
@@ -109,6 +110,8 @@ class InputStore:
                 file.write(data)
             temporary.replace(path)
         except OSError as error:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
             raise DiskFull(
                 "The picture could not be stored; make room on the disk of the data folder."
             ) from error

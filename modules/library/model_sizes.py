@@ -17,7 +17,8 @@ from modules.spec import limits
 from modules.spec.sizes import SD1, SD2, SDXL, SizeTable, parse_ratio
 
 PIXELS_PER_LATENT = 8
-HEADER_BYTES = 100 * 1024 * 1024
+HEADER_BYTES = 16 * 1024 * 1024  # as much as the loader reads
+RATIOS = 64
 _FAMILIES = ((b"cond_stage_model.transformer.", SD1), (b"cond_stage_model.model.", SD2))
 _RESOLUTION = re.compile(r"(\d{2,4})x(\d{2,4})")
 
@@ -33,8 +34,8 @@ def model_sizes(file: ModelFile | None) -> SizeTable:
     try:
         area = int(metadata.get("easel.area") or _area(metadata.get("modelspec.resolution")))
         ratios = json.loads(metadata.get("easel.ratios", "[]"))
-        known = [ratio for ratio in ratios if _is_ratio(ratio)]
-    except (TypeError, ValueError):
+        known = [ratio for ratio in ratios[:RATIOS] if _is_ratio(ratio)]
+    except (TypeError, ValueError, KeyError, OverflowError, RecursionError):
         area, known = 0, []
     by_area = _by_area(area, known)
     return by_area or next((table for name, table in _FAMILIES if name in head), SDXL)

@@ -81,3 +81,13 @@ def test_a_full_disk_is_said_and_nothing_half_stays(store, monkeypatch, tmp_path
     with pytest.raises(DiskFull):
         store.add(picture())
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_disk_that_fills_up_while_it_is_written_keeps_no_half(store, monkeypatch, tmp_path):
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(inputs.Path, "replace", full)
+    with pytest.raises(DiskFull):
+        store.add(picture())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

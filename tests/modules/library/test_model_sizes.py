@@ -1,6 +1,7 @@
 """Sizes out of a checkpoint's header."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,10 @@ def test_an_area_alone_offers_common_ratios(tmp_path):
         {"area": "65536", "ratios": "{"},
         {"area": "65536", "ratios": "3"},
         {"area": ["65536"]},
+        {"area": math.inf},
+        {"area": "65536", "ratios": "[" * 100_000},
+        {"area": "65536", "ratios": '{"a": 1}'},
+        {"area": "65536", "ratios": json.dumps(["9" * 4000 + ":1"])},
     ],
 )
 def test_anything_odd_is_sdxl(tmp_path, metadata):
