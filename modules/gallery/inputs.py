@@ -105,10 +105,10 @@ class InputStore:
         temporary: Path | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-                temporary = Path(file.name)
-                file.write(data)
-            temporary.replace(path)
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+                temporary = Path(folder, path.name)
+                temporary.write_bytes(data)
+                temporary.replace(path)
         except OSError as error:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)

@@ -73,11 +73,13 @@ def test_there_is_a_bound_to_all_of_them(store, monkeypatch):
         store.add(picture("blue"))
 
 
-def test_a_full_disk_is_said_and_nothing_half_stays(store, monkeypatch, tmp_path):
-    def full(*_args, **_options):
+@pytest.mark.parametrize("step", ["write_bytes", "replace"])
+def test_a_full_disk_is_said_and_nothing_half_stays(store, monkeypatch, tmp_path, step):
+    def full(path, *_args):
+        path.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(inputs.tempfile, "NamedTemporaryFile", full)
+    monkeypatch.setattr(inputs.Path, step, full)
     with pytest.raises(DiskFull):
         store.add(picture())
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
