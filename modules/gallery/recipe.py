@@ -17,7 +17,7 @@ from modules.prompt.plan import PicturePrompt
 from modules.spec.errors import SpecError
 from modules.spec.flags import OutputFormat
 from modules.spec.limits import METADATA_BYTES
-from modules.spec.quality import BEFORE_QUALITY
+from modules.spec.quality import with_quality
 from modules.spec.task_spec import SCHEMA_VERSION, ResolvedSpec, TaskSpec
 from modules.spec.version import VERSION
 
@@ -163,10 +163,7 @@ def recipe_of_json(text: str) -> Recipe:
         raise _damaged()
     if values["schema"] > SCHEMA_VERSION:
         raise SpecError("The picture was saved by a newer Easel; update Easel to read its recipe.")
-    known = _known(values["spec"], TaskSpec)
-    if "sharpness" not in known:  # painted before there was such a thing
-        known = {**BEFORE_QUALITY, **known}
-    values["spec"] = TaskSpec.from_mapping(known)
+    values["spec"] = TaskSpec.from_mapping(with_quality(_known(values["spec"], TaskSpec)))
     try:
         return Recipe.model_validate(values)
     except ValidationError:

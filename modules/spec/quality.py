@@ -1,5 +1,6 @@
 """The fields of a request about picture quality and speed; TaskSpec has them beside the words."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -164,3 +165,8 @@ BEFORE_QUALITY = {
     "adm_negative": 1.0,
     "adm_end": 0.0,
 }
+
+
+def with_quality(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` of a stored request; where they are older than these fields, nothing is added."""
+    return dict(values) if "sharpness" in values else {**BEFORE_QUALITY, **values}

@@ -7,6 +7,7 @@ from typing import Self
 
 from modules.spec.errors import Cancelled, Conflict, StudioError
 from modules.spec.flags import TaskState
+from modules.spec.quality import with_quality
 from modules.spec.task_spec import ResolvedSpec, TaskSpec
 
 
@@ -117,12 +118,12 @@ class Claim:
 
 def parse_spec(text: str) -> TaskSpec:
     """A stored spec. SpecError or LimitError if it is not valid for this version."""
-    return TaskSpec.from_mapping(json.loads(text))
+    return TaskSpec.from_mapping(with_quality(json.loads(text)))
 
 
 def insist_on_same(spec: TaskSpec, stored: str) -> None:
     """Conflict unless `stored` is what `spec` was stored as; the seed may have been drawn."""
-    first = parse_spec(stored)
+    first = TaskSpec.from_mapping(json.loads(stored))
     if spec not in (first, first.model_copy(update={"seed": None})):
         raise Conflict(
             "This Idempotency-Key came with another request before; send this one with a new key."

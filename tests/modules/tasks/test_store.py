@@ -271,6 +271,17 @@ def test_a_spec_of_another_version_fails_alone(store, path):
     assert len(store.recent()) == 2
 
 
+def test_a_task_of_an_older_program_is_painted_as_it_was_meant(store, path):
+    old = store.submit(spec(), idempotency_key="k")
+    with sqlite3.connect(path) as connection:
+        fields = "'$.sharpness', '$.adm_end', '$.performance', '$.refiner'"
+        connection.execute(f"UPDATE task SET spec = json_remove(spec, {fields})")
+    connection.close()
+    assert store.submit(spec(), idempotency_key="k") == old
+    assert (store.get(old).spec.sharpness, store.get(old).spec.adm_end) == (0.0, 0.0)
+    assert claimed(store).spec.sharpness == 0.0
+
+
 RACER = """
 import sys, time
 from pathlib import Path
