@@ -5,6 +5,7 @@ of the family. Files are those of A1111 (`string_to_param`), diffusers (one tens
 name), safetensors (`emb_params`) and SDXL pairs (`clip_l` and `clip_g`).
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -17,7 +18,7 @@ from ldm_patched.modules.errors import CorruptModelFile, EmbeddingMissing, Unsup
 from ldm_patched.modules.prompt_weights import read_weights
 from ldm_patched.modules.weight_file import WeightFile, open_weights
 
-SUFFIXES = (".safetensors", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 REFERENCE = re.compile(r"embedding:([^\s,:]+)")
 VECTORS_MAX = 1024
 FAMILIES = {
@@ -90,8 +91,16 @@ class EmbeddingFolder:
     def _files(self) -> list[Path]:
         if self._folder is None or not self._folder.is_dir():
             return []
-        files = (p for p in self._folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        return sorted(files, key=lambda p: p.as_posix().casefold())
+        files, seen = [], set()
+        for directory, folders, names in os.walk(self._folder, followlinks=True):
+            real = os.path.realpath(directory)
+            if real in seen:  # a link that leads back up
+                folders.clear()
+                continue
+            seen.add(real)
+            files += [Path(directory, name) for name in names]
+        found = (path for path in files if path.suffix.lower() in SUFFIXES and path.is_file())
+        return sorted(found, key=lambda path: path.as_posix().casefold())
 
     def _read(self, path: Path) -> Vectors:
         try:

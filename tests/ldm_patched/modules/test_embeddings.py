@@ -272,3 +272,16 @@ def test_a_word_in_brackets_is_known_by_its_file_too(tmp_path, text):
     save_file({"emb_params": rows(1, 768)}, str(tmp_path / "word.safetensors"))
     folder = folder_of(tmp_path)
     assert folder.stamps(text) == folder.stamps("embedding:word") != ()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    (tmp_path / "words").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    save_file({"emb_params": rows(2, 768)}, str(tmp_path / "elsewhere" / "word.safetensors"))
+    torch.save({"*": rows(3, 768)}, tmp_path / "elsewhere" / "other.pth")
+    (tmp_path / "words" / "mine").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "words")
+    folder = folder_of(tmp_path / "words")
+    assert folder.vectors("mine/word", "l").shape == (2, 768)
+    assert folder.vectors("other", "l").shape == (3, 768)
