@@ -49,7 +49,8 @@ Conditions = list[Any]  # [[cond (1, 77·n, C), {"pooled_output": (1, P)}]]
 class LoadedModel:
     """A checkpoint in memory. `stamp` says which version of the file it was.
 
-    vae_stamp: of the file that `vae` is from, None if none was asked for. loras: stamps and weights
+    vae_stamp: of the file that `vae` is from, None if none was asked for. spare_stamp: of the one
+    that was taken unasked, for the checkpoint has none. loras: stamps and weights
     of the adapters on `unet` and `clip`, in order; word_loras: of those that change `clip`, with
     their weights there.
     """
@@ -61,6 +62,7 @@ class LoadedModel:
     vae: sd.VAE
     previewer: Previewer
     vae_stamp: FileStamp | None = None
+    spare_stamp: FileStamp | None = None
     loras: LoraStamps = ()
     word_loras: WordStamps = ()
 
@@ -118,7 +120,12 @@ class Pipeline:
         if stamp in self._models:
             self._models.move_to_end(stamp)
             model = self._models[stamp]
-            if model.vae_stamp != vae_stamp:
+            spare_changed = (
+                vae is None
+                and model.spare_stamp is not None
+                and [model.spare_stamp] != [stamp_of(spare) for spare in spare_vaes]
+            )
+            if model.vae_stamp != vae_stamp or spare_changed:
                 self._models[stamp] = model = self._with_vae(model, file, vae, spare_vaes)
             return model
         check()
@@ -142,10 +149,11 @@ class Pipeline:
             )
         if unet is None or clip is None:
             raise missing_part(file, "text encoders", "text_encoders")
+        spare = stamp_of(spare_vaes[0]) if own is None and vae is None and spare_vaes else None
         if own is None:
             own = self._load_vae(file, vae, spare_vaes)
         previewer = make_previewer(unet, self._previews_path, self.policy)
-        model = LoadedModel(stamp, file.name, unet, clip, own, previewer, vae_stamp)
+        model = LoadedModel(stamp, file.name, unet, clip, own, previewer, vae_stamp, spare)
         self._models[stamp] = model
         return model
 
@@ -161,7 +169,13 @@ class Pipeline:
                 )
         self._dressed = None  # it holds on to the VAE before
         stamp = None if vae is None else stamp_of(vae)
-        return replace(model, vae=own or self._load_vae(file, vae, spare), vae_stamp=stamp)
+        taken = stamp_of(spare[0]) if own is None and vae is None and spare else None
+        return replace(
+            model,
+            vae=own or self._load_vae(file, vae, spare),
+            vae_stamp=stamp,
+            spare_stamp=taken,
+        )
 
     def _load_vae(
         self, file: ModelFile, vae: ModelFile | None, spare: Sequence[ModelFile]

@@ -95,6 +95,21 @@ def test_of_two_vaes_none_is_guessed(studio, apart):
         refresh(studio, "unet.safetensors", **parts(studio))
 
 
+def test_another_spare_vae_takes_the_place_of_the_one_before(studio, apart):
+    before = refresh(studio, "unet.safetensors", **parts(studio))
+    assert refresh(studio, "unet.safetensors", **parts(studio)) is before
+    path = find(studio, ModelFolder.VAE, "vae.safetensors").path
+    weights = {k: v * 2 for k, v in load_file(str(path)).items()}
+    path.unlink()
+    write(studio, ModelFolder.VAE, "right.safetensors", weights)
+    after = refresh(studio, "unet.safetensors", **parts(studio))
+    assert after.unet is before.unet
+    wanted = weights["decoder.conv_in.weight"].float()
+    found = after.vae.first_stage_model.decoder.conv_in.weight.float().cpu()
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
+    assert refresh(studio, "unet.safetensors", **parts(studio)) is after
+
+
 def test_a_chosen_vae_takes_the_place_of_the_checkpoints_own_and_gives_it_back(studio, apart):
     own = refresh(studio, "tiny.safetensors")
     weights = {k: v + 1 for k, v in load_file(str(own_vae(studio))).items()}
