@@ -34,7 +34,7 @@ def is_fooocus_preset(content: Mapping[str, Any]) -> bool:
 
 
 def from_fooocus(content: Mapping[str, Any], title: str) -> dict[str, Any]:
-    """A preset file's content in our form; ValueError names a key that is not known."""
+    """A preset file's content in our form; ValueError names a key that is not known or wrong."""
     settings: dict[str, Any] = {}
     downloads = []
     for key, value in content.items():
@@ -58,6 +58,8 @@ def _loras(value: Any) -> dict[str, Any]:
     """[[enabled, name, weight], …] or, as it was once, [[name, weight], …]."""
     found = []
     for entry in value if isinstance(value, list) else ():
+        if not isinstance(entry, list) or len(entry) not in (2, 3):
+            raise ValueError("each of 'default_loras' must be [enabled, name, weight]")
         enabled, name, weight = entry if len(entry) == 3 else (True, *entry)
         if name not in _NOTHING:
             found.append({"enabled": enabled, "name": name, "weight": weight})
@@ -74,7 +76,7 @@ def _styles(value: Any) -> dict[str, Any]:
 
 
 def _performance(value: Any) -> dict[str, Any]:
-    if value not in _PERFORMANCE:
+    if not isinstance(value, str) or value not in _PERFORMANCE:
         raise ValueError(f"the performance {str(value)[:40]!r} is not known")
     return {"performance": _PERFORMANCE[value]}
 

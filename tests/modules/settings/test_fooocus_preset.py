@@ -76,6 +76,9 @@ def test_every_key_finds_its_place(tmp_path):
     [
         ({"default_colour": "red"}, "'default_colour' is not known"),
         ({"default_performance": "Warp"}, "'Warp' is not known"),
+        ({"default_performance": ["Speed"]}, "'Speed'.* is not known"),
+        ({"default_loras": [5]}, "each of 'default_loras'"),
+        ({"default_loras": [[True, "a", 1.0, 2]]}, "each of 'default_loras'"),
         ({"default_cfg_scale": 99}, "Guidance must be at most 30"),
         ({"default_model": "../../secret"}, "Checkpoint must be a name from the list"),
         ({"checkpoint_downloads": {"a": "http://x"}}, "url"),
