@@ -110,16 +110,15 @@ class VAE:
 
         results = []
         for part in x.split(1):
-            code = strips if tiled else whole
-            try:
-                result = self._finite(partial(code, part))
-            except torch.OutOfMemoryError:
-                if tiled:
-                    raise
-                logger.warning("Not enough memory for a whole picture in the VAE; using strips.")
+            if not tiled:
+                try:
+                    results.append(self._finite(partial(whole, part)))
+                    continue
+                except torch.OutOfMemoryError:
+                    logger.warning("Not enough memory for a whole picture in the VAE; in strips.")
                 tiled = True
-                result = self._finite(partial(strips, part))
-            results.append(result)
+            # Outside of the handler: the exception would hold on to the frames and their tensors.
+            results.append(self._finite(partial(strips, part)))
         return torch.cat(results)
 
     def _prepared(self, x: Tensor, device: torch.device) -> Tensor:

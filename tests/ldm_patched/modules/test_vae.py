@@ -1,6 +1,7 @@
 """The VAE object: value ranges, strips, stopping, and numbers that are not numbers."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -220,12 +221,21 @@ def test_strips_are_used_when_memory_runs_out(plain, monkeypatch, caplog):
     latents = noise(1, 4, 16, 20)
     wanted = plain.decode(latents)
 
+    maps = []
+
     def fails(z, interrupt=None):
+        h = z * 2.0
+        maps.append(weakref.ref(h))
         raise torch.OutOfMemoryError("out of memory")
 
+    decode, held = vae_strips.StripCoder.decode, []
+    monkeypatch.setattr(
+        vae_strips.StripCoder, "decode", lambda c, z: held.append(maps[0]()) or decode(c, z)
+    )
     monkeypatch.setattr(plain.first_stage_model, "decode", fails)
     torch.testing.assert_close(plain.decode(latents), wanted, rtol=0, atol=1e-5)
     assert "strips" in caplog.text
+    assert held == [None]  # what did not fit is gone before the strips begin
 
 
 @pytest.mark.parametrize("mode", ["encode", "decode"])
