@@ -130,9 +130,13 @@ class Residence:
     def offload(self) -> None:
         """Wait on the host."""
         self._stop_streaming()
-        if self.transfer is not None:
-            for tensor in self._tensors():
-                self.retire(tensor)
+        if self.transfer is None:
+            return
+        for tensor in self._tensors():
+            self.retire(tensor)
+        for module in self.model.modules():  # keys and values of texts are there, too
+            if callable(forget := getattr(module, "clear_cache", None)):
+                forget()
 
     def retire(self, tensor: Tensor) -> None:
         """Take one parameter or buffer off the device, in the network or set aside."""

@@ -69,6 +69,15 @@ def test_a_streamed_unet_gives_the_very_numbers(model, share, copies_ahead, requ
     assert torch.equal(run(model), wanted)
 
 
+def test_what_was_kept_of_texts_leaves_with_the_weights(model):
+    residence = Residence(model, CountingTransfer())
+    residence.load()
+    run(model)
+    assert len(model.diffusion_model._contexts)
+    residence.offload()
+    assert not len(model.diffusion_model._contexts)
+
+
 def test_the_allowance_is_kept_to(model):
     units = stream_units(model)
     floor = plan_floor(model)
