@@ -165,7 +165,7 @@ class ControlBase:
         kept = self._picked.get(name)
         if kept is None or kept[0] is not tensor or kept[1] != rows:
             with torch.inference_mode(False), torch.no_grad():
-                kept = tensor, rows, tensor[list(rows)]
+                kept = tensor, rows, tensor[as_index(rows)]
             self._picked[name] = kept
         return kept[2]
 
@@ -192,7 +192,14 @@ class ControlBase:
         if made.shape[0] == 1:
             return made
         each = total // batched
-        return repeat_to_batch_size(made, each)[[row % each for row in rows]]
+        return repeat_to_batch_size(made, each)[as_index([row % each for row in rows])]
+
+
+def as_index(rows: Sequence[int]) -> slice | list[int]:
+    """What picks these rows, at least one: a slice if they follow one another, since a list has to
+    be sent to the device and waits for it."""
+    first, stop = rows[0], rows[-1] + 1
+    return slice(first, stop) if list(rows) == list(range(first, stop)) else list(rows)
 
 
 def fit_hint(hint: Tensor, height: int, width: int) -> Tensor:
@@ -235,7 +242,7 @@ def _spread(additions: Additions, rows: Sequence[int], total: int) -> Additions:
         if tensor is None:
             return None
         whole = tensor.new_zeros(total, *tensor.shape[1:])
-        whole[list(rows)] = tensor
+        whole[as_index(rows)] = tensor
         return whole
 
     return {name: [one(t) for t in tensors] for name, tensors in additions.items()}

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ldm_patched.controlnet import cldm
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
 from ldm_patched.modules import ops
-from ldm_patched.modules.control_base import Additions, ControlBase
+from ldm_patched.modules.control_base import Additions, ControlBase, as_index
 from ldm_patched.modules.control_detection import family_of
 from ldm_patched.modules.errors import UnsupportedModel
 from ldm_patched.modules.model_base import set_weight
@@ -64,9 +64,11 @@ class ControlNet(ControlBase):
         super().pre_run(model)
         if self.strength:
             self.patcher.patch_model(self.patcher.load_device)
+            self.patcher.residence.is_busy = True  # the next control must not send it away
 
     def cleanup(self) -> None:
         super().cleanup()
+        self.patcher.residence.is_busy = False
         if self.patcher.residence.budget is None:  # else that one sends it away when need be
             self.patcher.unpatch_model(self.patcher.offload_device)
 
@@ -85,7 +87,7 @@ class ControlNet(ControlBase):
         options = cond.get("transformer_options") or {}
         batched = len(options.get("cond_or_uncond") or (0,))
         if len(rows) < total:
-            x, t = x[list(rows)], t[list(rows)]
+            x, t = x[as_index(rows)], t[as_index(rows)]
         sampling = self._model.model_sampling
         y = cond.get("y")
         outputs = self.network(
@@ -263,9 +265,11 @@ class T2IAdapter(ControlBase):
         super().pre_run(model)
         if self.strength:
             self.patcher.patch_model(self.patcher.load_device)
+            self.patcher.residence.is_busy = True  # the next control must not send it away
 
     def cleanup(self) -> None:
         super().cleanup()
+        self.patcher.residence.is_busy = False
         if self.patcher.residence.budget is None:  # else that one sends it away when need be
             self.patcher.unpatch_model(self.patcher.offload_device)
 

@@ -4,11 +4,14 @@ import os
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm_patched.controlnet import cldm
 from ldm_patched.modules import control_networks
+from ldm_patched.modules.control_base import controls_in_place
 from ldm_patched.modules.control_networks import ControlLora, ControlNet, T2IAdapter
 from ldm_patched.modules.errors import NotFinite, UnsupportedModel
+from ldm_patched.modules.memory_budget import MemoryBudget
 from ldm_patched.modules.model_patcher import ModelPatcher
 from ldm_patched.t2ia.adapter import Adapter, AdapterConfig
 from tests.support.control_oracle import (
@@ -19,6 +22,7 @@ from tests.support.control_oracle import (
     diffusers_controlnet,
     in_ldm_layout,
 )
+from tests.support.counting_transfer import CountingTransfer
 from tests.support.engine_report import record
 from tests.support.unet_oracle import diffusers_unet, make_unet, randomise
 
@@ -128,6 +132,38 @@ def test_it_counts_within_its_part_of_the_sampling(model, control, sigma):
     inputs.t = torch.tensor([sigma])
     timed = control.copy().set_cond_hint(inputs.hint, 1.0, (0.25, 0.6))
     assert (ask(timed, model, inputs) is not None) == (0.4 * 999 <= sigma <= 0.75 * 999)
+
+
+def test_one_control_does_not_send_another_away(model):
+    """With little memory all leave for the next one, but not those that a run needs."""
+    transfer = CountingTransfer()
+    budget = MemoryBudget("low", transfer.free, transfer=transfer, reserve=0)
+    hint, networks = (
+        Inputs(SDXL_LIKE).hint,
+        [cldm.ControlNet(SDXL_LIKE), cldm.ControlNet(SDXL_LIKE)],
+    )
+    patchers = [ModelPatcher(network, offload_device="meta", budget=budget) for network in networks]
+    one, two = (ControlNet("a", patcher, torch.float32).set_cond_hint(hint) for patcher in patchers)
+    two.set_previous_controlnet(one)
+    with controls_in_place(model, [[None, {"control": two}]]):
+        here = [patcher.residence.device_bytes for patcher in patchers]
+        assert here == [patcher.model_size() for patcher in patchers]
+    budget.make_room(None)
+    assert not any(patcher.residence.device_bytes for patcher in patchers)
+
+
+def test_rows_are_picked_without_waiting_for_the_device(model, control):
+    """A list of rows is a tensor on the host that has to be sent first."""
+    inputs = Inputs(SDXL_LIKE)
+    alone = control.copy().set_cond_hint(inputs.hint, positive_only=True)
+    with _NoLists():
+        assert ask(alone, model, inputs, (0, 1), 2) is not None
+
+
+class _NoLists(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ARG002
+        assert "aten.index" not in str(function)
+        return function(*args, **(kwargs or {}))
 
 
 def test_without_strength_nothing_is_computed(model, control, monkeypatch):
