@@ -97,9 +97,9 @@ def sample_with_refiner(
     """Latents in the scale of the model that ends the run.
 
     runner, other: of the first model and of the refiner; at: the refiner's first step in
-    given.sigmas; enter: puts the refiner's weights in their place. A mask works with "joint" only,
-    which is then used. Raises ValueError for another method, UnsupportedModel where the models'
-    latents differ and nothing converts them.
+    given.sigmas; enter: puts the refiner's weights in their place. A mask makes joint of
+    "separate". Raises ValueError for another method, UnsupportedModel where the models' latents
+    differ and nothing converts them.
     """
     if refiner.method not in METHODS:
         raise ValueError(f"There is no method {refiner.method!r}; choose of {', '.join(METHODS)}.")

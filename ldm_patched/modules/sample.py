@@ -147,7 +147,14 @@ def sample(  # noqa: PLR0913 - the field's signature
     controls = controls_in_place(runner.base_model, [*positive, *negative], interrupt)
     working = runner.base_model.memory_required(latent_image.shape)
     working += weights_to_come([*positive, *negative])
-    with _patched(model, working), torch.inference_mode(), controls, ExitStack() as stack:
+    at = len(part) if refiner is None else refiner.step - (start_step or 0)
+    other = None
+    if refiner is not None and at < len(part) - 1:
+        other = KSampler(refiner.model, steps, device, sampler_name, scheduler, denoise)
+    # The run's model sampling outside of all else: controls go by it, and a refiner that shares
+    # the network leaves its own before this one leaves.
+    in_place = runner.sampling_in_place()
+    with _patched(model, working), in_place, torch.inference_mode(), controls, ExitStack() as stack:
         runner.free_bytes = _free_bytes(model, device)  # now that the weights are in their place
         given = Arguments(
             noise.float(),
@@ -161,14 +168,14 @@ def sample(  # noqa: PLR0913 - the field's signature
             seed,
             sampler_options,
         )
-        at = len(part) if refiner is None else refiner.step - (start_step or 0)
-        if refiner is None or at >= len(part) - 1:
+        if refiner is None or other is None:
             latents = given.run(runner)
         else:
-            other = KSampler(refiner.model, steps, device, sampler_name, scheduler, denoise)
 
             def enter() -> None:
                 room = other.base_model.memory_required(latent_image.shape)
+                if hasattr(model, "residence"):
+                    model.residence.is_busy = False  # it has done its part and may make room
                 stack.enter_context(_patched(refiner.model, room))
                 stack.enter_context(other.sampling_in_place())
                 other.free_bytes = _free_bytes(refiner.model, device)
@@ -176,7 +183,8 @@ def sample(  # noqa: PLR0913 - the field's signature
             latents = sample_with_refiner(runner, other, refiner, at, given, enter)
             latent_format = other.latent_format
     result = latent_format.process_out(latents).to(latent_image.device, torch.float32)
-    if mask is not None and float(part[-1]) == 0.0:
+    same_scale = type(latent_format) is type(runner.latent_format)
+    if mask is not None and same_scale and float(part[-1]) == 0.0:
         # scaling in and out rounds: what the mask keeps shall be the very numbers that came in
         result = torch.where(mask == 0, latent_image.float(), result)
     return result

@@ -227,6 +227,8 @@ class KSampler:
         self.sigmas = self._sigmas(scheduler, denoise, drop=sampler in DROPS_PENULTIMATE)
         self._own_sampling = model_sampling_of(model)
         self.model_sampling = sampling_in_force(scheduler, self._own_sampling)
+        if self.model_sampling is not self._own_sampling:  # which is where the model is
+            self.model_sampling.to(self.device)
 
     def _sigmas(self, scheduler: str, denoise: float, *, drop: bool) -> Tensor:
         if denoise <= 0.0 or self.steps < 1:

@@ -5,10 +5,13 @@ import torch
 
 from ldm_patched.k_diffusion import sampling as k_diffusion
 from ldm_patched.modules.errors import UnsupportedModel
+from ldm_patched.modules.memory_budget import MemoryBudget
+from ldm_patched.modules.model_patcher import ModelPatcher
 from ldm_patched.modules.refiner import RefinerSwitch
 from ldm_patched.modules.sample import prepare_noise, sample
 from ldm_patched.modules.samplers import calculate_sigmas_scheduler
-from tests.support.fake_model import FakeModel, prompt
+from tests.support.counting_transfer import CountingTransfer
+from tests.support.fake_model import FakeModel, Scale, prompt
 
 LATENT = torch.zeros(1, 4, 8, 8)
 
@@ -152,3 +155,40 @@ def test_a_mask_is_kept_to_with_the_refiner():
     )  # fmt: skip
     assert torch.equal(found[..., :4], image[..., :4])
     assert not torch.equal(found[..., 4:], image[..., 4:])
+
+
+@pytest.mark.parametrize("method", ["joint", "separate", "vae"])
+@pytest.mark.parametrize("scheduler", ["lcm", "edm_playground_v2.5"])
+def test_the_checkpoint_as_its_own_refiner_keeps_its_noise_levels(method, scheduler):
+    model = FakeModel()
+    own = model.model_sampling
+    sample(
+        model, None, 6, 2.0, "euler", scheduler, prompt(1), prompt(2), LATENT, seed=3,
+        refiner=switch(model, 3, method),
+    )  # fmt: skip
+    assert model.model_sampling is own
+
+
+def test_a_mask_puts_nothing_of_other_latents_back():
+    other = Other()
+    other.latent_format = type("Foreign", (Scale,), {})()
+    latent, mask = torch.full_like(LATENT, 2.0), torch.zeros(8, 8)
+    refiner = switch(other, 5, "vae", convert=lambda latents: latents * 0.1)
+    out = sample(
+        FakeModel(), None, 8, 4.0, "euler", "karras", prompt(1), prompt(2), latent,
+        noise_mask=mask, seed=3, refiner=refiner,
+    )  # fmt: skip
+    torch.testing.assert_close(out, latent * 0.1)
+
+
+def test_the_first_model_makes_room_for_the_refiner():
+    transfer = CountingTransfer()
+    budget = MemoryBudget("normal", transfer.free, transfer=transfer, reserve=0)
+    base, other = FakeModel(), Other()
+    base.weight = torch.nn.Parameter(torch.zeros(2**20), False)
+    patchers = [ModelPatcher(m, offload_device="meta", budget=budget) for m in (base, other)]
+    transfer.capacity = patchers[0].model_size() + 2**12  # not both
+    run(patchers[0], switch(patchers[1], 5))
+    assert patchers[0].residence.device_bytes == 0
+    assert patchers[1].residence.device_bytes == patchers[1].model_size()
+    assert not any(patcher.residence.is_busy for patcher in patchers)

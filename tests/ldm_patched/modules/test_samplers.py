@@ -112,3 +112,12 @@ def test_unknown_names_and_too_few_steps_are_refused_in_words():
         calculate_sigmas_scheduler(FakeModel(), "cosy", 4)
     with pytest.raises(ValueError, match="at least 1 step"):
         calculate_sigmas_scheduler(FakeModel(), "karras", 0)
+
+
+@pytest.mark.parametrize("scheduler", ["lcm", "tcd", "edm_playground_v2.5"])
+def test_levels_that_a_schedule_brings_are_where_the_model_computes(scheduler):
+    """Else each step would wait for the device. "meta" stands for one."""
+    model = FakeModel()
+    runner = KSampler(model, 4, "meta", "euler", scheduler)
+    assert runner.model_sampling.log_sigmas.is_meta
+    assert not model.model_sampling.log_sigmas.is_meta
