@@ -18,7 +18,7 @@ from ldm_patched.modules.errors import UnsupportedModel
 from ldm_patched.modules.file_kinds import likely_kind
 from ldm_patched.modules.model_management import DevicePolicy
 from ldm_patched.modules.model_patcher import ModelPatcher
-from ldm_patched.modules.utils import load_torch_file
+from ldm_patched.modules.utils import load_torch_file, sound_shapes
 
 IMAGE_SIZE = 224
 PICTURES_KEPT = 32
@@ -59,13 +59,17 @@ def squash(image: np.ndarray, size: int = IMAGE_SIZE) -> Tensor:
 
 @dataclass(slots=True)
 class _Adapter:
-    """A loaded adapter. `tower` is the path of the image encoder that it came with."""
+    """A loaded adapter. `tower` is the path of the image encoder that it came with.
+
+    offered: the negative that it came with; `negative` is that one if it fits.
+    """
 
     stamp: tuple[int, int]
     ip_adapter: IPAdapterModel
     image_proj_model: ModelPatcher
     ip_layers: ModelPatcher
     tower: str
+    offered: Tensor | None
     negative: Tensor | None
     ip_unconds: list[Tensor] | None = None
 
@@ -112,10 +116,11 @@ class IPAdapterStore:
         known = self._adapters.get(path)
         tower = str(clip_vision_path) if clip_vision_path else next(iter(self._towers), "")
         negative = self._negatives.get(str(ip_negative_path), (None, None))[1]
-        if known and known.stamp == stamp and known.tower == tower and known.negative is negative:
+        if known and known.stamp == stamp and known.tower == tower and known.offered is negative:
             return
         self._forget(path)
-        self._adapters[path] = self._load_adapter(path, stamp, tower, negative)
+        with sound_shapes(Path(path).name):
+            self._adapters[path] = self._load_adapter(path, stamp, tower, negative)
 
     def _forget(self, path: str) -> None:
         self._adapters.pop(path, None)
@@ -126,6 +131,8 @@ class IPAdapterStore:
         stamp = _stamp(path)
         if path not in self._towers or self._towers[path][0] != stamp:
             self._towers[path] = stamp, vision.load(path, self.policy)
+            for adapter in [name for name, kept in self._adapters.items() if kept.tower == path]:
+                self._forget(adapter)  # its pictures were seen by the one before
 
     def _load_negative(self, path: str) -> None:
         stamp = _stamp(path)
@@ -173,6 +180,7 @@ class IPAdapterStore:
             ModelPatcher(model.image_proj_model, **where),
             ModelPatcher(model.ip_layers, **where),
             tower,
+            negative,
             negative if negative is not None and negative.shape[1:] == (tokens, width) else None,
         )
 

@@ -1,8 +1,11 @@
 """IP-Adapter files, pictures and the patched network, on small real networks."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from extras import ip_adapter
@@ -236,6 +239,8 @@ def test_without_a_fitting_negative_the_adapter_s_own_is_used(files, tmp_path):
         )
         layers = store._adapters[str(files["plain"])].ip_adapter.ip_layers
         torch.testing.assert_close(unconds[0], layers(tokens)[0])
+        store.load_ip_adapter(files["tower"], negative, files["plain"])
+        assert store._adapters[str(files["plain"])].ip_adapter.ip_layers is layers
 
 
 def test_the_same_picture_runs_nothing_again(store, files):
@@ -267,6 +272,30 @@ def test_a_changed_file_is_read_again(files, tmp_path):
     write_adapter(path, WIDTHS, TEXT, seed=77)
     store.load_ip_adapter(files["tower"], files["negative"], path)
     assert not torch.equal(store.preprocess(picture(0), path)[0][0], before)
+
+
+def test_a_changed_image_encoder_looks_again(files, tmp_path):
+    tower = write_vision(tmp_path / "tower.safetensors")
+    store = ip_adapter.IPAdapterStore(POLICY)
+    store.load_ip_adapter(tower, files["negative"], files["plus"])
+    before = store.preprocess(picture(0), files["plus"])[0][0].clone()
+    tower.unlink()
+    status = write_vision(tower, seed=77).stat()
+    os.utime(tower, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+    store.load_ip_adapter(tower, files["negative"], files["plus"])
+    assert not torch.equal(store.preprocess(picture(0), files["plus"])[0][0], before)
+
+
+def test_an_adapter_of_a_wrong_rank_is_damaged(files, tmp_path):
+    path = tmp_path / "flat.safetensors"
+    weights = {
+        name: weight.flatten() if name.startswith("ip_adapter.") else weight
+        for name, weight in load_file(files["plus"]).items()
+    }
+    save_file(weights, path)
+    store = ip_adapter.IPAdapterStore(POLICY)
+    with pytest.raises(CorruptModelFile, match=r"flat\.safetensors is damaged"):
+        store.load_ip_adapter(files["tower"], None, path)
 
 
 # --- The patched network ----------------------------------------------------------------------
