@@ -440,7 +440,9 @@ assert "gradio" not in sys.modules
 with serve(Path({str(tmp_path)!r}), page="modules.ui.app") as running:
     assert running.client.get("/").status_code == 200
     assert running.client.get("/api/status").status_code == 200
-heavy = sorted({{"torch", "transformers", "ldm_patched", "matplotlib"}} & set(sys.modules))
+tokenizer = {{"ldm_patched.modules.clip_tokenizer", "ldm_patched.modules.errors"}}
+engine = {{name for name in sys.modules if name.startswith("ldm_patched.modules.")}} - tokenizer
+heavy = sorted({{"torch", "transformers", "matplotlib"}} & set(sys.modules) | engine)
 sys.exit(f"loaded: {{heavy}}" if heavy else 0)
 """
     done = subprocess.run(
