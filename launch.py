@@ -56,7 +56,7 @@ VERBS = {
     "test": Verb(
         "also install requirements-dev.txt and run every test",
         ("base", "dev"),
-        ["-m", "pytest", "-n", "2", "--dist", "loadfile"],
+        ["-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"],
     ),
     "bench": Verb(
         "measure speed against diffusers (installs requirements-dev.txt)",
