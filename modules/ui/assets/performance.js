@@ -63,7 +63,7 @@ const performanceMode = {
     const { forced = {}, missing, modes = {} } = this.answer;
     for (const input of document.querySelectorAll("#performance input")) {
       const seconds = modes[input.value];
-      input.parentElement.dataset.time = seconds ? `~${duration(seconds)}` : "";
+      input.parentElement.dataset.time = seconds ? `~${duration(Math.max(1, seconds))}` : "";
     }
     const note = $("performance-note");
     if (!note) return;
