@@ -40,7 +40,25 @@ def require_same_plan(name: str, made_for: UNetConfig, network: UNetConfig) -> N
     )
 
 
-class ControlNet(ControlBase):
+class NetworkControl(ControlBase):
+    """A control with a network of its own, which is on the device for as long as a run lasts."""
+
+    patcher: ModelPatcher
+
+    def pre_run(self, model: Any) -> None:
+        super().pre_run(model)
+        if self.strength:
+            self.patcher.patch_model(self.patcher.load_device)
+            self.patcher.residence.is_busy = True  # the next control must not send it away
+
+    def cleanup(self) -> None:
+        super().cleanup()
+        self.patcher.residence.is_busy = False
+        if self.patcher.residence.budget is None:  # else that one sends it away when need be
+            self.patcher.unpatch_model(self.patcher.offload_device)
+
+
+class ControlNet(NetworkControl):
     """A ControlNet in full."""
 
     def __init__(self, name: str, patcher: ModelPatcher, dtype: torch.dtype) -> None:
@@ -59,18 +77,6 @@ class ControlNet(ControlBase):
 
     def check_fits(self, model: Any) -> None:
         require_same_plan(self.name, self.network.config, model.diffusion_model.config)
-
-    def pre_run(self, model: Any) -> None:
-        super().pre_run(model)
-        if self.strength:
-            self.patcher.patch_model(self.patcher.load_device)
-            self.patcher.residence.is_busy = True  # the next control must not send it away
-
-    def cleanup(self) -> None:
-        super().cleanup()
-        self.patcher.residence.is_busy = False
-        if self.patcher.residence.budget is None:  # else that one sends it away when need be
-            self.patcher.unpatch_model(self.patcher.offload_device)
 
     def _guide(self, x: Tensor) -> Tensor:
         """What the network makes of the picture, (1 or B, channels, H, W): once a run and size."""
@@ -232,7 +238,7 @@ def _fits(leaf: str, found: torch.Size, place: torch.Size) -> bool:
 # --- T2I-Adapter ------------------------------------------------------------------------------
 
 
-class T2IAdapter(ControlBase):
+class T2IAdapter(NetworkControl):
     """A T2I-Adapter: its maps are made once a run, and added on the UNet's way down."""
 
     def __init__(self, name: str, patcher: ModelPatcher, dtype: torch.dtype) -> None:
@@ -260,18 +266,6 @@ class T2IAdapter(ControlBase):
             f"{self.name} is a T2I-Adapter for {'SDXL' if own.is_xl else 'Stable Diffusion 1'}, "
             f"which the chosen checkpoint is not; choose one made for {family_of(config)}."
         )
-
-    def pre_run(self, model: Any) -> None:
-        super().pre_run(model)
-        if self.strength:
-            self.patcher.patch_model(self.patcher.load_device)
-            self.patcher.residence.is_busy = True  # the next control must not send it away
-
-    def cleanup(self) -> None:
-        super().cleanup()
-        self.patcher.residence.is_busy = False
-        if self.patcher.residence.budget is None:  # else that one sends it away when need be
-            self.patcher.unpatch_model(self.patcher.offload_device)
 
     def _features(self, x: Tensor) -> list[Tensor]:
         size, own = tuple(x.shape[-2:]), self.network.config

@@ -1,7 +1,7 @@
 """Reading weight files, and small work on state dicts and large pictures."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,60 +98,3 @@ def require_complete(report: LoadReport, file_name: str, part: str) -> None:
             part,
             ", ".join(report.unexpected[:5]),
         )
-
-
-def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles of `tile` begin so that they cover `length` and share at least `overlap`.
-
-    The last one ends at the end. One tile if `length` fits in it.
-    """
-    if length <= tile:
-        return [0]
-    starts = list(range(0, length - tile, tile - overlap))
-    return [*starts, length - tile]
-
-
-def _feather(length: int, overlap: int, *, first: bool, last: bool) -> Tensor:
-    """Weights that rise over `overlap` at an inner edge and fall over it at the other."""
-    ramp = torch.arange(1, length + 1, dtype=torch.float32) / (overlap + 1)
-    rise = torch.ones(length) if first else ramp.clamp(max=1.0)
-    fall = torch.ones(length) if last else ramp.clamp(max=1.0).flip(0)
-    return torch.minimum(rise, fall)
-
-
-@torch.inference_mode()
-def tiled_map(
-    function: Callable[[Tensor], Tensor],
-    x: Tensor,
-    *,
-    tile: int,
-    overlap: int,
-    scale: float,
-    before_tile: Callable[[], object] | None = None,
-) -> Tensor:
-    """`function` of (B, C, H, W), applied tile by tile and blended where tiles overlap.
-
-    tile, overlap: in positions of `x`. scale: of the sides by `function`; H, W, tile and overlap
-    times it must be whole. before_tile: called before each tile; may raise to stop. The result is
-    float32 on the CPU.
-    """
-    height, width = x.shape[-2:]
-    rows, columns = tile_starts(height, tile, overlap), tile_starts(width, tile, overlap)
-    blend = int(overlap * scale)
-    total = weight = torch.empty(0)
-    for top in rows:
-        for left in columns:
-            if before_tile is not None:
-                before_tile()
-            out = function(x[:, :, top : top + tile, left : left + tile]).float().cpu()
-            if not total.numel():
-                total = out.new_zeros(*out.shape[:2], int(height * scale), int(width * scale))
-                weight = out.new_zeros(total.shape[-2:])
-            tall, wide = out.shape[-2:]
-            down = _feather(tall, blend, first=top == rows[0], last=top == rows[-1])
-            across = _feather(wide, blend, first=left == columns[0], last=left == columns[-1])
-            mask = down[:, None] * across
-            y, x0 = int(top * scale), int(left * scale)
-            total[..., y : y + tall, x0 : x0 + wide] += out * mask
-            weight[y : y + tall, x0 : x0 + wide] += mask
-    return total / weight

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL, detect_autoencoder_config
-from ldm_patched.modules import utils, vae, vae_strips
+from ldm_patched.modules import vae, vae_strips
 from ldm_patched.modules.errors import NotFinite
 from ldm_patched.modules.vae import VAE
 from tests.support import engine_report
@@ -73,46 +73,6 @@ def test_half_precision_is_close_to_float32(plain, dtype):
     latents = noise(1, 4, 8, 8)
     error = (make_vae(dtype).decode(latents) - plain.decode(latents)).abs()
     assert error.mean() < 0.01
-
-
-# --- Tiles ------------------------------------------------------------------------------------
-
-
-def test_tiles_of_a_local_function_blend_to_the_whole():
-    x = noise(1, 2, 50, 37)
-    doubled = utils.tiled_map(
-        lambda part: part.repeat_interleave(2, -1).repeat_interleave(2, -2),
-        x,
-        tile=16,
-        overlap=6,
-        scale=2.0,
-    )
-    torch.testing.assert_close(doubled, x.repeat_interleave(2, -1).repeat_interleave(2, -2))
-    halved = utils.tiled_map(
-        lambda part: part[..., ::2, ::2], x[..., :36], tile=16, overlap=6, scale=0.5
-    )
-    torch.testing.assert_close(halved, x[..., :36][..., ::2, ::2])
-
-
-def test_tiles_fade_into_each_other():
-    counter = iter(range(100))
-    levels = utils.tiled_map(
-        lambda part: torch.full_like(part, float(next(counter))),
-        torch.zeros(1, 1, 4, 28),
-        tile=16,
-        overlap=4,
-        scale=1.0,
-    )[0, 0, 0]
-    assert levels[:12].tolist() == [0.0] * 12
-    assert levels[16:].tolist() == [1.0] * 12
-    assert (levels.diff()[11:16] > 0.1).all()
-
-
-@pytest.mark.parametrize(
-    ("length", "starts"), [(10, [0]), (16, [0]), (17, [0, 1]), (28, [0, 12]), (40, [0, 12, 24])]
-)
-def test_tiles_cover_everything_and_overlap(length, starts):
-    assert utils.tile_starts(length, 16, 4) == starts
 
 
 @pytest.fixture
