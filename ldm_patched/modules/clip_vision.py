@@ -21,7 +21,7 @@ from ldm_patched.modules.errors import UnsupportedModel
 from ldm_patched.modules.file_kinds import likely_kind
 from ldm_patched.modules.model_management import DevicePolicy
 from ldm_patched.modules.model_patcher import ModelPatcher
-from ldm_patched.modules.sd1_clip import HEAD_SIZE, OPENCLIP_PARTS, ClipLayer
+from ldm_patched.modules.sd1_clip import HEAD_SIZE, ClipLayer, rename_openclip
 from ldm_patched.modules.weight_file import LazyWeights, WeightFile, open_weights
 from ldm_patched.modules.weight_header import count_of
 
@@ -199,24 +199,11 @@ OTHER_HALF = re.compile(
 def from_openclip(weights: MutableMapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights under OpenCLIP's `visual.*` names, moved out of `weights`, under the tower's names.
 
-    The joint input projection becomes three views of it; `visual.proj`, which is applied from the
-    right, is viewed transposed. Other names stay as they are.
+    See rename_openclip; other names stay as they are.
     """
-    renamed: dict[str, Tensor] = {}
-    for name in list(weights):
-        tensor = weights.pop(name)
-        match = OPENCLIP_LAYER.fullmatch(name.replace("in_proj_", "in_proj."))
-        root = f"vision_model.encoder.layers.{match[1]}" if match else ""
-        if name == "visual.proj":
-            renamed["visual_projection.weight"] = tensor.t()
-        elif match and match[2] == "attn.in_proj":
-            for part, third in zip("qkv", tensor.chunk(3), strict=True):
-                renamed[f"{root}.self_attn.{part}_proj.{match[3]}"] = third
-        elif match and match[2] in OPENCLIP_PARTS:
-            renamed[f"{root}.{OPENCLIP_PARTS[match[2]]}.{match[3]}"] = tensor
-        else:
-            renamed[OPENCLIP_NAMES.get(name, name)] = tensor
-    return renamed
+    projection = {"visual.proj": "visual_projection.weight"}
+    root = "vision_model.encoder.layers"
+    return rename_openclip(weights, OPENCLIP_LAYER, root, OPENCLIP_NAMES, projection)
 
 
 def detect_config(shapes: Mapping[str, tuple[int, ...]]) -> ClipVisionConfig | None:

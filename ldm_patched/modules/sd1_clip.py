@@ -288,24 +288,38 @@ OPENCLIP_NAMES = {
 def from_openclip(weights: MutableMapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights under OpenCLIP's names, moved out of `weights`, under this network's names.
 
-    The joint input projection becomes three views of it; `text_projection`, which OpenCLIP applies
-    from the right, is viewed transposed. Other names stay as they are.
+    See rename_openclip; other names stay as they are.
+    """
+    projection = {"text_projection": "text_projection.weight"}
+    root = "text_model.encoder.layers"
+    return rename_openclip(weights, OPENCLIP_LAYER, root, OPENCLIP_NAMES, projection)
+
+
+def rename_openclip(
+    weights: MutableMapping[str, Tensor],
+    layer: re.Pattern[str],
+    root: str,
+    names: Mapping[str, str],
+    projection: Mapping[str, str],
+) -> dict[str, Tensor]:
+    """`weights`, moved out of it, under new names: layers that match `layer` under `root`.
+
+    The joint input projection of a layer becomes three views of it; what `projection` names, which
+    OpenCLIP applies from the right, is viewed transposed.
     """
     renamed: dict[str, Tensor] = {}
     for name in list(weights):
         tensor = weights.pop(name)
-        match = OPENCLIP_LAYER.fullmatch(name.replace("in_proj_", "in_proj."))
-        if name == "text_projection":
-            renamed["text_projection.weight"] = tensor.t()
+        match = layer.fullmatch(name.replace("in_proj_", "in_proj."))
+        if name in projection:
+            renamed[projection[name]] = tensor.t()
         elif match and match[2] == "attn.in_proj":
             for part, third in zip("qkv", tensor.chunk(3), strict=True):
-                key = f"text_model.encoder.layers.{match[1]}.self_attn.{part}_proj.{match[3]}"
-                renamed[key] = third
+                renamed[f"{root}.{match[1]}.self_attn.{part}_proj.{match[3]}"] = third
         elif match and match[2] in OPENCLIP_PARTS:
-            part = OPENCLIP_PARTS[match[2]]
-            renamed[f"text_model.encoder.layers.{match[1]}.{part}.{match[3]}"] = tensor
+            renamed[f"{root}.{match[1]}.{OPENCLIP_PARTS[match[2]]}.{match[3]}"] = tensor
         else:
-            renamed[OPENCLIP_NAMES.get(name, name)] = tensor
+            renamed[names.get(name, name)] = tensor
     return renamed
 
 
