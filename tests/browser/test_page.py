@@ -34,18 +34,19 @@ def test_a_prompt_becomes_pictures(visit, server, how):
     assert 0 < max(sides) <= 320  # thumbnails
 
 
-def test_progress_and_preview_appear_before_the_result(visit):
+def test_progress_and_preview_appear_before_the_result(visit, server):
     tab = visit().page
-    generate(tab, "slow hills", pictures=2)
+    generate(tab, "slow hills holds", pictures=2)
     tab.wait_for_selector("#stage img.preview")
     assert tab.locator("#stage img").get_attribute("src").startswith("data:image/jpeg")
     words = tab.locator("#progress-words").inner_text()
     assert re.fullmatch(r"picture 1 of 2 · step \d+/30 · \d+ s left", words)
     assert 0 < int(tab.locator("#progress").get_attribute("aria-valuenow")) < 100
-    first = tab.locator("#stage img").get_attribute("src")
-    tab.wait_for_function("first => document.querySelector('#stage img').src !== first", arg=first)
     assert tab.locator("#strip .place").nth(1).is_disabled()  # the second picture's place
     assert tab.locator("#generate").inner_text() == "Add to queue"
+    first = tab.locator("#stage img").get_attribute("src")
+    server.release(task_of(tab))
+    tab.wait_for_function("first => document.querySelector('#stage img').src !== first", arg=first)
     wait_state(tab, "done")
     assert tab.locator("#generate").inner_text() == "Generate"
 
@@ -99,14 +100,15 @@ def test_long_times_are_told_in_hours(visit):
 
 def test_a_reload_goes_on_showing_the_running_task(visit, server):
     tab = visit().page
-    generate(tab, "hills that stay", pictures=2)
+    generate(tab, "hills that stay holds", pictures=2)
     tab.wait_for_selector("#stage img.preview")
     task = task_of(tab)
     tab.reload()
     ready(tab)
     wait_state(tab, "running")
     assert task_of(tab) == task
-    assert tab.locator("#prompt textarea").input_value() == "hills that stay"
+    assert tab.locator("#prompt textarea").input_value() == "hills that stay holds"
+    server.release(task)
     tab.wait_for_selector("#stage img.preview")
     wait_state(tab, "done")
     assert len(server.pool.view(task).images) == 2
@@ -155,14 +157,15 @@ def test_a_reload_keeps_what_was_not_sent_yet(visit):
         assert tab.locator("#guidance input[type=number]").input_value() == "6.5"
 
 
-def test_another_device_attaches_by_the_address(visit):
+def test_another_device_attaches_by_the_address(visit, server):
     tab = visit().page
-    generate(tab, "hills for two", pictures=1)
+    generate(tab, "hills for two holds", pictures=1)
     wait_state(tab, "running")
     other = visit(viewport={"width": 390, "height": 844}, has_touch=True)
     phone = other.new_tab(tab.evaluate("location.href"))
-    wait_state(phone, "running", "done")
-    assert phone.locator("#prompt textarea").input_value() == "hills for two"
+    wait_state(phone, "running")
+    assert phone.locator("#prompt textarea").input_value() == "hills for two holds"
+    server.release(task_of(tab))
     wait_state(phone, "done")
     phone.wait_for_selector("#stage img.result")
 
@@ -201,7 +204,7 @@ def test_more_windows_than_connections_all_follow(visit):
 
 def test_stop_answers_at_once_and_keeps_what_is_finished(visit, server):
     tab = visit().page
-    generate(tab, "hills", pictures=4)
+    generate(tab, "hills holds-second", pictures=4)
     tab.wait_for_selector("#stage img.preview")
     tab.wait_for_selector(f"#strip img[src^='/api/images/{task_of(tab)}/0']")
     answer = tab.evaluate(
@@ -223,7 +226,7 @@ def test_stop_answers_at_once_and_keeps_what_is_finished(visit, server):
 
 def test_skip_ends_one_picture_only(visit, server):
     tab = visit().page
-    generate(tab, "hills", pictures=2)
+    generate(tab, "hills holds", pictures=2)
     tab.wait_for_selector("#stage img.preview")
     tab.locator("#skip").click()
     wait_state(tab, "done")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.conftest import SCREENSHOTS, generate, wait_state
+from tests.browser.conftest import SCREENSHOTS, generate, task_of, wait_state
 from tests.support.page_server import RunningPage
 
 SIZES = {
@@ -32,7 +32,7 @@ def test_every_state_has_its_picture(visit, tmp_path, size, theme):
     try:
         window = visit(at=server, color_scheme=theme, **SIZES[size])
         window.forgive = "Failed to load resource|ERR_CONNECTION"
-        album = Album(window.page, f"{size}-{theme}")
+        album = Album(server, window.page, f"{size}-{theme}")
         album.page.wait_for_selector("#no-model:not([hidden])")
         album.add("first-start")
         server.add_checkpoint("landscape.safetensors")
@@ -53,8 +53,8 @@ def test_every_state_has_its_picture(visit, tmp_path, size, theme):
 class Album:
     """The pictures of one look."""
 
-    def __init__(self, page: Any, look: str) -> None:
-        self.page = page
+    def __init__(self, server: RunningPage, page: Any, look: str) -> None:
+        self.server, self.page = server, page
         self._look = look
         SCREENSHOTS.mkdir(exist_ok=True)
 
@@ -83,7 +83,7 @@ def settings(album: Album, *, in_sheet: bool) -> None:
 def one_task(album: Album) -> None:
     """Loading, running with another task behind it, done, and the picture large."""
     page = album.page
-    generate(page, f"{PROMPT} loads", pictures=3, seed=20)
+    generate(page, f"{PROMPT} loads holds-second", pictures=3, seed=20)
     wait_state(page, "loading")
     album.add("loading")
     generate(page, "a second wish, for later quick", pictures=1)
@@ -91,6 +91,7 @@ def one_task(album: Album) -> None:
     page.wait_for_selector("#strip .place:nth-child(2).live img")
     album.add("running")
     page.locator("#queue .chip button").click()
+    album.server.release(task_of(page))
     wait_state(page, "done")
     page.wait_for_selector("#stage img.result")
     page.locator("#prompt textarea").fill(PROMPT)
@@ -105,7 +106,7 @@ def one_task(album: Album) -> None:
 def other_ends(album: Album) -> None:
     """Stopped with a part of the pictures, failed, and a worker that has to be restarted."""
     page = album.page
-    generate(page, PROMPT, pictures=4, seed=40)
+    generate(page, f"{PROMPT} holds-second", pictures=4, seed=40)
     page.wait_for_selector("#strip .place:nth-child(2).live img")
     page.locator("#stop").click()
     wait_state(page, "stopped")

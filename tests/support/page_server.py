@@ -15,6 +15,7 @@ from modules.settings.config import Settings
 from modules.settings.presets import load_presets
 from modules.tasks.store import TaskStore
 from modules.tasks.worker_pool import LocalWorkerPool, PoolTimings
+from tests.support.scene_worker import release_file
 
 REPOSITORY = Path(__file__).parents[2]
 SCENE_WORKER = "tests.support.scene_worker:worker_main"
@@ -76,6 +77,10 @@ class RunningPage:
         """Put a file of that name, with nothing to load in it, where checkpoints go."""
         with (self.checkpoint_folder / name).open("wb") as file:
             file.truncate(6_938_000_000)  # sparse: the size of a real one, no room on the disk
+
+    def release(self, task_id: str) -> None:
+        """Let a task go on that holds."""
+        release_file(self.settings, task_id).touch()
 
     def close(self) -> None:
         """Stop serving and end the workers."""

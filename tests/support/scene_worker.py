@@ -5,6 +5,8 @@ The prompt steers it, as words in any order:
     quick         5 ms a step instead of 40
     loads         show the loading of a model for two seconds, with its progress
     waits         do nothing until stopped
+    holds         stay in the middle of the first picture until RunningPage.release()
+    holds-second  the same in the second picture
     fails         raise a ModelMissing
     fails-late    raise it after the first picture
     crashes       kill this process at the second step, in the first attempt only
@@ -16,6 +18,7 @@ import os
 import signal
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -68,7 +71,7 @@ def paint(task: ClaimedTask, settings: Settings) -> None:
             continue
         task.cancel.next_image()
         try:
-            picture = steps(task, words, index)
+            picture = steps(task, settings, words, index)
         except Skipped:
             task.commit_skip(index)
             continue
@@ -86,9 +89,15 @@ def load(task: ClaimedTask) -> None:
         time.sleep(0.1)
 
 
-def steps(task: ClaimedTask, words: set[str], index: int) -> np.ndarray:
+def release_file(settings: Settings, task_id: str) -> Path:
+    """What a task that holds waits for."""
+    return settings.temporary_path / f"{task_id}.release"
+
+
+def steps(task: ClaimedTask, settings: Settings, words: set[str], index: int) -> np.ndarray:
     """Noise that becomes the landscape; pixels (H, W, 3)."""
     spec, pause = task.spec, 0.005 if "quick" in words else 0.04
+    holds = ("holds", "holds-second")[index] in words if index < 2 else False
     final = landscape(size_of(spec), spec.seed_of(index))
     small = final[::8, ::8].astype(np.float32)
     noise = np.random.default_rng(spec.seed_of(index)).normal(128, 70, small.shape)
@@ -97,6 +106,9 @@ def steps(task: ClaimedTask, words: set[str], index: int) -> np.ndarray:
         if step == 2 and "crashes" in words and task.attempt == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(pause)
+        while step == spec.steps // 2 and holds and not release_file(settings, task.id).exists():
+            task.cancel.check()
+            time.sleep(0.01)
         left = (spec.steps - step) + (spec.image_count - index - 1) * spec.steps
         task.emit(
             Progress(
