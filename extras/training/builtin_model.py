@@ -1,6 +1,6 @@
 """The built-in model: its dimensions, its networks, and its file in the layout of SDXL."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +67,8 @@ class BuiltinSizes:
 
 
 MINI = BuiltinSizes()
+LIGHT = BuiltinSizes(vae_mult=(1, 1, 2, 4))
+"""For a slow CPU: the autoencoder's two largest levels, half of its work, are halved."""
 TOY = BuiltinSizes(
     model_channels=32,
     channel_mult=(1, 2, 2),
@@ -223,10 +225,12 @@ def _stored(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.contiguous().clone()
 
 
-def file_metadata() -> dict[str, object]:
-    """What the file says of the pictures that it was trained on."""
-    ratios = [_ratio(width, height) for width, height in SIZES]
-    return {"easel.area": 65536, "easel.ratios": ratios, "modelspec.title": "Easel mini"}
+def file_metadata(sizes: Sequence[tuple[int, int]] = SIZES) -> dict[str, object]:
+    """What the file says of the pictures that it was trained on; sizes: (width, height), the
+    square first."""
+    ratios = list(dict.fromkeys(_ratio(width, height) for width, height in sizes))
+    area = sizes[0][0] * sizes[0][1]
+    return {"easel.area": area, "easel.ratios": ratios, "modelspec.title": "Easel mini"}
 
 
 def _ratio(width: int, height: int) -> str:

@@ -91,7 +91,7 @@ class BaseStage(DiffusionStage):
         """Write the model file. Raises TrainingFolderError if a folder cannot be written to."""
         metadata = {
             key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in builtin.file_metadata().items()
+            for key, value in builtin.file_metadata(self.source.sizes).items()
         }
         paths = [folder / MODEL_FILE for folder in (self.place.folder, self.output) if folder]
         return self.write(self.file(), *paths, metadata=metadata)

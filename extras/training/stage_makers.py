@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,7 +20,7 @@ from extras.training.scenes.finishes import FINISHES
 from extras.training.scenes.scene import SIZES
 from extras.training.stage_base import BasePlan, BaseStage
 from extras.training.stage_control import ControlStage
-from extras.training.stage_diffusion import Workplace
+from extras.training.stage_diffusion import Preview, Workplace
 from extras.training.stage_facts import FactsStage
 from extras.training.stage_fewstep import FewstepStage
 from extras.training.stage_ip import ImagePromptPlan, ImagePromptStage
@@ -31,7 +31,7 @@ from extras.training.window import WindowPlan
 from ldm_patched.modules.model_management import cpu_has_bf16
 from ldm_patched.modules.sd import read_model_metadata
 
-MODELS = {"mini": builtin.MINI, "toy": builtin.TOY}
+MODELS = {"mini": builtin.MINI, "light": builtin.LIGHT, "toy": builtin.TOY}
 SDXL_AREA = 1024 * 1024
 
 
@@ -108,8 +108,8 @@ def _bf16(args: argparse.Namespace, device: torch.device) -> bool:
 
 def make_vae_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> VaeStage:
     """Stage 1 as the command line says."""
-    pages = PagePlan(
-        seed=args.seed,
+    pages = _pages(
+        args,
         group=first(args.batch, scale.paces["vae"].batch),
         side=first(args.side, scale.side),
         captions=0,
@@ -148,7 +148,7 @@ def make_facts_stage(args: argparse.Namespace, device: torch.device, scale: Scal
     return FactsStage(
         args.stage,
         network,
-        PagePlan(seed=args.seed, captions=0),
+        _pages(args, captions=0),
         # Pages are kept as they are here, 200 kB each, not as latents.
         replace(make_window(args, scale, scale.capacity // 8), reuse=first(args.reuse, 3.0)),
         folder=args.folder,
@@ -177,6 +177,7 @@ def make_place(args: argparse.Namespace, device: torch.device) -> Workplace:
         workers=_workers(args),
         bf16=_bf16(args, device),
         seed=args.seed,
+        preview=Preview(size=page_sizes(args.page**2)[0]),
     )
 
 
@@ -193,7 +194,7 @@ def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale
     )
     return BaseStage(
         MODELS[args.size],
-        PagePlan(seed=args.seed),
+        _pages(args),
         make_window(args, scale),
         plan,
         make_place(args, device),
@@ -206,7 +207,7 @@ def make_lora_stage(args: argparse.Namespace, device: torch.device, scale: Scale
     base = args.start_from or args.folder / MODEL_FILE
     title, trigger, prefix = args.finish, FINISHES[args.finish][1][0], LoraPlan.prefix
     capacity = None
-    source: GroupSource = PagePlan(seed=args.seed, finish=args.finish)
+    source: GroupSource = _pages(args, finish=args.finish)
     if args.pictures:
         title, trigger = args.title or args.pictures.name, args.trigger or ""
         title, prefix = re.sub(r"[^\w.+ -]", "_", title), ""
@@ -223,11 +224,19 @@ def make_lora_stage(args: argparse.Namespace, device: torch.device, scale: Scale
 
 
 def sizes_of(base: Path) -> tuple[tuple[int, int], ...]:
-    """(width, height) of the pictures that a checkpoint was trained on: the picture book's, as much
-    larger as its area. Raises EngineErrors."""
-    area = (read_model_metadata(base).area if base.is_file() else None) or SDXL_AREA
+    """(width, height) of the pictures that a checkpoint was trained on. Raises EngineErrors."""
+    return page_sizes((read_model_metadata(base).area if base.is_file() else None) or SDXL_AREA)
+
+
+def page_sizes(area: int) -> tuple[tuple[int, int], ...]:
+    """The picture book's sizes, (width, height), brought to about `area` pixels."""
     factor = (area / (SIZES[0][0] * SIZES[0][1])) ** 0.5
     return tuple((round(w * factor / 32) * 32, round(h * factor / 32) * 32) for w, h in SIZES)
+
+
+def _pages(args: argparse.Namespace, **kinds: Any) -> PagePlan:
+    """Pages of the picture book in the sizes that are asked for."""
+    return PagePlan(seed=args.seed, sizes=page_sizes(args.page**2), **kinds)
 
 
 def make_fewstep_stage(
@@ -237,7 +246,7 @@ def make_fewstep_stage(
     return FewstepStage(
         LoraPlan(title="lcm", rank=first(args.rank, 8)),
         args.start_from or args.folder / MODEL_FILE,
-        PagePlan(seed=args.seed),
+        _pages(args),
         make_window(args, scale),
         make_place(args, device),
         output=args.output,
@@ -250,7 +259,7 @@ def make_ip_stage(args: argparse.Namespace, device: torch.device, scale: Scale) 
     return ImagePromptStage(
         ImagePromptPlan(width=64, depth=1) if toy else ImagePromptPlan(),
         args.start_from or args.folder / MODEL_FILE,
-        PagePlan(seed=args.seed),
+        _pages(args),
         # Often without words, so that the picture alone is enough.
         replace(make_window(args, scale), dropout=0.4),
         make_place(args, device),
@@ -264,7 +273,7 @@ def make_control_stage(
     """Control by edges as the command line says."""
     return ControlStage(
         args.start_from or args.folder / MODEL_FILE,
-        PagePlan(seed=args.seed, edges=True),
+        _pages(args, edges=True),
         replace(make_window(args, scale), dropout=0.2),
         make_place(args, device),
         rank=first(args.rank, 32),

@@ -19,7 +19,7 @@ from extras.training.scenes.finishes import FINISHES
 from extras.training.scenes.scene import SIZES
 from extras.training.stage_fewstep import SKIP, FewstepStage
 from extras.training.stage_lora import LoraPlan, LoraStage
-from extras.training.stage_makers import sizes_of
+from extras.training.stage_makers import page_sizes, sizes_of
 from ldm_patched.modules.lora import read_lora
 from ldm_patched.modules.sd import load_checkpoint_guess_config, load_lora_for_models
 from ldm_patched.modules.utils import load_metadata
@@ -226,7 +226,9 @@ def test_the_command_line_trains_a_lora_on_a_folder(base, tmp_path, capsys):
 
 
 def test_sizes_are_those_of_the_checkpoint(base, tmp_path):
-    assert sizes_of(base) == SIZES
+    assert sizes_of(base)[:3] == ((64, 64), (64, 64), (64, 64))
+    assert page_sizes(256 * 256) == SIZES
+    assert set(page_sizes(128 * 128)) == {(128, 128), (160, 96), (96, 160), (192, 96), (96, 192)}
     large = sizes_of(tmp_path / "an sdxl that tells nothing.safetensors")
     assert large[:3] == ((1024, 1024), (1152, 896), (896, 1152))
 

@@ -20,7 +20,7 @@ from extras.training.stage_base import BasePlan, BaseStage
 from extras.training.stage_diffusion import Preview, Workplace
 from extras.training.stage_vae import VAE_FILE, VaeStage
 from extras.training.window import WindowPlan
-from ldm_patched.modules.sd import load_checkpoint_guess_config
+from ldm_patched.modules.sd import load_checkpoint_guess_config, read_model_metadata
 
 SMALL = {"sizes": ((64, 64), (96, 64)), "weights": (1.0, 1.0)}
 CPU = torch.device("cpu")
@@ -136,6 +136,7 @@ def test_the_autoencoder_learns(tmp_path):
     assert [line["step"] for line in lines] == list(range(1, 41))
     losses = [line["loss"] for line in lines]
     assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
+    assert lines[0]["latent_noise"] < 0.1  # from the first step latents tell of the picture
     assert {"psnr", "kl", "grad_norm", "learning_rate", "pictures_per_second"} <= lines[0].keys()
 
 
@@ -146,6 +147,8 @@ def test_a_finished_base_run_leaves_a_model_that_loads(with_vae):
     assert path == with_vae / MODEL_FILE
     model, clip, vae, _ = load_checkpoint_guess_config(path)
     assert all(part is not None for part in (model, clip, vae))
+    told = read_model_metadata(path)
+    assert (told.area, told.ratios) == (64 * 64, ("1:1", "3:2"))
     grid = Image.open(with_vae / "base" / "grid-00000001.png")
     assert grid.size == (134, 64)
 
