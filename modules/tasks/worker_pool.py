@@ -311,6 +311,8 @@ class LocalWorkerPool:
         logger.warning("worker %s (exit code %s) %s", process.id, code, cause)
         # If this fails (a full disk), the slot keeps the dead process and comes here again.
         records = self._store.requeue_after_crash(process.id, cause)
+        if process.task_id and process.task_id not in {record.id for record in records}:
+            self._views.refresh(process.task_id)  # it ended, and died before it could say so
         now = time.monotonic()
         with self._lock:
             slot.process = None

@@ -15,7 +15,7 @@ from modules.settings.config import Settings
 from modules.settings.performance import Modes, load_modes
 from modules.settings.presets import ModelFolder
 from modules.spec.sizes import SizeTable
-from modules.worker.model_files import reading
+from modules.worker.model_files import FileStamp, reading, stamp_of
 from modules.worker.saver import Saver
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Studio:
         self.shelf = Shelf(settings.root, settings.presets_path)
         self.saver = Saver()
         self.threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="preview")
+        self._sizes: dict[FileStamp, SizeTable] = {}
 
     @cached_property
     def policy(self) -> "DevicePolicy":
@@ -66,13 +67,18 @@ class Studio:
     def sizes_of(self, file: ModelFile) -> SizeTable:
         """The sizes that a checkpoint paints well: what its file says, or its family's.
 
-        Only the header is read. Raises ModelMissing or an error that says what the file is.
+        Only the header is read, once as long as the file stays the same: that of a large model
+        takes longer than a step of a small one. Raises ModelMissing or an error that says what
+        the file is.
         """
         from ldm_patched.modules import sd
 
-        with reading(file):
-            sd.read_model_metadata(str(file.path))  # says what is wrong with a broken header
-        return model_sizes(file)
+        stamp = stamp_of(file)
+        if stamp not in self._sizes:
+            with reading(file):
+                sd.read_model_metadata(str(file.path))  # says what is wrong with a broken header
+            self._sizes[stamp] = model_sizes(file)
+        return self._sizes[stamp]
 
     def close(self) -> None:
         """Finish what is being saved and end the threads."""

@@ -10,6 +10,7 @@ The prompt steers it, as words in any order:
     stuck         show no progress for ever, but obey Stop
     fail          raise a ModelMissing
     recycle       finish, then exit with the code that asks for a new process
+    mute          finish, and kill this process before anybody is told
 """
 
 import hashlib
@@ -41,6 +42,9 @@ def worker_main(connection: Connection, settings: Settings, worker_id: str) -> N
         words = set(task.spec.prompt.split())
         try:
             paint(task, words, settings.output_path)
+            if "mute" in words:
+                session.store.finish(task._claim, TaskState.DONE)
+                os.kill(os.getpid(), signal.SIGKILL)
             task.finish(TaskState.DONE)
         except Cancelled:
             task.finish(TaskState.STOPPED)

@@ -156,6 +156,12 @@ def test_kill_from_outside_in_mid_task_is_survived(make_pool):
     assert pool.status().workers[0].restarts == 1
 
 
+def test_a_task_that_ended_unheard_is_shown_as_ended(make_pool):
+    pool = make_pool()
+    task_id = pool.submit(spec("mute", steps=2))
+    assert until(pool, task_id, lambda view: view.state.is_final).state is TaskState.DONE
+
+
 def test_a_poison_task_fails_with_a_reason_and_the_next_one_runs(make_pool):
     pool = make_pool()
     poison, after = pool.submit(spec("crash")), pool.submit(spec())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ldm_patched.modules import sd
 from modules.library.catalog import ModelFile
 from modules.library.model_sizes import model_sizes
 from modules.settings.presets import ModelFolder
@@ -255,6 +256,20 @@ def test_a_folder_says_its_size(studio, folder, config, sizes):
     (folder / "unet" / "config.json").write_text(config)
     file = ModelFile("my model", folder, 1, ModelFolder.CHECKPOINTS)
     assert model_sizes(file) == studio.sizes_of(file) == sizes
+
+
+def test_a_header_is_read_again_only_when_the_file_has_changed(studio, monkeypatch):
+    file = studio.catalog.find_checkpoint("tiny.safetensors")
+    read: list[str] = []
+    monkeypatch.setattr(sd, "read_model_metadata", read.append)
+    assert studio.sizes_of(file) is studio.sizes_of(file)
+    assert read == [str(file.path)]
+    monkeypatch.undo()
+    other = write(studio, ModelFolder.CHECKPOINTS, "other.safetensors", {"a": torch.zeros(1)})
+    file = studio.catalog.find_checkpoint("other.safetensors")
+    before = studio.sizes_of(file)
+    save_file({"a": torch.zeros(2)}, str(other), metadata={"easel.area": "65536"})
+    assert studio.sizes_of(file).default != before.default
 
 
 def test_a_folder_has_no_hash(studio, folder):
