@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modules.gallery.inputs import InputStore
-from modules.settings.presets import preset_named
+from modules.library.preset_fit import with_preset
 
 if TYPE_CHECKING:
     from modules.library.catalog import Catalog
@@ -55,15 +55,18 @@ class ServerContext:
         """The pictures that requests refer to."""
         return InputStore(self.settings.inputs_path)
 
+    def complete(self, spec: "TaskSpec") -> "TaskSpec":
+        """`spec` with what its preset sets besides. Raises SpecError for one that is not there."""
+        return with_preset(spec, self.presets, self.catalog)
+
     def submit(
         self, spec: "TaskSpec", owner: str = "local", idempotency_key: str | None = None
     ) -> str:
-        """Queue a request from the page or the API and return its task's id.
+        """Queue a request from the page or the API, completed, and return its task's id.
 
         Raises SpecError for a preset or an input picture that is not there, and what
         WorkerPool.submit raises.
         """
+        spec = self.complete(spec)
         self.inputs.require(spec.image_prompts)
-        if spec.preset:
-            preset_named(self.presets, spec.preset)
         return self.pool.submit(spec, owner, idempotency_key)

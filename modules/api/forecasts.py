@@ -17,8 +17,10 @@ def seconds_by_mode(context: ServerContext, spec: TaskSpec) -> dict[str, Any]:
 
     picture: seconds of one picture as asked for, None where nothing is known yet; steps: of it;
     modes: seconds by mode, "" being the settings as they are; forced: what the mode decides, by
-    field; missing: the mode's LoRA if it is not there, as {"file", "url"}.
+    field; missing: the mode's LoRA if it is not there, as {"file", "url"}. Raises SpecError for a
+    preset that is not there.
     """
+    spec = context.complete(spec)
     modes = {"": None, **load_modes(context.settings.root)}
     mode = modes.get(spec.performance)
     answer: dict[str, Any] = {

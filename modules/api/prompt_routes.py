@@ -53,7 +53,7 @@ def add_prompt_routes(router: APIRouter, context: ServerContext) -> None:
 def _inspect(context: ServerContext, shelf: Shelf, body: bytes, picture: int) -> Inspection:
     """What is wrong with a request is the answer here, not an error."""
     try:
-        spec = TaskSpec.from_json(body)
+        spec = context.complete(TaskSpec.from_json(body))
     except StudioError as error:
         return Inspection(problem=problem_of(error))
     loras = tuple(file.name for file in context.catalog.files(ModelFolder.LORAS))

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from modules.spec.image_prompt import ImagePrompt
 
 FIELD = "image_prompts"
 _HASH = re.compile(r"[0-9a-f]{64}")
+_adding = threading.Lock()  # one server writes here; two uploads must not both take the last room
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,10 @@ class InputStore:
         path = self._path(image)
         if not path.exists():
             read_image(data, FIELD)  # a sound header may be followed by anything
-            self._require_room(len(data))
-            self._write(path, data)
+            with _adding:
+                if not path.exists():
+                    self._require_room(len(data))
+                    self._write(path, data)
         return StoredInput(image, width, height)
 
     def has(self, image: str) -> bool:

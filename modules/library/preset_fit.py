@@ -1,12 +1,15 @@
 """A preset with what is there: what it names and nobody has is left out, and said."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from modules.library.catalog import Catalog
-from modules.settings.presets import ModelFolder, Preset
+from modules.settings.presets import ModelFolder, Preset, preset_named
 from modules.spec.errors import ModelMissing
+from modules.spec.task_spec import TaskSpec
+
+_PAIR = frozenset({"width", "height"})  # one of them says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,23 @@ def fit_preset(preset: Preset, catalog: Catalog, styles: Container[str] | None =
         if unknown:
             sentences.append(f"There is no style {', '.join(unknown)}, so it is left out.")
     return Fitted(settings, tuple(sentences))
+
+
+def with_preset(spec: TaskSpec, presets: Mapping[str, Preset], catalog: Catalog) -> TaskSpec:
+    """`spec` with what its preset sets, as far as it is there, where the request says nothing.
+
+    What the request names stands, even where it is as by default; so a second call changes
+    nothing. Raises SpecError for a preset that is not there.
+    """
+    if not spec.preset:
+        return spec
+    preset = preset_named(presets, spec.preset)
+    named = spec.model_fields_set | (_PAIR if spec.model_fields_set & _PAIR else set())
+    if preset.settings.keys() <= named:
+        return spec
+    fitted = fit_preset(preset, catalog).settings
+    taken = {name: value for name, value in fitted.items() if name not in named}
+    return TaskSpec.from_mapping({**spec.model_dump(exclude_unset=True), **taken})
 
 
 def _is_there(name: str, catalog: Catalog) -> bool:

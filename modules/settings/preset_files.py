@@ -8,12 +8,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from modules.settings.presets import NOT_IN_PRESETS, OWN, Presets, load_presets, read_preset
+from modules.settings.presets import NOT_IN_PRESETS, OWN, Preset, Presets, load_presets, read_preset
 from modules.spec.errors import ConfigError, OutputFolder, SpecError
 from modules.spec.task_spec import TaskSpec
 
 # The user's words belong to a picture; a preset keeps the way of painting.
 _WORDS = frozenset({"prompt", "image_count"})
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _writing = threading.Lock()  # two pages may save at once
 
 
@@ -40,8 +41,10 @@ def save_preset(root: Path, presets: Presets, title: str, spec: TaskSpec) -> str
     title = " ".join(title.split())
     with _writing:
         name = _name_of(title, presets)
-        if name in presets.own and presets[name].title != title:
-            raise _taken(presets[name].title)
+        same = _same_name(name, presets)
+        if same is not None and presets[same].title != title:
+            raise _taken(presets[same].title)
+        name = same or name
         _write(_path(root, name), {"title": title, "settings": settings_of(spec)})
         _reload(root, presets)
     return name
@@ -54,10 +57,12 @@ def rename_preset(root: Path, presets: Presets, name: str, title: str) -> str:
     """
     title = " ".join(title.split())
     with _writing:
-        _require_own(presets, name)
+        require_own(presets, name)
         new = _name_of(title, presets)
-        if new != name and new in presets:
-            raise _taken(title)
+        if (same := _same_name(new, presets)) == name:
+            new = name  # with other capitals it is the same file on some disks
+        elif same is not None:
+            raise _taken(presets[same].title)
         content = presets[name].model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
         _write(_path(root, new), content | {"title": title})
         if new != name:
@@ -69,7 +74,7 @@ def rename_preset(root: Path, presets: Presets, name: str, title: str) -> str:
 def delete_preset(root: Path, presets: Presets, name: str) -> None:
     """Remove one of the user's own presets. Raises SpecError for one of Easel's."""
     with _writing:
-        _require_own(presets, name)
+        require_own(presets, name)
         _remove(_path(root, name))
         _reload(root, presets)
 
@@ -78,20 +83,34 @@ def _name_of(title: str, presets: Presets) -> str:
     name = re.sub(r"[^\w.+ -]", "_", title).strip(" .")
     if not name or len(title) > 64:
         raise SpecError("Give the preset a name of up to 64 letters.", "preset")
-    if name in presets and name not in presets.own:
-        raise SpecError(f"{title!r} is one of Easel's presets; choose another name.", "preset")
+    if _RESERVED.fullmatch(name):
+        raise SpecError(
+            f"{title!r} cannot be the name of a file on Windows; choose another name.", "preset"
+        )
+    same = _same_name(name, presets)
+    if same is not None and same not in presets.own:
+        raise SpecError(
+            f"{presets[same].title!r} is one of Easel's presets; choose another name.", "preset"
+        )
     return name
+
+
+def _same_name(name: str, presets: Presets) -> str | None:
+    """The preset whose file `name` would be on a disk that does not tell capitals apart."""
+    return next((known for known in presets if known.casefold() == name.casefold()), None)
 
 
 def _taken(title: str) -> SpecError:
     return SpecError(f"There is a preset {title!r} already; choose another name.", "preset")
 
 
-def _require_own(presets: Presets, name: str) -> None:
+def require_own(presets: Presets, name: str) -> Preset:
+    """The user's own preset `name`. Raises SpecError for one of Easel's, or of nobody's."""
     if name not in presets.own:
         raise SpecError(
             "Only presets of your own can be changed; save this one under a name first.", "preset"
         )
+    return presets[name]
 
 
 def _path(root: Path, name: str) -> Path:

@@ -26,7 +26,7 @@ from modules.ui.components import markup
 from modules.ui.form import Form
 from modules.ui.panels import advanced, models, quality, settings, stage, styles
 from modules.ui.panels import prompt as prompt_panel
-from modules.ui.panels.presets import PresetPanel, with_preset
+from modules.ui.panels.presets import PresetPanel
 from modules.ui.texts import Texts
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def submit(
     """
     ticket: dict[str, Any] = {"nonce": uuid.uuid4().hex}
     try:
-        spec = with_preset(context, form, form.read(values))
+        spec = context.complete(form.read(values))
         task_id = context.submit(spec, owner)
     except StudioError as error:
         field = error.field if isinstance(error, SpecError | LimitError) else ""

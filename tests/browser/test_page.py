@@ -463,7 +463,9 @@ def test_a_preset_of_ones_own_and_the_way_back(visit, server):
     tab.reload()
     tab.wait_for_function("() => document.querySelector('#preset input')?.value === 'My look'")
     tab.locator("#preset-manage > button").click()
+    assert tab.locator("#preset-note").get_attribute("aria-live") == "polite"
     tab.locator("#preset-delete").click()
+    tab.locator("#preset-gone").click()
     tab.wait_for_function(
         "() => document.querySelector('#preset-note').innerText.includes('deleted')"
     )

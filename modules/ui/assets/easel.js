@@ -81,6 +81,7 @@ function start() {
   sheet.fit();
   theme.apply();
   nameFields();
+  $("preset-note").setAttribute("aria-live", "polite");
   for (const box of document.querySelectorAll(":is(#seed, #width, #height) input")) {
     box.inputMode = "numeric";
     box.autocomplete = "off";
@@ -121,6 +122,7 @@ window.easel = {
 const NEEDED = [
   ...["top", "stage", "progress", "strip", "generate", "stop", "toggles", "side", "more-sizes"],
   ...["make", "announcer", "sheet-close", "tabs", "styles", "loras", "inspector"],
+  "preset-note",
 ];
 theme.apply();
 (function whenReady() {

@@ -14,9 +14,14 @@ from gradio.components import Component
 
 from modules.api.context import ServerContext
 from modules.library.preset_fit import fit_preset
-from modules.settings.preset_files import delete_preset, differences, rename_preset, save_preset
+from modules.settings.preset_files import (
+    delete_preset,
+    differences,
+    rename_preset,
+    require_own,
+    save_preset,
+)
 from modules.spec.errors import StudioError
-from modules.spec.task_spec import TaskSpec
 from modules.ui.components import markup
 from modules.ui.form import Form, field_defaults
 
@@ -34,21 +39,6 @@ def preset_choices(context: ServerContext) -> list[tuple[str, str]]:
     return [(preset.title, name) for name, preset in list(context.presets.items())]
 
 
-def hidden_settings(context: ServerContext, form: Form, name: str) -> dict[str, Any]:
-    """What the preset `name` sets that the page has no control for, as far as it is there."""
-    preset = context.presets.get(name)
-    if preset is None:
-        return {}
-    fitted = fit_preset(preset, context.catalog).settings
-    return {key: value for key, value in fitted.items() if key not in form.components}
-
-
-def with_preset(context: ServerContext, form: Form, spec: TaskSpec) -> TaskSpec:
-    """`spec` as the form gave it, with what its preset sets besides."""
-    hidden = hidden_settings(context, form, spec.preset)
-    return TaskSpec.from_mapping(spec.model_dump() | hidden) if hidden else spec
-
-
 @dataclass(frozen=True)
 class PresetPanel:
     """The controls of this part of the settings."""
@@ -64,15 +54,23 @@ class PresetPanel:
     delete: gr.Button
     compare: gr.Button
     undo: gr.Button
+    asked: gr.Textbox  # the preset that `sure` is about
+    sure: gr.Row
+    keep: gr.Button
+    gone: gr.Button
 
     @classmethod
     def build(cls, context: ServerContext, form: Form) -> "PresetPanel":
-        """#preset, #preset-note with #preset-undo and, folded away, #preset-manage."""
+        """#preset, #preset-note with #preset-undo and #preset-sure; folded, #preset-manage."""
         texts = form.texts
         choice = form.choice("preset", preset_choices(context), elem_id="preset", filterable=False)
         last = gr.Textbox(choice.value, visible=False)
         note = markup("", "preset-note")
         undo = gr.Button(texts("preset.undo"), elem_id="preset-undo", size="sm", visible=False)
+        asked = gr.Textbox(visible=False)
+        with gr.Row(elem_id="preset-sure", visible=False) as sure:
+            keep = gr.Button(texts("preset.keep"), elem_id="preset-keep", size="sm")
+            gone = gr.Button(texts("preset.gone"), elem_id="preset-gone", size="sm")
         with gr.Accordion(texts("preset.manage"), open=False, elem_id="preset-manage"):
             title = gr.Textbox(
                 label=texts("preset.name"),
@@ -87,7 +85,8 @@ class PresetPanel:
                     gr.Button(texts(f"preset.{name}"), elem_id=f"preset-{name}", size="sm")
                     for name in ("save", "rename", "delete", "compare")
                 )
-        return cls(context, form, choice, last, title, note, save, rename, delete, compare, undo)
+        buttons = (save, rename, delete, compare, undo)
+        return cls(context, form, choice, last, title, note, *buttons, asked, sure, keep, gone)
 
     def wire(self, after: Callable[[dict[str, Any], str | None], Updates]) -> None:
         """after: (wanted settings, checkpoint now) → updates of the checkpoint and its sizes."""
@@ -101,7 +100,8 @@ class PresetPanel:
             # What the preset leaves alone is the user's, and stays so when it is undone.
             touched = {name: held[name] for name, c in self.form.components.items() if c in updates}
             kept = {before: touched | {"preset": values[last]}, last: held["preset"]}
-            return updates | kept | {self.undo: gr.update(visible=bool(updates))}
+            undo = {self.undo: gr.update(visible=bool(updates))}
+            return updates | kept | undo | {self.sure: gr.update(visible=False)}
 
         def back(held: dict[str, Any] | None) -> Updates:
             if not held:
@@ -112,9 +112,10 @@ class PresetPanel:
             shown |= after(model, None)  # with the sizes of its own
             said = self._said(self.form.texts("preset.undone"))
             rest = {self.note: said, before: None, last: held["preset"]}
-            return {**shown, **rest, self.undo: gr.update(visible=False)}
+            hidden = dict.fromkeys((self.undo, self.sure), gr.update(visible=False))
+            return {**shown, **rest, **hidden}
 
-        outputs = [*every, self.note, before, last, self.undo]
+        outputs = [*every, self.note, before, last, self.undo, self.sure]
         # `input`: only the user's own choice; a restored form must not be overwritten.
         self.choice.input(choose, {*every, last}, outputs, **_DIRECT)
         self.undo.click(back, before, outputs, **_DIRECT)
@@ -129,21 +130,20 @@ class PresetPanel:
     def _wire_own(self, every: set[Component]) -> None:
         root, presets, texts = self.context.settings.root, self.context.presets, self.form.texts
 
-        def act(
-            work: Callable[[Mapping[Component, Any]], tuple[str, str]],
-        ) -> Callable[..., Updates]:
+        def act(work: Work) -> Callable[..., Updates]:
             def pressed(values: Mapping[Component, Any]) -> Updates:
+                hidden = {self.sure: gr.update(visible=False)}
                 try:
                     name, said = work(values)
                 except StudioError as error:
-                    return {self.note: self._said(str(error))}
+                    return hidden | {self.note: self._said(str(error))}
                 choice = gr.update(choices=preset_choices(self.context), value=name or None)
-                return {self.choice: choice, self.note: self._said(said), self.last: name}
+                return hidden | {self.choice: choice, self.note: self._said(said), self.last: name}
 
             return pressed
 
         def save(values: Mapping[Component, Any]) -> tuple[str, str]:
-            spec = with_preset(self.context, self.form, self.form.read(values))
+            spec = self.context.complete(self.form.read(values))
             name = save_preset(root, presets, values[self.title] or "", spec)
             return name, texts("preset.saved", title=presets[name].title)
 
@@ -152,25 +152,39 @@ class PresetPanel:
             name = rename_preset(root, presets, values[self.choice] or "", title)
             return name, texts("preset.saved", title=presets[name].title)
 
+        def ask(values: Mapping[Component, Any]) -> Updates:
+            name = values[self.choice] or ""
+            try:
+                title = require_own(presets, name).title
+            except StudioError as error:
+                return {self.note: self._said(str(error)), self.sure: gr.update(visible=False)}
+            said = self._said(texts("preset.sure", title=title))
+            return {self.note: said, self.asked: name, self.sure: gr.update(visible=True)}
+
+        def keep(values: Mapping[Component, Any]) -> tuple[str, str]:
+            return values[self.choice] or "", texts("preset.kept")
+
         def delete(values: Mapping[Component, Any]) -> tuple[str, str]:
-            delete_preset(root, presets, values[self.choice] or "")
+            delete_preset(root, presets, values[self.asked] or "")
             return next(iter(presets), ""), texts("preset.deleted")
 
         def compare(values: Mapping[Component, Any]) -> tuple[str, str]:
             name = values[self.choice] or ""
             preset = presets.get(name)
-            spec = with_preset(self.context, self.form, self.form.read(values))
+            spec = self.context.complete(self.form.read(values))
             found = differences(preset.settings if preset else {}, spec)
             return name, self._changes(found) or texts("preset.same")
 
-        asked = {*every, self.title}
+        needed, shown = {*every, self.title, self.asked}, [self.note, self.sure]
         for button, work in (
             (self.save, save),
             (self.rename, rename),
-            (self.delete, delete),
             (self.compare, compare),
+            (self.keep, keep),
+            (self.gone, delete),
         ):
-            button.click(act(work), asked, [self.choice, self.note, self.last], **_DIRECT)
+            button.click(act(work), needed, [self.choice, self.last, *shown], **_DIRECT)
+        self.delete.click(ask, needed, [self.asked, *shown], **_DIRECT)
 
     def _chosen(
         self, held: Mapping[str, Any], after: Callable[[dict[str, Any], str | None], Updates]

@@ -9,6 +9,7 @@ import time
 import pytest
 from PIL import Image
 
+from modules.settings.presets import Preset
 from modules.spec import limits
 from modules.spec.errors import DiskFull, InstanceRunning, LimitError
 from modules.spec.flags import TaskState
@@ -48,6 +49,19 @@ def test_submit_takes_the_smallest_request_and_unusual_words(server):
     words = "🏠🌊 بيت أحمر \u202eabc\u202c ไทย \x1b[31m <script>alert(1)</script>"
     task_id = server.client.post("/api/tasks", json={"prompt": words}).json()["id"]
     assert server.client.get(f"/api/tasks/{task_id}").json()["spec"]["prompt"] == words
+
+
+def test_a_preset_counts_where_the_request_says_nothing(server):
+    settings = {"cfg_scale": 3.5, "steps": 9, "control_softness": 0.5, "checkpoint": "gone.ckpt"}
+    server.context.presets["soft"] = Preset(name="soft", title="Soft", settings=settings)
+    asked = {"preset": "soft", "steps": 30}
+    task_id = server.client.post("/api/tasks", json=asked).json()["id"]
+    spec = server.context.store.get(task_id).spec
+    assert (spec.preset, spec.cfg_scale, spec.control_softness) == ("soft", 3.5, 0.5)
+    assert (spec.steps, spec.checkpoint) == (30, "")  # what is asked for stands, what is gone not
+    assert server.client.post("/api/forecast", json={"preset": "soft"}).json()["steps"] == 9
+    assert server.client.post("/api/forecast", json={"preset": "no"}).status_code == 422
+    del server.context.presets["soft"]
 
 
 def test_a_repeated_key_gives_the_first_task_again(server):

@@ -1,7 +1,10 @@
 """The store of input pictures: by content, once, whole or not at all."""
 
+import contextlib
 import hashlib
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -71,6 +74,29 @@ def test_there_is_a_bound_to_all_of_them(store, monkeypatch):
     store.add(first)  # the same again takes no room
     with pytest.raises(LimitError, match="delete old ones"):
         store.add(picture("blue"))
+
+
+def test_two_uploads_at_once_do_not_share_the_last_room(store, monkeypatch):
+    pictures = [picture("red"), picture("blue")]
+    monkeypatch.setattr(limits, "INPUTS_BYTES", max(map(len, pictures)))
+    require, both = InputStore._require_room, threading.Barrier(2)
+
+    def slowly(self, size):
+        require(self, size)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)  # were both here, both would write
+
+    monkeypatch.setattr(InputStore, "_require_room", slowly)
+
+    def add(data):
+        try:
+            return store.add(data)
+        except LimitError:
+            return None
+
+    with ThreadPoolExecutor(2) as threads:
+        stored = list(threads.map(add, pictures))
+    assert stored.count(None) == 1
 
 
 @pytest.mark.parametrize("step", ["write_bytes", "replace"])

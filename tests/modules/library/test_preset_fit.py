@@ -1,9 +1,13 @@
 """What a preset comes to where files are missing."""
 
+import pytest
+
 from modules.library.catalog import Catalog
-from modules.library.preset_fit import fit_preset
+from modules.library.preset_fit import fit_preset, with_preset
 from modules.settings.config import load_settings
 from modules.settings.presets import Preset
+from modules.spec.errors import SpecError
+from modules.spec.task_spec import TaskSpec
 
 PRESET = Preset(
     name="p",
@@ -74,3 +78,19 @@ def test_the_first_model_there_is_takes_over(tmp_path):
 def test_without_any_model_it_says_what_to_get(tmp_path):
     fitted = fit_preset(PRESET, catalog(tmp_path))
     assert "so it is left out; save https://example.org/big" in fitted.sentences[0]
+
+
+def test_a_request_takes_from_its_preset_what_it_does_not_name(tmp_path):
+    have = catalog(tmp_path, "checkpoints/any.safetensors")
+    settings = {"steps": 9, "cfg_scale": 5.0, "width": 512, "height": 512, "vae": "gone"}
+    presets = {"p": Preset(name="p", title="P", settings=settings)}
+    spec = TaskSpec(preset="p", steps=TaskSpec().steps, prompt="a cat")
+    whole = with_preset(spec, presets, have)
+    assert (whole.prompt, whole.steps, whole.cfg_scale) == ("a cat", TaskSpec().steps, 5.0)
+    assert (whole.width, whole.height, whole.vae) == (512, 512, "")
+    assert with_preset(whole, presets, have) == whole
+    other = with_preset(TaskSpec(preset="p", width=640, height=448), presets, have)
+    assert (other.width, other.height, other.steps) == (640, 448, 9)
+    assert with_preset(TaskSpec(), presets, have) == TaskSpec()
+    with pytest.raises(SpecError, match="'q' is not there; choose one of p"):
+        with_preset(TaskSpec(preset="q"), presets, have)

@@ -109,3 +109,40 @@ def test_two_pages_may_save_at_once(tmp_path, presets):
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda title: save_preset(tmp_path, presets, title, SPEC), titles))
     assert set(presets) == {"default", "p0", "p1", "p2", "p3"}
+
+
+def test_names_that_differ_in_capitals_alone_are_one(tmp_path, presets):
+    save_preset(tmp_path, presets, "My look", SPEC)
+    save_preset(tmp_path, presets, "other", SPEC)
+    with pytest.raises(SpecError, match="a preset 'My look' already"):
+        save_preset(tmp_path, presets, "my LOOK", TaskSpec(steps=9))
+    with pytest.raises(SpecError, match="a preset 'My look' already"):
+        rename_preset(tmp_path, presets, "other", "MY LOOK")
+    with pytest.raises(SpecError, match="'Default' is one of Easel's"):
+        save_preset(tmp_path, presets, "DEFAULT", SPEC)
+    assert presets["My look"].settings["cfg_scale"] == 6.5
+
+
+def test_a_preset_may_change_its_own_capitals(tmp_path, presets):
+    save_preset(tmp_path, presets, "my look", SPEC)
+    assert rename_preset(tmp_path, presets, "my look", "My Look") == "my look"
+    assert presets["my look"].title == "My Look"
+    assert save_preset(tmp_path, presets, "My Look", TaskSpec(steps=9)) == "my look"
+    assert presets["my look"].settings == {"steps": 9}
+    assert len(list((tmp_path / "presets" / "own").iterdir())) == 1
+
+
+@pytest.mark.parametrize("title", ["CON", "nul", "Com1", "lpt9.json", "aux. ", "PRN"])
+def test_names_that_windows_keeps_for_itself(tmp_path, presets, title):
+    with pytest.raises(SpecError, match="cannot be the name of a file on Windows; choose another"):
+        save_preset(tmp_path, presets, title, SPEC)
+    save_preset(tmp_path, presets, "console", SPEC)
+    with pytest.raises(SpecError, match="on Windows"):
+        rename_preset(tmp_path, presets, "console", title)
+
+
+@pytest.mark.parametrize("title", ["mine.", "mine. ", " .mine", "mine. ."])
+def test_dots_at_the_ends_make_no_second_name(tmp_path, presets, title):
+    save_preset(tmp_path, presets, "mine", SPEC)
+    with pytest.raises(SpecError, match="a preset 'mine' already"):
+        save_preset(tmp_path, presets, title, TaskSpec(steps=9))

@@ -93,6 +93,37 @@ def test_what_has_no_control_goes_with_the_preset(context):
     assert (sent[0].expand_prompt, sent[0].loras) == (True, ())
 
 
+def test_deleting_asks_once(context):
+    page = Page(context)
+    save_preset(context.settings.root, context.presets, "Mine", TaskSpec(steps=9))
+    save_preset(context.settings.root, context.presets, "Yours", TaskSpec(steps=8))
+    by_id = {block.elem_id: block for block in page.app.blocks.values()}
+    asked = next(block for block in page.fns["ask"].outputs if block.elem_id is None)
+
+    def shown(updates):
+        return updates[by_id["preset-sure"]]["visible"]
+
+    page.set(preset="default")
+    refused = page.fns["ask"].fn(page.held | {asked: None})
+    assert "Only presets of your own" in page.take(refused) and not shown(refused)
+    page.set(preset="Mine")
+    question = page.fns["ask"].fn(page.held | {asked: None})
+    assert "Delete Mine for good?" in page.take(question) and shown(question)
+    pressed = {
+        target: fn
+        for fn in page.app.fns.values()
+        for target, event in fn.targets
+        if event == "click"
+    }
+    kept = pressed[by_id["preset-keep"]._id].fn(page.held | {asked: question[asked]})
+    assert "The preset stays" in page.take(kept) and not shown(kept)
+    assert "Mine" in context.presets
+    page.set(preset="Yours")  # what was asked about counts, not what is chosen by now
+    gone = pressed[by_id["preset-gone"]._id].fn(page.held | {asked: question[asked]})
+    assert "deleted" in page.take(gone) and not shown(gone)
+    assert "Mine" not in context.presets and "Yours" in context.presets
+
+
 def test_the_form_starts_with_a_model_that_is_there(context):
     context.settings = load_settings(["--preset", "big"], {}, root=context.settings.root)
     spec = initial_spec(context)
