@@ -53,6 +53,11 @@ VERBS = {
         ("base",),
         ["-m", "modules.worker.generate_cli"],
     ),
+    "make-thumbnails": Verb(
+        "paint the small pictures beside the styles with a model of yours",
+        ("base",),
+        ["-m", "modules.worker.thumbnails_cli"],
+    ),
     "test": Verb(
         "also install requirements-dev.txt and run every test",
         ("base", "dev"),

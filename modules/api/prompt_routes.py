@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import anyio
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -9,6 +10,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from modules.api.context import ServerContext
 from modules.library.embedding_info import embedding_tokens
 from modules.library.lora_info import LoraInfo, lora_info
+from modules.library.style_pictures import StylePicture, StylePictures
 from modules.prompt.books import Shelf
 from modules.prompt.inspector import SHOWN, Inspection, inspect_spec, problem_of
 from modules.prompt.lora_tags import find_name, index_of_names
@@ -23,14 +25,25 @@ Picture = Annotated[int, Query(ge=0, lt=SHOWN)]
 
 
 def add_prompt_routes(router: APIRouter, context: ServerContext) -> None:
-    """GET /api/styles, /api/loras and /api/loras/{name}; POST /api/inspect."""
+    """GET /api/styles, /api/styles/{name}/picture, /api/loras and /api/loras/{name};
+    POST /api/inspect."""
+    pictures = StylePictures(context.settings.style_pictures_path)
     shelf = Shelf(context.settings.root, context.settings.presets_path)
     # One at a time: the books are not made for several readers, and are quick.
     limiter = anyio.CapacityLimiter(1)
 
     @router.get("/api/styles")
     async def styles() -> dict[str, Any]:
-        return await anyio.to_thread.run_sync(_styles, shelf, limiter=limiter)
+        return await anyio.to_thread.run_sync(_styles, shelf, pictures, limiter=limiter)
+
+    @router.get("/api/styles/{name:path}/picture")
+    async def style_picture(name: Annotated[str, Path(max_length=255)]) -> Response:
+        def read() -> StylePicture:
+            return pictures.read(shelf.books().styles.find(name))
+
+        data, mime_type = await anyio.to_thread.run_sync(read, limiter=limiter)
+        headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+        return Response(data, media_type=mime_type, headers=headers)
 
     @router.get("/api/loras")
     def loras() -> dict[str, Any]:
@@ -67,13 +80,15 @@ def _inspect(context: ServerContext, shelf: Shelf, body: bytes, picture: int) ->
     return inspect_spec(spec, shelf.books(loras), vectors, picture)
 
 
-def _styles(shelf: Shelf) -> dict[str, Any]:
+def _styles(shelf: Shelf, pictures: StylePictures) -> dict[str, Any]:
     book = shelf.books().styles
     listed = [
         {
             "name": style.name,
             "title": style.title,
             "group": title_of(style.group),
+            "picture": f"/api/styles/{quote(style.name, safe='')}/picture"
+            f"?v={pictures.version(style)}",
             "prompt": style.prompt[:_EXCERPT],
             "negative_prompt": style.negative_prompt[:_EXCERPT],
         }

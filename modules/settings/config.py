@@ -76,6 +76,11 @@ class Settings:
         return self.data_path / "thumbnails"
 
     @property
+    def style_pictures_path(self) -> Path:
+        """What `launch.py make-thumbnails` painted, one small picture for each style."""
+        return self.data_path / "style-pictures"
+
+    @property
     def presets_path(self) -> Path:
         return self.root / "presets"
 

@@ -148,7 +148,10 @@ const stylesPanel = {
 };
 
 function styleButton(style, chosen) {
-  const button = make("button", { className: "style", text: style.title });
+  const button = make("button", { className: "style" });
+  const picture = make("img");
+  Object.assign(picture, { alt: "", loading: "lazy", width: 40, height: 40, src: style.picture });
+  button.append(picture, make("span", { text: style.title }));
   button.title = style.prompt || style.negative_prompt;
   button.dataset.name = style.name;
   button.setAttribute("aria-pressed", String(chosen));

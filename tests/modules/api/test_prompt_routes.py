@@ -24,6 +24,21 @@ def test_styles_are_listed_with_the_users_own_first_and_faults_told(server):
     assert "'broken.json' is not valid JSON" in answer["notices"][0]
 
 
+def test_every_style_has_a_picture(server):
+    folder = server.context.settings.presets_path / "styles"
+    folder.mkdir(parents=True, exist_ok=True)
+    style = {"name": "half/and half?", "prompt": "noir {prompt}"}
+    (folder / "odd.json").write_text(json.dumps([style]))
+    listed = server.client.get("/api/styles").json()["styles"]
+    listed = next(entry for entry in listed if entry["name"] == style["name"])
+    answer = server.client.get(listed["picture"])
+    assert answer.headers["content-type"] == "image/svg+xml"
+    assert "immutable" in answer.headers["cache-control"]
+    assert answer.text.startswith("<svg")
+    for name in ("nowhere", "..%2F..%2Feasel.db", "x" * 300):
+        assert server.client.get(f"/api/styles/{name}/picture").status_code in (400, 404, 422)
+
+
 def test_loras_are_listed_and_tell_of_themselves(server):
     folder = server.context.settings.models_path / "loras" / "sub"
     folder.mkdir(parents=True, exist_ok=True)
