@@ -1,7 +1,9 @@
 """Families and dimensions from names and shapes: real manifests, small models, strangers."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
 from ldm_patched.modules import latent_formats, model_base
 from ldm_patched.modules import model_detection as detection
-from ldm_patched.modules.errors import UnsupportedModel
+from ldm_patched.modules.errors import CorruptModelFile, UnsupportedModel
 from ldm_patched.modules.model_base import ModelType
 from ldm_patched.modules.supported_models import UNET_PREFIX
 from tests.support.tiny_checkpoint import tiny_sdxl_state_dict
@@ -120,6 +122,32 @@ def test_files_say_what_their_network_predicts(
     assert model.model_sampling.sigma_max.item() == pytest.approx(sigma_max, rel=1e-4)
     playground = isinstance(model.latent_format, latent_formats.SDXL_Playground_2_5)
     assert playground == (kind is ModelType.EDM)
+
+
+@pytest.mark.parametrize(
+    ("markers", "what"),
+    [
+        ({"edm_mean": [0.0] * 4, "edm_std": [1.0, 1.0, math.nan, 1.0]}, "statistics"),
+        ({"edm_mean": [0.0, math.inf, 0.0, 0.0], "edm_std": [1.0] * 4}, "statistics"),
+        ({"edm_mean": [1e30] * 4, "edm_std": [1.0] * 4}, "statistics"),
+        ({"edm_mean": [0.0] * 4, "edm_std": [1.0, 0.0, 1.0, 1.0]}, "statistics"),
+        ({"edm_mean": [0.0] * 4, "edm_std": [-1.0] * 4}, "statistics"),
+        ({"edm_vpred.sigma_max": math.nan}, "noise levels"),
+        ({"edm_vpred.sigma_max": math.inf}, "noise levels"),
+        ({"edm_vpred.sigma_max": 1e30}, "noise levels"),
+        ({"edm_vpred.sigma_max": -80.0}, "noise levels"),
+        ({"edm_vpred.sigma_max": [80.0, 90.0]}, "noise levels"),
+        ({"edm_vpred.sigma_max": 80.0, "edm_vpred.sigma_min": 0.0}, "noise levels"),
+        ({"edm_vpred.sigma_max": 80.0, "edm_vpred.sigma_min": 90.0}, "noise levels"),
+        ({"edm_vpred.sigma_max": 80.0, "edm_vpred.sigma_min": math.nan}, "noise levels"),
+    ],
+)
+def test_markers_that_cannot_be_are_refused_in_words(
+    tiny: dict[str, Tensor], markers: dict[str, Any], what: str
+) -> None:
+    weights = {**tiny, **{name: torch.tensor(value) for name, value in markers.items()}}
+    with pytest.raises(CorruptModelFile, match=f"{what} make no sense. Download it again"):
+        detection.require_model_config(weights).get_model(weights, device="meta")
 
 
 def test_widths_that_coincide_are_told_apart_by_the_text_encoders(tiny: dict[str, Tensor]) -> None:
