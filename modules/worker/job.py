@@ -64,7 +64,8 @@ class Job:
     sizes: SizeTable | None = None  # resolve
     mode_lora: ModelFile | None = None  # resolve; of the performance mode
     refiner_file: ModelFile | None = None  # resolve
-    refiner: "LoadedModel | None" = None  # prompts
+    plain_refiner: "LoadedModel | None" = None  # prompts
+    refiner: "LoadedModel | None" = None  # prompts; with the LoRAs of the current picture that fit
     plan: PromptPlan | None = None  # prompts
     lora_files: dict[str, ModelFile] = field(default_factory=dict)  # prompts; by name
     base: "LoadedModel | None" = None  # prompts; the checkpoint as it is

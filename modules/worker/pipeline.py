@@ -20,6 +20,7 @@ from torch import Tensor
 from ldm_patched.modules import sample as sampling
 from ldm_patched.modules import sd
 from ldm_patched.modules.controlnet import apply_controls
+from ldm_patched.modules.errors import UnsupportedModel
 from ldm_patched.modules.lora import Lora, read_lora
 from ldm_patched.modules.model_management import DevicePolicy, free_memory, soft_empty_cache
 from ldm_patched.modules.model_patcher import ModelPatcher
@@ -92,7 +93,7 @@ class Pipeline:
         self._models: OrderedDict[FileStamp, LoadedModel] = OrderedDict()
         self._prompts: OrderedDict[PromptKey, Conditions] = OrderedDict()
         self._loras: OrderedDict[tuple[FileStamp, FileStamp], Lora] = OrderedDict()
-        self._dressed: LoadedModel | None = None
+        self._dressed: dict[FileStamp, LoadedModel] = {}
         self._models_kept, self._prompts_kept = models_kept, prompts_kept
         self._loras_kept, self._free_ram = loras_kept, free_ram
 
@@ -167,7 +168,7 @@ class Pipeline:
                 *_, own, _ = sd.load_checkpoint_guess_config(
                     str(file.path), policy=self.policy, output_model=False, output_clip=False
                 )
-        self._dressed = None  # it holds on to the VAE before
+        self._dressed.pop(model.stamp, None)  # it holds on to the VAE before
         stamp = None if vae is None else stamp_of(vae)
         taken = stamp_of(spare[0]) if own is None and vae is None and spare else None
         return replace(
@@ -209,33 +210,42 @@ class Pipeline:
         return self._loras[key]
 
     def with_loras(
-        self, model: LoadedModel, loras: Sequence[tuple[ModelFile, float, float]]
+        self,
+        model: LoadedModel,
+        loras: Sequence[tuple[ModelFile, float, float]],
+        *,
+        fitting_only: bool = False,
     ) -> LoadedModel:
         """`model` with these adapters on clones of its parts, or itself if there are none.
 
-        loras: files with their weights on the UNet and on the text encoders. The last one that
-        was asked for is kept, so that the weights of a whole batch are changed once. Raises as
-        `lora`.
+        loras: files with their weights on the UNet and on the text encoders. fitting_only: leave
+        out those of another kind of model. The last set that was asked for is kept for each
+        model, so that the weights of a whole batch are changed once. Raises as `lora`.
         """
         stamps = tuple((stamp_of(file), weight, clip) for file, weight, clip in loras)
-        if not stamps:
-            self._dressed = None
-            return model
-        dressed = self._dressed
-        if dressed is not None and (dressed.stamp, dressed.loras) == (model.stamp, stamps):
+        dressed = self._dressed.get(model.stamp)
+        if dressed is not None and dressed.loras == stamps:
             return dressed
-        self._dressed = None  # let go of the set before while the next one is made
+        self._dressed.pop(model.stamp, None)  # let go of it while the next one is made
+        if not stamps:
+            return model
         unet, clip = model.unet.clone(), model.clip.clone()
         words: list[tuple[FileStamp, float]] = []
         for (file, weight, clip_weight), (stamp, _, _) in zip(loras, stamps, strict=True):
-            found = self.lora(model, file)
+            try:
+                found = self.lora(model, file)
+            except UnsupportedModel:
+                if fitting_only:
+                    continue
+                raise
             if weight:
                 unet.add_patches(found.unet, weight)
             if clip_weight and found.clip:
                 clip.add_patches(found.clip, clip_weight)
                 words.append((stamp, clip_weight))
-        self._dressed = replace(model, unet=unet, clip=clip, loras=stamps, word_loras=tuple(words))
-        return self._dressed
+        dressed = replace(model, unet=unet, clip=clip, loras=stamps, word_loras=tuple(words))
+        self._dressed[model.stamp] = dressed
+        return dressed
 
     def _make_place(self, size: int, beside: int = 0) -> None:
         """Forget the models used longest ago until one of `size` bytes fits in the computer.
@@ -249,10 +259,9 @@ class Pipeline:
     def drop_models(self, keep: int = 0) -> None:
         """Forget all but the `keep` models used last, and give their memory back."""
         dropped = len(self._models) > keep
-        if dropped:
-            self._dressed = None  # it holds on to a model
         while len(self._models) > keep:
             stamp, _ = self._models.popitem(last=False)
+            self._dressed.pop(stamp, None)  # it holds on to the model
             for prompt in [key for key in self._prompts if key[0] == stamp]:
                 del self._prompts[prompt]
             for lora in [key for key in self._loras if key[0] == stamp]:

@@ -40,7 +40,7 @@ def run(job: Job, studio: "Studio") -> None:
         text_encoders=studio.catalog.files(ModelFolder.TEXT_ENCODERS),
     )
     if job.refiner_file is not None:
-        job.refiner = studio.pipeline.refresh(
+        job.plain_refiner = job.refiner = studio.pipeline.refresh(
             job.refiner_file,
             lambda words: job.task.emit(Loading(message=words)),
             job.check_stop,
@@ -91,6 +91,9 @@ def encode(job: Job, studio: "Studio") -> None:
         job.negative = job.positive
     else:
         job.negative = pipeline.encode(model, prompt.negative, len(prompt.negative), skip)
-    if job.refiner is not None:
-        job.refiner_positive = pipeline.encode(job.refiner, prompt.positive, prompt.pooled_count)
-        job.refiner_negative = pipeline.encode(job.refiner, prompt.negative, len(prompt.negative))
+    if job.plain_refiner is not None:
+        # Most LoRAs are made for the checkpoint; a refiner of its family takes them, too.
+        refiner = pipeline.with_loras(job.plain_refiner, loras, fitting_only=True)
+        job.refiner = refiner
+        job.refiner_positive = pipeline.encode(refiner, prompt.positive, prompt.pooled_count, skip)
+        job.refiner_negative = pipeline.encode(refiner, prompt.negative, len(prompt.negative), skip)

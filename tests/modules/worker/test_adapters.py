@@ -1,11 +1,14 @@
 """LoRAs from the list and the prompt to the picture, and away again."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from ldm_patched.modules.errors import UnsupportedModel
 from modules.async_worker import run_task
 from modules.gallery.recipe import read_full_recipe
 from modules.prompt.plan import LoraUse
@@ -177,6 +180,25 @@ def test_a_set_is_kept_until_another_one_comes(studio, loras):
     plain = pipeline.encode(base, ["a boat"])
     assert pipeline.encode(one, ["a boat"]) is plain
     assert not torch.equal(pipeline.encode(both, ["a boat"])[0][0], plain[0][0])
+
+
+def test_the_refiner_takes_the_loras_that_fit_it(studio, loras):
+    folder = studio.settings.models_path / "checkpoints"
+    (name,) = (path.name for path in folder.iterdir())
+    shutil.copy(folder / name, folder / "z-copy.safetensors")
+    both = {"loras": [{"name": "sub/oil"}], "checkpoint": name, "steps": 4, "clip_skip": 1}
+    refined = {"refiner": "z-copy.safetensors", "refiner_switch": 0.5}
+    alone = pixels(studio, **both)
+    assert same(pixels(studio, **both, **refined), alone)  # the same weights with the same LoRA
+    assert not same(pixels(studio, **{**both, "loras": []}, **refined), alone)
+    pipeline, catalog = studio.pipeline, studio.catalog
+    base = pipeline.refresh(catalog.find_checkpoint(name))
+    put_lora(studio, "wide.safetensors", (UNET, {key: torch.empty(9, 9) for key in UNET_LAYERS}))
+    with_misfit = [(file, 1.0, 1.0) for file in catalog.files(ModelFolder.LORAS)]
+    with pytest.raises(UnsupportedModel, match="wide"):
+        pipeline.with_loras(base, with_misfit)
+    found = pipeline.with_loras(base, with_misfit, fitting_only=True)
+    assert set(found.unet.patches) == set(pipeline.with_loras(base, with_misfit[:2]).unet.patches)
 
 
 def test_a_file_that_changed_is_read_again(studio, loras):
