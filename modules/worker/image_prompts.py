@@ -1,14 +1,12 @@
-"""Image prompts in the worker: which files they need, and from pictures to what steers a run.
+"""Image prompts in the worker: from pictures to what steers a run.
 
-Files are found by what they are called, the released names first. What was loaded is kept for the
-next task; the keys and values of pictures are kept by the IP-Adapter store.
+What was loaded is kept for the next task; the keys and values of pictures are kept by the
+IP-Adapter store.
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +20,8 @@ from ldm_patched.modules.control_base import ControlBase, fit_hint
 from ldm_patched.modules.controlnet import load_controlnet
 from ldm_patched.modules.model_management import DevicePolicy
 from modules.library.catalog import Catalog, ModelFile
-from modules.settings.presets import ModelFolder
-from modules.spec.errors import ModelMissing, SpecError
+from modules.library.control_files import NEEDED, NEGATIVE, VISION, find_file, look_for
+from modules.spec.errors import SpecError
 from modules.spec.image_prompt import ImagePrompt, ImagePromptType
 from modules.worker.model_files import FileStamp, reading, size_in_words, stamp_of
 
@@ -32,48 +30,6 @@ if TYPE_CHECKING:
 
 Type = ImagePromptType
 CONTROLS_KEPT = 2
-SD1_NAME = re.compile(r"sd_?-?1\.?5|sd1|_v11|v1-5")
-XL_NAME = re.compile(r"xl")
-WORDS = {
-    Type.IMAGE_PROMPT: "An image prompt",
-    Type.FACE: "A face",
-    Type.CANNY: "Edges (canny)",
-    Type.CPDS: "Structure (cpds)",
-    Type.DEPTH: "Depth",
-    Type.LINEART: "Line art",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Needed:
-    """A model file that a type needs: where, under which name, or any with one of the words."""
-
-    folder: ModelFolder
-    file: str
-    words: tuple[str, ...]
-    without: tuple[str, ...] = ()
-
-
-_CONTROL, _ADAPTER = ModelFolder.CONTROLNET, ModelFolder.IPADAPTER
-NEEDED = {
-    Type.IMAGE_PROMPT: Needed(
-        _ADAPTER, "ip-adapter-plus_sdxl_vit-h.bin", ("ip-adapter", "ip_adapter"), ("face",)
-    ),
-    Type.FACE: Needed(_ADAPTER, "ip-adapter-plus-face_sdxl_vit-h.bin", ("face",)),
-    Type.CANNY: Needed(_CONTROL, "control-lora-canny-rank128.safetensors", ("canny",)),
-    Type.CPDS: Needed(_CONTROL, "fooocus_xl_cpds_128.safetensors", ("cpds",)),
-    Type.DEPTH: Needed(_CONTROL, "control-lora-depth-rank128.safetensors", ("depth",)),
-    Type.LINEART: Needed(
-        _CONTROL,
-        "control-lora-sketch-rank128-metadata.safetensors",
-        ("lineart", "sketch", "scribble"),
-    ),
-}
-VISION = Needed(ModelFolder.CLIP_VISION, "clip_vision_vit_h.safetensors", ("",))
-NEGATIVE = Needed(_ADAPTER, "fooocus_ip_negative.safetensors", ("ip_negative", "ip-negative"))
-FAMILY_WIDTHS = (768, 1024, 2048)
-"""Text widths of the families that have released adapters; those that ship with Easel are for its
-own small model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +86,7 @@ class ImagePromptShelf:
         Raises ModelMissing, or what is wrong with a file.
         """
         vision = find_file(catalog, VISION, Type.IMAGE_PROMPT, context_dim)
-        negative = _find(catalog, NEGATIVE, context_dim)
+        negative = look_for(catalog, NEGATIVE, context_dim)
         tasks = []
         for picture in pictures:
             kind = picture.prompt.type
@@ -204,51 +160,6 @@ def hint_of(picture: Picture, width: int, height: int) -> Tensor:
     else:
         found = cpds(sized)
     return (torch.from_numpy(found).float() / 255.0)[None, None].repeat(1, 3, 1, 1)
-
-
-# --- files ------------------------------------------------------------------------------------
-
-
-def find_file(
-    catalog: Catalog, needed: Needed, kind: ImagePromptType, context_dim: int | None = None
-) -> ModelFile:
-    """The file that `kind` needs. Raises ModelMissing, which says what to put where."""
-    found = _find(catalog, needed, context_dim)
-    if found is None:
-        raise ModelMissing(
-            f"{WORDS[kind]} needs {needed.file} in models/{needed.folder}; put it there, or take "
-            "that image prompt out."
-        )
-    return found
-
-
-def _find(catalog: Catalog, needed: Needed, context_dim: int | None) -> ModelFile | None:
-    """The file of the known name, else the first one that a word fits; of the right family.
-
-    For Easel's own small model those that ship with it come first.
-    """
-
-    def base(file: ModelFile) -> str:
-        return PurePosixPath(file.name).name.casefold()
-
-    def fits(file: ModelFile) -> bool:
-        name = base(file)
-        if file.is_builtin and context_dim in FAMILY_WIDTHS:
-            return False
-        if context_dim == 2048 and SD1_NAME.search(name):
-            return False
-        if context_dim == 768 and XL_NAME.search(name):
-            return False
-        has_word = any(word in name for word in needed.words)
-        return has_word and not any(word in name for word in needed.without)
-
-    files = [file for file in catalog.files(needed.folder) if fits(file)]
-    small = context_dim is not None and context_dim not in FAMILY_WIDTHS
-    return min(
-        files,
-        key=lambda file: (small and not file.is_builtin, base(file) != needed.file.casefold()),
-        default=None,
-    )
 
 
 def loading_words(file: ModelFile) -> str:

@@ -60,7 +60,8 @@ def _prepare(job: Job, studio: "Studio") -> None:
     prompts = [prompt for prompt in job.spec.image_prompts if prompt.counts]
     if not prompts or job.base is None:
         return
-    from modules.worker.image_prompts import NEEDED, Picture, find_file, loading_words
+    from modules.library.control_files import NEEDED, find_file
+    from modules.worker.image_prompts import Picture, loading_words
 
     store, unet = InputStore(studio.settings.inputs_path), job.base.unet
     context_dim = unet.model.diffusion_model.config.context_dim

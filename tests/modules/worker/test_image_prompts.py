@@ -18,7 +18,7 @@ from modules.spec.flags import TaskState
 from modules.spec.image_prompt import ImagePrompt
 from modules.spec.task_spec import TaskSpec
 from modules.tasks.events import Loading
-from modules.worker import generate_cli, image_prompts
+from modules.worker import generate_cli
 from modules.worker.image_prompts import Picture, content_of, hint_of
 from tests.support.drawn_face import draw_face
 from tests.support.recording_task import RecordingTask
@@ -296,53 +296,6 @@ def test_memory_that_runs_out_forgets_controls_and_tries_again(studio, monkeypat
 
     monkeypatch.setattr(control_networks.ControlNet, "get_control", fail_once)
     assert np.abs(whole - pixels(studio, [entry])).max() <= 2
-
-
-# --- finding files ----------------------------------------------------------------------------
-
-
-def test_the_known_name_is_preferred_and_the_other_family_passed_over(studio):
-    path = folder(studio, "controlnet")
-    names = ["a_canny.safetensors", "control-lora-canny-rank128.safetensors"]
-    names += ["control_v11p_sd15_canny.pth", "diffusers_xl_canny_mid.safetensors"]
-    for name in names:
-        (path / name).write_bytes(b"x")
-
-    def found(context_dim):
-        kind = image_prompts.Type.CANNY
-        return image_prompts.find_file(
-            studio.catalog, image_prompts.NEEDED[kind], kind, context_dim
-        ).name
-
-    assert found(2048) == found(None) == names[1]
-    (path / names[1]).unlink()
-    (path / names[0]).unlink()
-    assert found(2048) == names[3]
-    assert found(768) == names[2]
-
-
-def test_easel_s_own_small_model_takes_what_ships_with_it(studio):
-    shipped = studio.settings.builtin_models_path
-    shipped.mkdir(parents=True, exist_ok=True)
-    for ending in ("", "-canny", "-ip-adapter", "-ip-negative", "-clip-vision", "-lcm"):
-        (shipped / f"easel-mini{ending}.safetensors").write_bytes(b"x")
-    (folder(studio, "controlnet") / "control-lora-canny-rank128.safetensors").write_bytes(b"x")
-
-    def found(needed, context_dim):
-        file = image_prompts._find(studio.catalog, needed, context_dim)
-        return None if file is None else file.name
-
-    kinds, Type = image_prompts.NEEDED, image_prompts.Type
-    assert found(kinds[Type.CANNY], 192) == "builtin/easel-mini-canny.safetensors"
-    assert found(kinds[Type.CANNY], 2048) == "control-lora-canny-rank128.safetensors"
-    assert found(kinds[Type.IMAGE_PROMPT], 192) == "builtin/easel-mini-ip-adapter.safetensors"
-    assert found(kinds[Type.IMAGE_PROMPT], 2048) is None
-    assert found(image_prompts.NEGATIVE, 192) == "builtin/easel-mini-ip-negative.safetensors"
-    assert found(image_prompts.VISION, 192) == "builtin/easel-mini-clip-vision.safetensors"
-    names = [file.name for file in studio.catalog.checkpoints()]
-    assert names == ["tiny.safetensors", "builtin/easel-mini.safetensors"]
-    loras = studio.catalog.files(image_prompts.ModelFolder.LORAS)
-    assert [file.name for file in loras] == ["builtin/easel-mini-lcm.safetensors"]
 
 
 # --- recipe and command line ------------------------------------------------------------------

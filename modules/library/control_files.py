@@ -1,0 +1,136 @@
+"""Which model files each type of image prompt needs, and whether they are there.
+
+Files are found by what they are called, the released names first. Sizes and addresses are those of
+the released files, for people who have to fetch them.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from modules.library.catalog import Catalog, ModelFile
+from modules.settings.presets import ModelFolder
+from modules.spec.errors import ModelMissing
+from modules.spec.image_prompt import ImagePromptType
+
+Type = ImagePromptType
+SD1_NAME = re.compile(r"sd_?-?1\.?5|sd1|_v11|v1-5")
+XL_NAME = re.compile(r"xl")
+FAMILY_WIDTHS = (768, 1024, 2048)
+"""Text widths of the families that have released adapters; those that ship with Easel are for its
+own small model."""
+WORDS = {
+    Type.IMAGE_PROMPT: "An image prompt",
+    Type.FACE: "A face",
+    Type.CANNY: "Edges (canny)",
+    Type.CPDS: "Structure (cpds)",
+    Type.DEPTH: "Depth",
+    Type.LINEART: "Line art",
+}
+_FOOOCUS = "https://huggingface.co/lllyasviel/misc/resolve/main/"
+_STABILITY = "https://huggingface.co/stabilityai/control-lora/resolve/main/control-LoRAs-rank128/"
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """A model file that a type needs: where, under which name, or any with one of the words.
+
+    size: of the file of that name, in bytes, to three figures.
+    """
+
+    folder: ModelFolder
+    file: str
+    words: tuple[str, ...]
+    without: tuple[str, ...] = ()
+    size: int = 0
+    source: str = _FOOOCUS
+
+    @property
+    def url(self) -> str:
+        """Where the file of that name may be fetched."""
+        return self.source + self.file
+
+
+_CONTROL, _ADAPTER = ModelFolder.CONTROLNET, ModelFolder.IPADAPTER
+NEEDED = {
+    Type.IMAGE_PROMPT: Needed(
+        _ADAPTER,
+        "ip-adapter-plus_sdxl_vit-h.bin",
+        ("ip-adapter", "ip_adapter"),
+        ("face",),
+        size=1_010_000_000,
+    ),
+    Type.FACE: Needed(
+        _ADAPTER, "ip-adapter-plus-face_sdxl_vit-h.bin", ("face",), size=1_010_000_000
+    ),
+    Type.CANNY: Needed(
+        _CONTROL, "control-lora-canny-rank128.safetensors", ("canny",), size=396_000_000
+    ),
+    Type.CPDS: Needed(_CONTROL, "fooocus_xl_cpds_128.safetensors", ("cpds",), size=396_000_000),
+    Type.DEPTH: Needed(
+        _CONTROL,
+        "control-lora-depth-rank128.safetensors",
+        ("depth",),
+        size=396_000_000,
+        source=_STABILITY,
+    ),
+    Type.LINEART: Needed(
+        _CONTROL,
+        "control-lora-sketch-rank128-metadata.safetensors",
+        ("lineart", "sketch", "scribble"),
+        size=396_000_000,
+        source=_STABILITY,
+    ),
+}
+VISION = Needed(ModelFolder.CLIP_VISION, "clip_vision_vit_h.safetensors", ("",), size=1_260_000_000)
+NEGATIVE = Needed(_ADAPTER, "fooocus_ip_negative.safetensors", ("ip_negative", "ip-negative"))
+
+
+def missing_files(
+    catalog: Catalog, kind: ImagePromptType, context_dim: int | None = None
+) -> list[Needed]:
+    """What `kind` still needs with a network whose texts are that wide (None: not known)."""
+    needed = [NEEDED[kind]] if kind.is_structure else [NEEDED[kind], VISION]
+    return [each for each in needed if look_for(catalog, each, context_dim) is None]
+
+
+def find_file(
+    catalog: Catalog, needed: Needed, kind: ImagePromptType, context_dim: int | None = None
+) -> ModelFile:
+    """The file that `kind` needs. Raises ModelMissing, which says what to put where."""
+    found = look_for(catalog, needed, context_dim)
+    if found is None:
+        raise ModelMissing(
+            f"{WORDS[kind]} needs {needed.file} in models/{needed.folder}; put it there, or take "
+            "that image prompt out."
+        )
+    return found
+
+
+def look_for(catalog: Catalog, needed: Needed, context_dim: int | None) -> ModelFile | None:
+    """The file of the known name, else the first one that a word fits; of the right family.
+
+    For Easel's own small model those that ship with it come first.
+    """
+
+    def base(file: ModelFile) -> str:
+        return PurePosixPath(file.name).name.casefold()
+
+    def fits(file: ModelFile) -> bool:
+        name = base(file)
+        if file.is_builtin and context_dim in FAMILY_WIDTHS:
+            return False
+        if context_dim == 2048 and SD1_NAME.search(name):
+            return False
+        if context_dim == 768 and XL_NAME.search(name):
+            return False
+        has_word = any(word in name for word in needed.words)
+        return has_word and not any(word in name for word in needed.without)
+
+    files = [file for file in catalog.files(needed.folder) if fits(file)]
+    small = context_dim is not None and context_dim not in FAMILY_WIDTHS
+    return min(
+        files,
+        key=lambda file: (small and not file.is_builtin, base(file) != needed.file.casefold()),
+        default=None,
+    )

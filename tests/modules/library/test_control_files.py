@@ -1,0 +1,85 @@
+"""The files that image prompts need: found by name and family, told when they are not there."""
+
+from dataclasses import replace
+
+import pytest
+
+from modules.library.catalog import Catalog
+from modules.library.control_files import (
+    NEEDED,
+    NEGATIVE,
+    VISION,
+    find_file,
+    look_for,
+    missing_files,
+)
+from modules.settings.config import load_settings
+from modules.settings.presets import ModelFolder
+from modules.spec.errors import ModelMissing
+from modules.spec.image_prompt import ImagePromptType as Type
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    return Catalog(load_settings([], {}, root=tmp_path), {})
+
+
+def put(tmp_path, folder, *names):
+    path = tmp_path / "models" / folder
+    path.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (path / name).write_bytes(b"x")
+    return path
+
+
+def test_the_known_name_is_preferred_and_the_other_family_passed_over(tmp_path, catalog):
+    names = ["a_canny.safetensors", "control-lora-canny-rank128.safetensors"]
+    names += ["control_v11p_sd15_canny.pth", "diffusers_xl_canny_mid.safetensors"]
+    path = put(tmp_path, "controlnet", *names)
+
+    def found(context_dim):
+        return find_file(catalog, NEEDED[Type.CANNY], Type.CANNY, context_dim).name
+
+    assert found(2048) == found(None) == names[1]
+    (path / names[1]).unlink()
+    (path / names[0]).unlink()
+    assert found(2048) == names[3]
+    assert found(768) == names[2]
+
+
+def test_easel_s_own_small_model_takes_what_ships_with_it(tmp_path, catalog):
+    endings = ("", "-canny", "-ip-adapter", "-ip-negative", "-clip-vision", "-lcm")
+    put(tmp_path, "builtin", *(f"easel-mini{ending}.safetensors" for ending in endings))
+    put(tmp_path, "controlnet", "control-lora-canny-rank128.safetensors")
+
+    def found(needed, context_dim):
+        file = look_for(catalog, needed, context_dim)
+        return None if file is None else file.name
+
+    assert found(NEEDED[Type.CANNY], 192) == "builtin/easel-mini-canny.safetensors"
+    assert found(NEEDED[Type.CANNY], 2048) == "control-lora-canny-rank128.safetensors"
+    assert found(NEEDED[Type.IMAGE_PROMPT], 192) == "builtin/easel-mini-ip-adapter.safetensors"
+    assert found(NEEDED[Type.IMAGE_PROMPT], 2048) is None
+    assert found(NEGATIVE, 192) == "builtin/easel-mini-ip-negative.safetensors"
+    assert found(VISION, 192) == "builtin/easel-mini-clip-vision.safetensors"
+    assert [file.name for file in catalog.checkpoints()] == ["builtin/easel-mini.safetensors"]
+    loras = catalog.files(ModelFolder.LORAS)
+    assert [file.name for file in loras] == ["builtin/easel-mini-lcm.safetensors"]
+
+
+def test_what_is_missing_is_told_with_where_it_goes(tmp_path, catalog):
+    assert missing_files(catalog, Type.IMAGE_PROMPT) == [NEEDED[Type.IMAGE_PROMPT], VISION]
+    assert missing_files(catalog, Type.CANNY) == [NEEDED[Type.CANNY]]
+    with pytest.raises(ModelMissing, match=r"needs .*canny.* in models/controlnet"):
+        find_file(catalog, NEEDED[Type.CANNY], Type.CANNY)
+    put(tmp_path, "clip_vision", "tower.safetensors")
+    put(tmp_path, "controlnet", "my_canny.safetensors")
+    assert missing_files(catalog, Type.IMAGE_PROMPT) == [NEEDED[Type.IMAGE_PROMPT]]
+    assert missing_files(catalog, Type.CANNY, 2048) == []
+
+
+def test_every_file_has_a_size_and_an_address():
+    for needed in [*NEEDED.values(), VISION]:
+        assert needed.size > 10**8
+        assert needed.url.endswith("/" + needed.file)
+        assert replace(needed, source="https://x/").url == f"https://x/{needed.file}"
