@@ -21,6 +21,11 @@ ENGINE = {"torch", "extras", "ldm_patched", "einops", "safetensors"}
 # two would drift apart. It and its errors import the standard library alone.
 TOKEN_COUNTER = ROOT / "modules" / "prompt" / "tokens.py"
 TOKENIZER = ("ldm_patched.modules.clip_tokenizer.", "ldm_patched.modules.errors.")
+# The page shows what of a picture counts before anything runs; the worker makes it with the same
+# code. The preprocessors import numpy and cv2 alone.
+MAP_MAKER = ROOT / "modules" / "gallery" / "maps.py"
+PREPROCESSORS = ("extras.preprocessors.", "extras.face_crop.")
+ALLOWED = {TOKEN_COUNTER: TOKENIZER, MAP_MAKER: PREPROCESSORS}
 PAGE = {"gradio"}
 FLOORS = ["spec", "prompt", "settings", "library", "tasks", "gallery"]
 BELOW = {
@@ -46,10 +51,8 @@ def imported(path: Path) -> set[str]:
 
 
 def roots(path: Path) -> set[str]:
-    names = imported(path)
-    if path == TOKEN_COUNTER:
-        names = {name for name in names if not name.startswith(TOKENIZER)}
-    return {name.split(".")[0] for name in names}
+    allowed = ALLOWED.get(path, ())
+    return {name.split(".")[0] for name in imported(path) if not name.startswith(tuple(allowed))}
 
 
 def rooms_of_modules(path: Path) -> set[str]:
@@ -101,6 +104,12 @@ def test_what_the_token_counter_may_use_needs_the_standard_library_alone(name):
     path = ROOT.joinpath(*name.strip(".").split(".")).with_suffix(".py")
     engine = {name for name in imported(path) if name.split(".")[0] not in sys.stdlib_module_names}
     assert all(name.startswith(TOKENIZER) for name in engine), engine
+
+
+@pytest.mark.parametrize("name", PREPROCESSORS)
+def test_what_the_map_maker_may_use_needs_numpy_and_cv2_alone(name):
+    path = ROOT.joinpath(*name.strip(".").split(".")).with_suffix(".py")
+    assert roots(path) <= {"numpy", "cv2"} | set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("path", [*under("modules", "worker"), *under("modules", "async_worker.py"),

@@ -10,7 +10,9 @@ GET  /api/loras, /api/loras/{name} LoRA files; what one says of itself
 GET  /api/tasks/{id}/events        server-sent events: `view`, `preview`
 POST /api/tasks/{id}/stop, /skip   202
 POST /api/inputs                   a picture's bytes → 201 {"image", "width", "height"}
-GET  /api/inputs/{hash}            that picture
+GET  /api/inputs/{hash}            that picture; ?thumb=1 small
+GET  /api/inputs/{hash}/map?type=  what of it counts: edges, structure or a face
+GET  /api/controls?checkpoint=     types of image prompts, and the files that they still need
 GET  /api/images/{id}/{index}      a finished picture; ?download=1 as an attachment, ?thumb=1 small
 GET  /api/history?limit=&before=   finished pictures, newest first; `next` is the next `before`
 GET  /api/status                   version, workers, queue, checkpoints, notices
@@ -28,11 +30,11 @@ from modules.api.context import ServerContext
 from modules.api.errors import studio_response
 from modules.api.feed import TaskFeed
 from modules.api.forecasts import seconds_by_mode
+from modules.api.input_routes import add_input_routes
 from modules.api.pictures import open_picture
 from modules.api.prompt_routes import add_prompt_routes
 from modules.api.security import USER_KEY
 from modules.api.thumbnails import MIME_TYPE, Thumbnails
-from modules.gallery.read_image import image_type
 from modules.spec.errors import LimitError, NotFound
 from modules.spec.task_spec import TaskSpec
 from modules.spec.version import VERSION
@@ -52,8 +54,9 @@ def api_routes(context: ServerContext, feed: TaskFeed) -> APIRouter:
     _add_task_routes(router, context)
     _add_forecast_route(router, context)
     _add_event_route(router, feed)
-    _add_picture_routes(router, context)
-    _add_input_routes(router, context)
+    thumbnails = Thumbnails(context.settings.thumbnail_path)
+    _add_picture_routes(router, context, thumbnails)
+    add_input_routes(router, context, thumbnails)
     add_prompt_routes(router, context)
     _add_status_routes(router, context)
 
@@ -137,9 +140,8 @@ def _add_event_route(router: APIRouter, feed: TaskFeed) -> None:
         return StreamingResponse(frames, media_type="text/event-stream", headers=STREAM_HEADERS)
 
 
-def _add_picture_routes(router: APIRouter, context: ServerContext) -> None:
+def _add_picture_routes(router: APIRouter, context: ServerContext, thumbnails: Thumbnails) -> None:
     folder = context.settings.output_path
-    thumbnails = Thumbnails(context.settings.thumbnail_path)
 
     @router.get("/api/images/{task_id}/{index}", response_class=Response)
     async def image(
@@ -191,22 +193,6 @@ def _add_picture_routes(router: APIRouter, context: ServerContext) -> None:
             for row in rows
         ]
         return {"images": images, "next": rows[-1].number if len(rows) == limit else None}
-
-
-def _add_input_routes(router: APIRouter, context: ServerContext) -> None:
-    body = {"requestBody": {"content": {"image/*": {"schema": {"type": "string"}}}}}
-
-    @router.post("/api/inputs", status_code=201, openapi_extra=body)
-    async def store(request: Request) -> dict[str, Any]:
-        data = await request.body()  # bounded for every route, see security.py
-        stored = await anyio.to_thread.run_sync(context.inputs.add, data)
-        return {"image": stored.image, "width": stored.width, "height": stored.height}
-
-    @router.get("/api/inputs/{image}", response_class=Response)
-    def one(image: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]) -> Response:
-        data = context.inputs.bytes_of(image)
-        headers = {"Cache-Control": "private, max-age=86400", "ETag": f'"{image}"'}
-        return Response(data, media_type=image_type(data), headers=headers)
 
 
 def _add_status_routes(router: APIRouter, context: ServerContext) -> None:

@@ -5,10 +5,12 @@ import io
 import logging
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import anyio
+import numpy as np
 from PIL import Image
 
 logger = logging.getLogger(__name__)
@@ -18,6 +20,8 @@ QUALITY = 80
 FILES_MAX = 2_000  # about 25 MB
 PIXELS_MAX = 64 * 1024**2
 MIME_TYPE = "image/webp"
+
+Made = TypeVar("Made", bytes, bytes | None)
 
 
 class Thumbnails:
@@ -34,13 +38,17 @@ class Thumbnails:
 
     def of(self, picture: BinaryIO, sha256: str) -> bytes | None:
         """The thumbnail of `picture`, whose content has the hash `sha256`; None if it has none."""
-        path = self._folder / f"{sha256}.webp"
+        return self.kept(sha256, lambda: _shrink(picture))
+
+    def kept(self, name: str, make: Callable[[], Made]) -> bytes | Made:
+        """The picture kept as `name`, a plain file name; made and kept if it is not there."""
+        path = self._folder / f"{name}.webp"
         try:
             data = path.read_bytes()
             os.utime(path)
             return data
         except OSError:
-            made = _shrink(picture)
+            made = make()
         if made is not None:
             with contextlib.suppress(OSError):  # a full disk costs time, not the thumbnail
                 self._keep(path, made)
@@ -67,6 +75,15 @@ class Thumbnails:
         for _, path in sorted(files)[: len(files) - self._files_max // 2]:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def as_webp(pixels: np.ndarray, *, side: int | None = None, lossless: bool = False) -> bytes:
+    """uint8 (H, W, 3) as WebP, shrunk to `side` × `side` at most."""
+    image, target = Image.fromarray(pixels), io.BytesIO()
+    if side is not None:
+        image.thumbnail((side, side))
+    image.save(target, "WEBP", quality=QUALITY, lossless=lossless)
+    return target.getvalue()
 
 
 def _shrink(picture: BinaryIO) -> bytes | None:

@@ -13,15 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extras.face_crop import crop_face, find_faces
 from extras.ip_adapter import IPAdapterStore, patch_model
-from extras.preprocessors import canny_pyramid, cpds
-from ldm_patched.modules.control_base import ControlBase, fit_hint
+from ldm_patched.modules.control_base import ControlBase
 from ldm_patched.modules.controlnet import load_controlnet
 from ldm_patched.modules.model_management import DevicePolicy
+from modules.gallery.maps import map_of, structure_map
 from modules.library.catalog import Catalog, ModelFile
 from modules.library.control_files import NEEDED, NEGATIVE, VISION, find_file, look_for
-from modules.spec.errors import SpecError
 from modules.spec.image_prompt import ImagePrompt, ImagePromptType
 from modules.worker.model_files import FileStamp, reading, size_in_words, stamp_of
 
@@ -124,42 +122,13 @@ def content_of(picture: Picture) -> np.ndarray:
 
     Raises SpecError if there is no such face.
     """
-    prompt = picture.prompt
-    if prompt.type is not Type.FACE or prompt.skip_preprocess:
-        return picture.pixels
-    faces = find_faces(picture.pixels)
-    if not faces:
-        raise SpecError(
-            "No face was found in the picture of an image prompt; choose one that shows a face "
-            "from the front, or take the picture as it is (skip_preprocess).",
-            "image_prompts",
-        )
-    if prompt.face > len(faces):
-        found = "one face" if len(faces) == 1 else f"{len(faces)} faces"
-        raise SpecError(
-            f"The picture of an image prompt shows {found}, but face {prompt.face} is asked for; "
-            "choose a smaller number.",
-            "image_prompts",
-        )
-    return crop_face(picture.pixels, faces[prompt.face - 1])
+    return map_of(picture.pixels, picture.prompt)
 
 
 def hint_of(picture: Picture, width: int, height: int) -> Tensor:
-    """The map that a control follows, (1, 3, height, width) in 0..1.
-
-    Edges are looked for in the picture at that size. Depth and lines are taken as they are.
-    """
-    prompt = picture.prompt
-    pixels = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].float() / 255.0
-    pixels = fit_hint(pixels, height, width)
-    if prompt.skip_preprocess or prompt.type not in (Type.CANNY, Type.CPDS):
-        return pixels
-    sized = pixels[0].permute(1, 2, 0).mul(255.0).round().to(torch.uint8).contiguous().numpy()
-    if prompt.type is Type.CANNY:
-        found = canny_pyramid(sized, prompt.canny_low, prompt.canny_high)
-    else:
-        found = cpds(sized)
-    return (torch.from_numpy(found).float() / 255.0)[None, None].repeat(1, 3, 1, 1)
+    """The map that a control follows, (1, 3, height, width) in 0..1."""
+    found = structure_map(picture.pixels, picture.prompt, width, height)
+    return torch.from_numpy(np.array(found)).permute(2, 0, 1)[None].float() / 255.0
 
 
 def loading_words(file: ModelFile) -> str:
