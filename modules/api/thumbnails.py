@@ -82,7 +82,10 @@ def as_webp(pixels: np.ndarray, *, side: int | None = None, lossless: bool = Fal
     image, target = Image.fromarray(pixels), io.BytesIO()
     if side is not None:
         image.thumbnail((side, side))
-    image.save(target, "WEBP", quality=QUALITY, lossless=lossless)
+    if lossless:
+        image.save(target, "WEBP", lossless=True, quality=0, method=0)  # quickly, not smallest
+    else:
+        image.save(target, "WEBP", quality=QUALITY)
     return target.getvalue()
 
 

@@ -12,8 +12,8 @@ from modules.settings.presets import NOT_IN_PRESETS, OWN, Preset, Presets, load_
 from modules.spec.errors import ConfigError, OutputFolder, SpecError
 from modules.spec.task_spec import TaskSpec
 
-# The user's words belong to a picture; a preset keeps the way of painting.
-_WORDS = frozenset({"prompt", "image_count"})
+# The user's words and pictures belong to a picture; a preset keeps the way of painting.
+_WORDS = frozenset({"prompt", "image_prompts", "image_count"})
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _writing = threading.Lock()  # two pages may save at once
 

@@ -24,7 +24,7 @@ from modules.spec.task_spec import TaskSpec
 from modules.ui import assets
 from modules.ui.components import markup
 from modules.ui.form import Form
-from modules.ui.panels import advanced, models, quality, settings, stage, styles
+from modules.ui.panels import advanced, input_image, models, quality, settings, stage, styles
 from modules.ui.panels import prompt as prompt_panel
 from modules.ui.panels.presets import PresetPanel
 from modules.ui.texts import Texts
@@ -44,6 +44,7 @@ def build_app(context: ServerContext) -> gr.Blocks:
             with gr.Column(elem_id="main", min_width=0):
                 stage.build(context, texts)
                 generate = prompt_panel.build(form)
+                input_image.build(form)
             with gr.Column(elem_id="side", min_width=0):
                 markup(_sheet_head(texts), "sheet-head")
                 markup(_tab_list(texts), "tabs")

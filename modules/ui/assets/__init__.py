@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-STYLES = ("easel.css", "form.css", "panels.css", "phone.css")
+STYLES = ("easel.css", "form.css", "panels.css", "images.css", "adjust.css", "phone.css")
 SCRIPTS = (
     "util.js",
     "task.js",
@@ -14,6 +14,10 @@ SCRIPTS = (
     "performance.js",
     "styles.js",
     "loras.js",
+    "images.js",
+    "region.js",
+    "adjust.js",
+    "drop.js",
     "inspector.js",
     "page.js",
     "controls.js",

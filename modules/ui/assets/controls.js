@@ -19,6 +19,7 @@ const controls = {
   async send() {
     stage.error("");
     $("generate").setAttribute("aria-busy", "true");
+    await imagePrompts.stored;
     await poll.health(); // Gradio reloads the page over a request that nobody takes
     if (page.offline) {
       this.answered();
@@ -152,6 +153,7 @@ const controls = {
     performanceMode.changed(this.shown, () => this.summarize());
     stylesPanel.changed();
     lorasPanel.changed();
+    imagePrompts.changed();
     inspector.changed();
   },
 
@@ -164,13 +166,13 @@ const controls = {
   summarize() {
     const { image_count: count } = this.shown;
     const { steps = this.shown.steps, picture } = performanceMode.answer ?? {};
-    const [width, height] = [Number(this.shown.width), Number(this.shown.height)];
     if (!$("make") || !count) return;
-    const chosen = document.querySelector("#size input:checked")?.parentElement.textContent ?? "";
-    const [wide, high] = width && height ? [width, height] : chosen.trim().split("×").map(Number);
+    const [width, height] = pictureSize() ?? [];
     const parts = [say(count === 1 ? "make.one" : "make.many", { count })];
-    if (wide && high) parts.push(say("make.size", { width: wide, height: high }));
+    if (width) parts.push(say("make.size", { width, height }));
     parts.push(say("make.steps", { steps: steps ?? this.shown.steps }));
+    const images = imagePrompts.facts ? imagePrompts.inForce() : 0;
+    if (images) parts.push(imageCount(images));
     if (picture) parts.push(say("make.time", { time: duration(picture * count) }));
     const lines = [make("span", { className: "title", text: say("make.title") })];
     lines.push(make("span", { text: parts.join(" · ") }));
@@ -178,9 +180,18 @@ const controls = {
   },
 };
 
+/** [width, height] that the form asks for; null where it says none. */
+function pictureSize() {
+  const own = [Number(controls.shown.width), Number(controls.shown.height)];
+  const chosen = document.querySelector("#size input:checked")?.parentElement.textContent ?? "";
+  const sides = own.every(Boolean) ? own : chosen.trim().split("×").map(Number);
+  return sides.length === 2 && sides.every(Boolean) ? sides : null;
+}
+
 const promptBox = () => document.querySelector("#prompt textarea, #prompt input");
 
 function focusField(field) {
+  if (field === "image_prompts") imageDrawer.toggle(true);
   const id = idOfField(field || "prompt");
   const panel = $(id)?.closest("[id^=panel-]");
   if (panel) tabs.choose($(panel.id.replace("panel-", "tab-")));

@@ -29,6 +29,7 @@ const CLICKS = {
   },
   "look-again": () => controls.lookAgain(),
   "use-seed": () => controls.useSeed(),
+  "use-image": () => imagePrompts.takeUrl(stage.picture.url),
   "copy-settings": () => controls.copySettings(),
   download: () => controls.download(),
   "more-sizes": toggleSizes,
@@ -98,6 +99,8 @@ function start() {
   });
   stylesPanel.start();
   lorasPanel.start();
+  imagePrompts.start();
+  pictureDrop.start();
   inspector.start();
   waiting.load();
   listen();
@@ -121,7 +124,7 @@ window.easel = {
 // Gradio brings its controls one kind after the other.
 const NEEDED = [
   ...["top", "stage", "progress", "strip", "generate", "stop", "toggles", "side", "more-sizes"],
-  ...["make", "announcer", "sheet-close", "tabs", "styles", "loras", "inspector"],
+  ...["make", "announcer", "sheet-close", "tabs", "styles", "loras", "inspector", "input-image"],
   "preset-note",
 ];
 theme.apply();

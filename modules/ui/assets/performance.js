@@ -83,7 +83,7 @@ const performanceMode = {
 /** The words over the control of a field. */
 const labelOf = (name) => $(idOfField(name))?.querySelector("[data-testid=block-info]");
 
-const FIELD_IDS = { cfg_scale: "guidance", image_count: "image-number", aspect_ratio: "size" };
+const FIELD_IDS = { cfg_scale: "guidance", image_count: "image-number", aspect_ratio: "size", image_prompts: "input-image" };
 
 /** The element that holds a field of the request. */
 const idOfField = (name) => FIELD_IDS[name] ?? name.replaceAll("_", "-");

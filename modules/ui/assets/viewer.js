@@ -13,6 +13,15 @@ const viewer = {
       image,
       make("button", { className: "close", icon: "close", label: say("viewer.close"), onclick: close }),
       make("button", {
+        className: "use-image",
+        icon: "image",
+        label: say("action.image"),
+        onclick: () => {
+          imagePrompts.takeUrl(this.picture.url);
+          close();
+        },
+      }),
+      make("button", {
         className: "previous",
         icon: "left",
         label: say("viewer.previous"),

@@ -25,8 +25,8 @@ from modules.spec.errors import StudioError
 from modules.ui.components import markup
 from modules.ui.form import Form, field_defaults
 
-# What a preset leaves alone: the user's words and choice of how many, unless it names them.
-KEPT = frozenset({"prompt", "negative_prompt", "seed", "image_count", "preset"})
+# What a preset leaves alone: the user's words and pictures, and how many, unless it names them.
+KEPT = frozenset({"prompt", "negative_prompt", "image_prompts", "seed", "image_count", "preset"})
 _DIRECT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _TOLD = 6  # changes that are told one by one
 

@@ -1,6 +1,7 @@
 """The prompt with Generate, Skip and Stop, the row under it, and the inspector over it.
 
-The row holds #advanced-toggle, #inspect-toggle and #queue. inspector.js fills the inspector in.
+The row holds #advanced-toggle, #input-image-toggle, #inspect-toggle and #queue. inspector.js fills
+the inspector in.
 """
 
 from html import escape
@@ -56,9 +57,14 @@ def _toggles(texts: Texts) -> str:
   <label id="advanced-label"><input type="checkbox" id="advanced-toggle" checked
     aria-controls="side"><span class="wide">{escape(texts("toggle.advanced"))}</span><span
     class="narrow">{icon("sliders")}{escape(texts("toggle.sheet"))}</span></label>
+  <button type="button" id="input-image-toggle" class="text-button" aria-expanded="false"
+    aria-controls="input-image" title="{escape(texts("ip.help"))}">{icon("image")}<span
+    class="wide">{escape(texts("ip.toggle"))}</span><span id="input-image-count"
+    class="count"></span></button>
   <button type="button" id="inspect-toggle" class="text-button" aria-expanded="false"
     aria-controls="inspector" title="{escape(texts("inspect.help"))}">{icon("search")}<span
-    class="wide">{escape(texts("inspect"))}</span><span id="inspect-count"></span></button>
+    class="wide">{escape(texts("inspect"))}</span><span id="inspect-count"
+    class="count"></span></button>
   <div id="queue" role="list" aria-label="{escape(texts("queue"))}"></div>
 </div>
 """

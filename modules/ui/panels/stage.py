@@ -84,6 +84,7 @@ def _stage(context: ServerContext, texts: Texts) -> str:
   <div id="picture-bar" hidden>
     <span id="picture-facts"></span>
     {button("use-seed", "seed", texts("action.seed"), kind="bar-button")}
+    {button("use-image", "image", texts("action.image"), kind="bar-button")}
     {button("copy-settings", "copy", texts("action.copy"), kind="bar-button")}
     {button("download", "download", texts("action.download"), kind="bar-button")}
   </div>

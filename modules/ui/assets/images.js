@@ -1,0 +1,347 @@
+// The image prompts: slots in a drawer under the prompt, a picture in each. The hidden box of the
+// form holds them as JSON, as the request has them; an empty slot is no entry.
+
+const IMAGE_SLOTS = 4;
+const SHARES = ["stop", "weight"];
+const ALWAYS_OFFERED = new Set(["image_prompt", "canny", "cpds", "face"]); // the others with a file
+const TOUCH = matchMedia("(hover: none)"); // nothing is dragged there
+const NARROW = 4; // sides as 1 to this: then most of it is not seen
+
+const imagePrompts = {
+  list: new HiddenList("image-prompts-value"),
+  facts: null, // of the panel: types with their usual stop and weight, bounds
+  missing: null, // files that each type still needs, by type; null until they are known
+  checkpoint: null, // the one that `missing` is told for
+  slots: IMAGE_SLOTS,
+  sending: 0, // pictures that are on their way to the server
+  trouble: [], // {sentence, place, image} of pictures that were not taken
+  stored: Promise.resolve(), // until every picture is there
+  target: null, // the slot that a chosen file goes to
+
+  start() {
+    this.facts = JSON.parse($("input-image").dataset.facts);
+    $("ip-add").addEventListener("click", () => {
+      this.slots = Math.min(this.facts.most, this.rows().length + 1);
+      this.draw();
+      document.querySelector("#ip-slots > :last-child .ip-picture").focus();
+    });
+    $("ip-file").addEventListener("change", (event) => {
+      const files = [...event.target.files];
+      event.target.value = ""; // the same file may be chosen again
+      this.take(files, this.target);
+    });
+    document.querySelector("#refresh")?.addEventListener("click", () => this.load());
+    imageDrawer.start();
+    this.draw();
+  },
+
+  /** The form has changed. Its box is looked at when Gradio has written into it. */
+  changed() {
+    if (controls.shown.checkpoint !== this.checkpoint) this.load();
+    setTimeout(() => this.draw(), 0);
+  },
+
+  /** Ask which files the types need. */
+  async load() {
+    const checkpoint = controls.shown.checkpoint ?? "";
+    this.checkpoint = controls.shown.checkpoint;
+    try {
+      const { types } = await call(`/api/controls?checkpoint=${encodeURIComponent(checkpoint)}`);
+      this.missing = Object.fromEntries(types.map(({ type, missing }) => [type, missing]));
+    } catch {
+      return; // the page says elsewhere that nobody answers
+    }
+    this.draw();
+  },
+
+  entries() {
+    return this.list.read().filter((entry) => typeof entry?.image === "string");
+  },
+
+  usual(type) {
+    return this.facts.types.find((known) => known.type === type) ?? this.facts.types[0];
+  },
+
+  /** How many of them do something. */
+  inForce() {
+    return this.entries().filter((entry) => SHARES.every((name) => this.share(entry, name) > 0)).length;
+  },
+
+  share(entry, name) {
+    return entry[name] ?? this.usual(entry.type)[name];
+  },
+
+  /** Entries of the list, then empty slots. */
+  rows() {
+    const entries = this.entries();
+    const waiting = this.sending + this.trouble.filter(({ image }) => !image).length;
+    const least = entries.length + Math.max(1, waiting);
+    const count = Math.min(this.facts.most, Math.max(this.slots, least));
+    return [...entries, ...Array(Math.max(0, count - entries.length)).fill(null)];
+  },
+
+  /** Change slot `place`; null takes the picture out and the others move up. */
+  set(place, change) {
+    const entries = this.entries();
+    if (!entries[place]) return;
+    if (change) entries[place] = { ...entries[place], ...change };
+    else {
+      entries.splice(place, 1);
+      this.trouble = [];
+    }
+    this.list.write(entries);
+    this.draw();
+  },
+
+  remove(place) {
+    this.set(place, null);
+    document.querySelector(`#ip-slot-${place + 1} .ip-picture`).focus();
+  },
+
+  choose(place) {
+    this.target = place;
+    $("ip-file").click();
+  },
+
+  /** Store pictures and put them into the slots: the first one into `place`, the others after. */
+  take(files, place = null) {
+    if (!files.length) return;
+    imageDrawer.toggle(true);
+    const entries = this.entries();
+    const image = entries[place]?.image ?? null;
+    const room = this.facts.most - entries.length - this.sending + (image ? 1 : 0);
+    this.trouble = [];
+    this.tell(files.length > room ? say("ip.full", { most: this.facts.most }) : "");
+    for (const [index, file] of files.slice(0, Math.max(0, room)).entries()) {
+      this.sending += 1;
+      const goal = index ? { place: null, image: null } : { place, image };
+      this.stored = this.stored.then(() => this.send(file, goal));
+    }
+    this.draw();
+  },
+
+  /** A picture of this page, such as a finished one. */
+  async takeUrl(url, place = null) {
+    try {
+      const response = await fetch(url);
+      if (!response.ok) throw new HttpError(response.status, say("ip.lost"));
+      this.take([await response.blob()], place);
+    } catch (error) {
+      stage.error(error instanceof HttpError ? error.message : say("offline"));
+    }
+  },
+
+  async send(file, { place, image }) {
+    try {
+      const answer = await storePicture(file, this.facts.bytes);
+      const entries = this.entries();
+      const now = entries[place]?.image === image ? place : entries.findIndex((e) => e.image === image);
+      if (image && now >= 0) entries[now] = { ...entries[now], image: answer.image };
+      else entries.push({ image: answer.image, type: "image_prompt", stop: null, weight: null });
+      this.list.write(entries);
+      setText($("announcer"), say("ip.taken", { number: image ? now + 1 : entries.length }));
+    } catch (error) {
+      const sentence = await whyNot(error);
+      const named = file.name ? say("ip.of.file", { file: file.name, sentence }) : sentence;
+      this.trouble.push({ sentence: named, place, image });
+    }
+    this.sending -= 1;
+    this.draw();
+  },
+
+  /** Beside the title: a sentence, or else what can be done here. */
+  tell(sentence) {
+    setText($("ip-hint"), sentence || $("ip-hint").dataset.hint);
+  },
+
+  draw() {
+    if (!this.facts) return;
+    const entries = this.entries();
+    const free = this.trouble.filter(({ image }) => !image);
+    const rows = this.rows().map((entry, place) => {
+      const behind = place - entries.length;
+      const trouble = entry
+        ? this.trouble.find((other) => other.image === entry.image && other.place === place)
+        : free[behind];
+      const sending = !entry && behind >= free.length && behind - free.length < this.sending;
+      return { key: String(place), entry, place, sending, trouble: trouble?.sentence ?? "" };
+    });
+    reconcile($("ip-slots"), rows, imageSlot, updateSlot);
+    $("ip-add").disabled = rows.length >= this.facts.most;
+    const count = this.inForce();
+    setText($("input-image-count"), count ? String(count) : "");
+    $("input-image-count").title = count ? imageCount(count) : "";
+    controls.summarize();
+  },
+};
+
+/** "2 image prompts" */
+const imageCount = (count) => say(count === 1 ? "ip.one" : "ip.many", { count });
+
+/** Send a picture to the server: {image, width, height}. Rejects with what is wrong with it. */
+async function storePicture(file, most) {
+  if (file.size > most) throw new HttpError(413, say("ip.large", { most: Math.floor(most / 2 ** 20) }));
+  return call("/api/inputs", { method: "POST", body: file, timeout: 120000 });
+}
+
+/** A sentence on why a picture was not taken. */
+async function whyNot(error) {
+  if (error instanceof HttpError) return error.message;
+  await poll.health();
+  return say(page.offline ? "offline" : "ip.unreadable");
+}
+
+const imageDrawer = {
+  get open() {
+    return !$("input-image").hidden;
+  },
+
+  start() {
+    $("input-image-toggle").addEventListener("click", () => this.toggle(!this.open, true));
+    $("input-image-close").addEventListener("click", () => this.toggle(false, true));
+    $("input-image").addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      event.stopPropagation();
+      this.toggle(false, true);
+    });
+    this.toggle(memory.get("input-image") === "open");
+  },
+
+  /** moves: whether the keyboard goes along. */
+  toggle(open, moves = false) {
+    show($("input-image"), open);
+    $("input-image-toggle").setAttribute("aria-expanded", String(open));
+    memory.set("input-image", open ? "open" : null);
+    if (moves && !open) $("input-image-toggle").focus();
+    else if (moves && !WIDE.matches) $("input-image-close").focus();
+  },
+};
+
+/** An empty slot; `updateSlot` fills it. */
+function imageSlot({ place }) {
+  const number = place + 1;
+  const slot = make("div", { id: `ip-slot-${number}`, className: "ip-slot" });
+  slot.place = place;
+  slot.setAttribute("role", "group");
+  slot.setAttribute("aria-label", say("ip.slot", { number }));
+  const picture = make("button", { className: "ip-picture", icon: "image" });
+  picture.addEventListener("click", () => imagePrompts.choose(place));
+  const image = make("img");
+  image.alt = "";
+  image.draggable = false;
+  image.addEventListener("load", () => {
+    const [short, long] = [image.naturalWidth, image.naturalHeight].sort((a, b) => a - b);
+    slot.narrow = long > NARROW * short;
+    slot.lost = false;
+    imagePrompts.draw();
+  });
+  image.addEventListener("error", () => {
+    slot.lost = true;
+    imagePrompts.draw();
+  });
+  picture.append(image, make("span", { className: "words" }));
+  const remove = make("button", { className: "ip-remove", icon: "close", label: say("ip.remove", { number }) });
+  remove.addEventListener("click", () => imagePrompts.remove(place));
+  const type = make("select", { id: `ip-type-${number}`, label: say("ip.type", { number }) });
+  type.addEventListener("change", () => {
+    const structure = !["image_prompt", "face"].includes(type.value);
+    const kept = structure ? { region: null } : {}; // a structure is followed everywhere
+    imagePrompts.set(place, { type: type.value, stop: null, weight: null, ...kept });
+  });
+  const note = make("div", { className: "ip-note" });
+  note.setAttribute("role", "status");
+  const more = make("button", { className: "ip-adjust text-button" });
+  more.addEventListener("click", () => adjust.open(place));
+  slot.append(picture, more, remove, type, ...SHARES.map((name) => shareRow(place, name)), note);
+  return slot;
+}
+
+/** A slider for the stop or the weight. */
+function shareRow(place, name) {
+  const row = make("label", { className: "ip-share" });
+  row.title = say(`ip.${name}.help`);
+  const slider = make("input", { id: `ip-${name}-${place + 1}` });
+  const most = name === "weight" ? imagePrompts.facts.weight : 1;
+  Object.assign(slider, { type: "range", min: 0, max: most, step: 0.01 });
+  slider.setAttribute("aria-label", say(`ip.${name}.of`, { number: place + 1 }));
+  slider.addEventListener("input", () => imagePrompts.set(place, { [name]: slider.valueAsNumber }));
+  row.append(make("span", { text: say(`ip.${name}`) }), slider, make("output"));
+  return row;
+}
+
+function updateSlot(slot, { entry, place, sending, trouble }) {
+  const words = slot.querySelector(".words");
+  slot.classList.toggle("empty", !entry);
+  slot.setAttribute("aria-busy", String(sending));
+  setText(words, say(sending ? "ip.sending" : TOUCH.matches ? "ip.choose.short" : "ip.drop"));
+  const label = say(entry ? "ip.replace" : "ip.choose", { number: place + 1 });
+  const picture = slot.querySelector(".ip-picture");
+  if (picture.title !== label) picture.title = label;
+  picture.setAttribute("aria-label", label);
+  const image = slot.querySelector("img");
+  const url = entry ? `/api/inputs/${encodeURIComponent(entry.image)}?thumb=1` : "";
+  if ((image.getAttribute("src") ?? "") !== url) {
+    slot.narrow = slot.lost = false;
+    if (url) image.src = url;
+    else image.removeAttribute("src");
+  }
+  if (entry) {
+    updateType(slot.querySelector("select"), entry.type);
+    const more = slot.querySelector(".ip-adjust");
+    setText(more, say(`ip.adjust.${entry.type}`));
+    more.classList.toggle("on", Boolean(entry.region));
+    const told = say(`ip.adjust.${entry.type}.of`, { number: place + 1 });
+    more.title = entry.region ? `${told}; ${say("region.painted")}` : told;
+    more.setAttribute("aria-label", more.title);
+    for (const name of SHARES) {
+      const slider = slot.querySelector(`#ip-${name}-${place + 1}`);
+      const value = imagePrompts.share(entry, name);
+      slider.value = value;
+      setText(slider.nextElementSibling, Number(value).toFixed(2));
+    }
+  }
+  drawNote(slot, entry, trouble);
+}
+
+function updateType(choice, type) {
+  const { facts, missing } = imagePrompts;
+  const offered = facts.types
+    .map((known) => known.type)
+    .filter((name) => name === type || ALWAYS_OFFERED.has(name) || missing?.[name]?.length === 0);
+  if (choice.dataset.offered !== offered.join()) {
+    choice.dataset.offered = offered.join();
+    choice.replaceChildren(...offered.map((name) => new Option(say(`ip.type.${name}`), name)));
+  }
+  choice.value = type;
+  choice.title = say(`ip.help.${type}`);
+}
+
+/** Below the slot: what is wrong with a picture, or which files its type still needs. */
+function drawNote(slot, entry, trouble) {
+  const missing = (entry && imagePrompts.missing?.[entry.type]) || [];
+  const sentence =
+    trouble || (entry && slot.lost && say("ip.lost")) || (entry && slot.narrow && say("ip.narrow")) || "";
+  const note = slot.querySelector(".ip-note");
+  const key = JSON.stringify([sentence, missing]);
+  if (note.dataset.key === key) return;
+  note.dataset.key = key;
+  const bad = sentence !== say("ip.narrow");
+  const parts = sentence ? [make("p", { text: sentence, className: bad ? "bad trouble" : "" })] : [];
+  if (missing.length) {
+    parts.push(make("p", { text: say("ip.missing"), className: "bad" }));
+    parts.push(...missing.map(neededFile));
+    const again = make("button", { className: "text-button", text: say("ip.look.again") });
+    again.addEventListener("click", () => imagePrompts.load());
+    parts.push(again);
+  }
+  note.replaceChildren(...parts);
+}
+
+function neededFile({ file, folder, size, url }) {
+  const line = make("p", { className: "needed" });
+  const link = make("a", { text: file });
+  Object.assign(link, { href: url, target: "_blank", rel: "noreferrer noopener" });
+  const facts = say("ip.into", { size: (size / 1e9).toFixed(1), folder: `models/${folder}` });
+  line.append(link, " ", make("small", { text: facts }));
+  return line;
+}
