@@ -1,5 +1,6 @@
 """The page without a browser: tickets, presets, models, and what leaves the server."""
 
+import asyncio
 import json
 import re
 
@@ -154,6 +155,21 @@ def test_listeners_keep_no_connection_open(context):
     config = build_app(context).get_config_file()
     assert config["connect_heartbeat"] is False
     assert not any(dependency["queue"] for dependency in config["dependencies"])
+
+
+def test_an_idle_page_does_not_poll(context, monkeypatch):
+    naps: list[float] = []
+    queue = build_app(context)._queue
+
+    async def nap(seconds: float) -> None:
+        naps.append(seconds)
+        queue.stopped = len(naps) % 2 == 0
+
+    monkeypatch.setattr("gradio.queueing.asyncio.sleep", nap)
+    for loop in (queue.start_processing, queue.start_progress_updates):
+        queue.stopped = False
+        asyncio.run(loop())
+    assert naps == [0.5] * 4
 
 
 def test_nothing_in_the_page_comes_from_outside():
