@@ -39,7 +39,7 @@ _SAID_FAMILIES = (  # beginnings of what trainers write, longest first
     ("sd3", "SD 3"),
 )
 # Width of the text that cross-attention reads: what its key and value layers take in.
-_FAMILY_OF_WIDTH = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL refiner"}
+FAMILY_OF_WIDTH = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL refiner"}
 _TEXT_LAYER = re.compile(r"attn2[._]to_[kv][._].*(?:lora_down|lora_A|lora\.down)\.")
 
 
@@ -47,7 +47,8 @@ class LoraInfo(BaseModel):
     """What the page tells of a LoRA. readable: whether the file has a sound header at all.
 
     triggers: words that call for what it has learned, the weightiest first. picture: a data
-    address, or ''.
+    address, or ''. text_width: of the text that the layers which it changes read, None if it
+    changes none of those.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,6 +59,7 @@ class LoraInfo(BaseModel):
     family: str = ""
     triggers: tuple[str, ...] = ()
     picture: str = ""
+    text_width: int | None = None
     readable: bool = True
 
 
@@ -81,13 +83,15 @@ def _read(name: str, path: Path, size: int, _time: int) -> LoraInfo:
     entries = entries if isinstance(entries, dict) else {}
     said = {k: v for k, v in entries.items() if isinstance(v, str)}
     picture = said.get("modelspec.thumbnail", "")
+    width = _text_width(header)
     return LoraInfo(
         name=name,
         size=size,
         title=_line(said.get("modelspec.title") or said.get("ss_output_name", "")),
-        family=_family(said) or _family_by_shape(header),
+        family=_family(said) or FAMILY_OF_WIDTH.get(width or 0, ""),
         triggers=_triggers(said),
         picture=picture if _is_picture(picture) else "",
+        text_width=width,
     )
 
 
@@ -113,12 +117,12 @@ def _family(said: Mapping[str, str]) -> str:
     return ""
 
 
-def _family_by_shape(header: Mapping[str, Any]) -> str:
+def _text_width(header: Mapping[str, Any]) -> int | None:
     for name, tensor in header.items():
         shape = tensor.get("shape") if isinstance(tensor, dict) else None
         if _TEXT_LAYER.search(name) and isinstance(shape, list) and len(shape) >= 2:
-            return _FAMILY_OF_WIDTH.get(shape[1], "") if isinstance(shape[1], int) else ""
-    return ""
+            return shape[1] if isinstance(shape[1], int) else None
+    return None
 
 
 def _triggers(said: Mapping[str, str]) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ SHOWN = 50  # prompts
 _LINE_CHARACTERS = 200
 _BEFORE_CHANGE = 24  # characters of what all prompts share that a line keeps
 
+Misfits = Callable[[Sequence[str]], Sequence[str]]
+"""Files of LoRAs → a sentence on each that is not for the request's checkpoint."""
 Vectors = Callable[[Sequence[str]], Mapping[str, int | None]]
 """Names of learned words → how many tokens those that there are stand for, None if unsaid."""
 
@@ -69,7 +71,8 @@ class Problem(_Frozen):
 class Inspection(_Frozen):
     """The answer. pictures: how many will be painted; combinations: of the arrays.
 
-    by_chance: another seed gives other words. notices and conflicts are sentences.
+    by_chance: another seed gives other words. misfits (LoRAs for another family), notices and
+    conflicts are sentences.
     """
 
     pictures: int = 0
@@ -78,6 +81,7 @@ class Inspection(_Frozen):
     picture: PictureDetail | None = None
     by_chance: bool = False
     missing_loras: tuple[str, ...] = ()
+    misfits: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
     missing_embeddings: tuple[str, ...] = ()
     wildcards: tuple[str, ...] = ()
@@ -92,13 +96,14 @@ def inspect_spec(
     books: PromptBooks,
     vectors: Vectors,
     picture: int = 0,
+    misfits: Misfits = lambda _: (),
 ) -> Inspection:
     """Look at a request. What is wrong with it becomes `problem`; nothing of it is raised.
 
     picture: whose detail is wanted, among the shown ones.
     """
     try:
-        return _inspect(spec, books, vectors, picture)
+        return _inspect(spec, books, vectors, picture, misfits)
     except StudioError as error:
         return Inspection(pictures=spec.image_count, problem=problem_of(error))
 
@@ -109,8 +114,11 @@ def problem_of(error: StudioError) -> Problem:
     return Problem(message=str(error), field=field)
 
 
-def _inspect(spec: TaskSpec, books: PromptBooks, find: Vectors, picture: int) -> Inspection:
+def _inspect(
+    spec: TaskSpec, books: PromptBooks, find: Vectors, picture: int, misfits: Misfits
+) -> Inspection:
     plan = _plan(spec, books)
+    used = dict.fromkeys(use.file for each in plan.pictures for use in each.loras)
     vectors = find(plan.embeddings) if plan.embeddings else {}
     chosen = max(0, min(picture, len(plan.pictures) - 1))
     missing = tuple(name for name in plan.embeddings if name not in vectors)
@@ -128,6 +136,7 @@ def _inspect(spec: TaskSpec, books: PromptBooks, find: Vectors, picture: int) ->
         picture=detail,
         by_chance=_is_by_chance(spec, books),
         missing_loras=(*plan.missing_listed, *plan.missing_loras),
+        misfits=tuple(misfits(tuple(used))) if used else (),
         embeddings=tuple(name for name in plan.embeddings if name in vectors),
         missing_embeddings=missing,
         wildcards=tuple(name for name in plan.wildcards if name not in plan.missing_wildcards),

@@ -93,6 +93,35 @@ def put_lora(server, name, **metadata):
     return folder / name
 
 
+def test_a_lora_for_another_family_is_told_in_its_slot_and_in_the_inspector(visit, server):
+    said = put_lora(server, "flux.safetensors", modelspec__architecture="flux-1-dev/lora")
+    path = server.checkpoint_folder / "xl.safetensors"
+    names = {
+        "conditioner.embedders.1.model.x": {"shape": [1]},
+        "model.diffusion_model.attn2.to_k.weight": {"shape": [320, 2048]},
+    }
+    header = json.dumps(names).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    tab = visit().page
+    tab.locator("#tab-models").click()
+    tab.locator("#checkpoint input").click()
+    tab.locator("#checkpoint [role=option]", has_text="xl").click()
+    tab.locator("#lora-1 select").select_option("flux.safetensors")
+    words = "flux.safetensors is made for Flux, and xl.safetensors is SDXL"
+    tab.wait_for_function(
+        "words => document.querySelector('#lora-1 .bad')?.innerText.startsWith(words)", arg=words
+    )
+    tab.locator("#inspect-toggle").click()
+    tab.wait_for_function(
+        "words => document.querySelector('#inspect-notes .bad')?.innerText.startsWith(words)",
+        arg=words,
+    )
+    tab.locator("#lora-1 input[type=checkbox]").uncheck()
+    tab.wait_for_function("() => !document.querySelector('#inspect-notes .bad')")
+    for file in (said, path):
+        file.unlink()
+
+
 def test_loras_are_chosen_weighed_kept_sent_and_missed(visit, server):
     ink = put_lora(
         server,

@@ -9,7 +9,7 @@ const inspector = {
   picture: 0, // whose detail is shown
   sent: "", // the request that the answer is for
   answer: null, // of /api/inspect
-  ids: ["prompt", "negative_prompt", "image_count", "expand_prompt", "wildcards_in_order"],
+  ids: ["prompt", "negative_prompt", "image_count", "expand_prompt", "wildcards_in_order", "checkpoint"],
 
   start() {
     $("inspect-toggle").addEventListener("click", () => this.toggle($("inspector").hidden));
@@ -87,6 +87,7 @@ const inspector = {
       ...(answer.problem ? [[answer.problem.message, true]] : []),
       ...missing("inspect.lora.missing", answer.missing_loras),
       ...missing("inspect.embedding.missing", answer.missing_embeddings),
+      ...(answer.misfits ?? []).map((sentence) => [sentence, true]),
       ...answer.conflicts.map((sentence) => [sentence, false]),
       ...answer.notices.map((sentence) => [sentence, false]),
     ];

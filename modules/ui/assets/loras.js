@@ -9,7 +9,7 @@ const lorasPanel = {
   list: new HiddenList("loras-value"),
   files: null, // of /api/loras, null until they are there
   slots: LORA_SLOTS,
-  told: new Map(), // what each file says of itself, by name
+  told: new Map(), // what each file says of itself beside a checkpoint, by both names
 
   start() {
     $("lora-add").addEventListener("click", () => {
@@ -97,19 +97,21 @@ const lorasPanel = {
 
   /** Below the slot: what the file says of itself, or that it is not there. */
   async note(place, file, missing) {
-    const key = file ? `file ${file}` : `missing ${missing}`;
-    if (place.dataset.key === key && (!file || this.told.has(file))) return;
+    const checkpoint = controls.shown.checkpoint ?? "";
+    const key = file ? `file ${file} beside ${checkpoint}` : `missing ${missing}`;
+    if (place.dataset.key === key && (!file || this.told.has(key))) return;
     place.dataset.key = key;
     place.classList.toggle("missing", Boolean(missing));
     if (!file) {
       place.replaceChildren(missing ? say("loras.missing", { name: missing }) : "");
       return;
     }
-    if (!this.told.has(file)) {
+    if (!this.told.has(key)) {
       const path = file.split("/").map(encodeURIComponent).join("/");
-      this.told.set(file, call(`/api/loras/${path}`).catch(() => null));
+      const query = `?checkpoint=${encodeURIComponent(checkpoint)}`;
+      this.told.set(key, call(`/api/loras/${path}${query}`).catch(() => null));
     }
-    const info = await this.told.get(file);
+    const info = await this.told.get(key);
     if (place.dataset.key === key) place.replaceChildren(...(info ? loraWords(info) : []));
   },
 };
@@ -152,6 +154,7 @@ function loraWords(info) {
   const facts = [info.title, info.family && say("loras.family", info)].filter(Boolean);
   const words = make("div", { text: facts.join(" · ") });
   parts.push(words);
+  if (info.misfit) parts.push(make("div", { className: "bad", text: info.misfit }));
   if (info.triggers.length) {
     if (facts.length) words.append(make("br"));
     words.append(say("loras.triggers"), " ");

@@ -56,6 +56,36 @@ def test_loras_are_listed_and_tell_of_themselves(server):
         assert str(folder) not in answer.text
 
 
+def test_a_lora_for_another_family_is_told_before_anything_runs(server):
+    loras = server.context.settings.models_path / "loras"
+    checkpoints = server.context.settings.models_path / "checkpoints"
+
+    def write(path, header):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = json.dumps(header).encode()
+        path.write_bytes(len(data).to_bytes(8, "little") + data + bytes(8))
+
+    key = "lora_unet_x_attn2_to_k.lora_down.weight"
+    write(loras / "old.safetensors", {key: {"shape": [4, 768]}})
+    write(
+        checkpoints / "xl.safetensors",
+        {
+            "conditioner.embedders.1.model.x": {"shape": [1]},
+            "model.diffusion_model.attn2.to_k.weight": {"shape": [320, 2048]},
+        },
+    )
+    said = "old.safetensors is made for SD 1.x, and xl.safetensors is SDXL"
+    wish = {"checkpoint": "xl.safetensors", "prompt": "a <lora:old:1>"}
+    (told,) = server.client.post("/api/inspect", json=wish).json()["misfits"]
+    assert told.startswith(said)
+    wish = {"checkpoint": "xl.safetensors", "loras": [{"name": "old", "enabled": False}]}
+    assert server.client.post("/api/inspect", json=wish).json()["misfits"] == []
+    address = "/api/loras/old.safetensors?checkpoint="
+    assert server.client.get(f"{address}xl.safetensors").json()["misfit"].startswith(said)
+    assert server.client.get(f"{address}gone.safetensors").json()["misfit"] == ""
+    (checkpoints / "xl.safetensors").unlink()
+
+
 def test_a_request_is_looked_at_without_queueing_it(server):
     loras = server.context.settings.models_path / "loras"
     embeddings = server.context.settings.models_path / "embeddings"
