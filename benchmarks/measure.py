@@ -61,9 +61,16 @@ def require_equal(what: str, ours: torch.Tensor, theirs: torch.Tensor, limit: fl
 
 
 def interleave(
-    candidates: Mapping[str, Candidate], *, rounds: int, warm_ups: int = 1
+    candidates: Mapping[str, Candidate],
+    *,
+    rounds: int,
+    warm_ups: int = 1,
+    after: Mapping[str, Candidate] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round; every round runs all of them, in a new order."""
+    """Seconds of each candidate in each round; every round runs all of them, in a new order.
+
+    after: what puts a candidate's work back, beside the clock.
+    """
     order, draw = list(candidates), random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in order}
     for number in range(warm_ups + rounds):
@@ -71,8 +78,11 @@ def interleave(
         for name in order:
             gc.collect()
             start = time.perf_counter()
-            candidates[name]()
+            result = candidates[name]()
             elapsed = time.perf_counter() - start
+            del result  # beside the clock, too
+            if after and name in after:
+                after[name]()
             if number >= warm_ups:
                 seconds[name].append(elapsed)
     return seconds
@@ -106,9 +116,13 @@ def compare(
     error: float,
     target: str = "",
     note: str = "",
+    after: Mapping[str, Candidate] | None = None,
 ) -> Row:
-    """Time ours against every peer; the row's ratio is against the fastest of them."""
-    seconds = interleave({"ours": ours, **peers}, rounds=rounds)
+    """Time ours against every peer; the row's ratio is against the fastest of them.
+
+    after: see interleave; ours is named "ours".
+    """
+    seconds = interleave({"ours": ours, **peers}, rounds=rounds, after=after)
     best = min(peers, key=lambda peer: statistics.median(seconds[peer]))
     ratio, low, high = ratio_with_interval(seconds[best], seconds["ours"])
     others = [

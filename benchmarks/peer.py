@@ -4,7 +4,9 @@ Weights are drawn once in the checkpoint layout. Ours come through our own loade
 their own converter, so that a wrong key on either side shows as an error before anything is timed.
 """
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -34,10 +36,8 @@ def heads(sizes: FamilySizes) -> list[int]:
     return [max(1, sizes.model_channels * m // 64) for m in sizes.channel_mult]
 
 
-def unet(sizes: FamilySizes, weights: Mapping[str, Tensor], dtype: torch.dtype) -> torch.nn.Module:
-    """UNet2DConditionModel with `weights` (LDM names without prefix), sharing their memory."""
+def _empty_unet(sizes: FamilySizes) -> torch.nn.Module:
     from diffusers import UNet2DConditionModel
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     plain, cross = ("DownBlock2D", "CrossAttnDownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
     config = {
@@ -57,7 +57,14 @@ def unet(sizes: FamilySizes, weights: Mapping[str, Tensor], dtype: torch.dtype) 
         "upcast_attention": False,
     }
     with torch.device("meta"):
-        model = UNet2DConditionModel(**config)
+        return UNet2DConditionModel(**config)
+
+
+def unet(sizes: FamilySizes, weights: Mapping[str, Tensor], dtype: torch.dtype) -> torch.nn.Module:
+    """UNet2DConditionModel with `weights` (LDM names without prefix), sharing their memory."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    model = _empty_unet(sizes)
     converted = convert_ldm_unet_checkpoint(
         {UNET_PREFIX + name: weight for name, weight in weights.items()}, dict(model.config)
     )
@@ -65,14 +72,12 @@ def unet(sizes: FamilySizes, weights: Mapping[str, Tensor], dtype: torch.dtype) 
     return model.eval().requires_grad_(False)
 
 
-def vae(sizes: FamilySizes, weights: Mapping[str, Tensor], dtype: torch.dtype) -> torch.nn.Module:
-    """AutoencoderKL with `weights` (LDM names without prefix), sharing their memory."""
+def _empty_vae(sizes: FamilySizes) -> torch.nn.Module:
     from diffusers import AutoencoderKL
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     levels = len(sizes.vae_mult)
     with torch.device("meta"):
-        model = AutoencoderKL(
+        return AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * levels,
             up_block_types=("UpDecoderBlock2D",) * levels,
             block_out_channels=tuple(sizes.vae_channels * m for m in sizes.vae_mult),
@@ -80,6 +85,13 @@ def vae(sizes: FamilySizes, weights: Mapping[str, Tensor], dtype: torch.dtype) -
             latent_channels=sizes.latent_channels,
             scaling_factor=0.13025,
         )
+
+
+def vae(sizes: FamilySizes, weights: Mapping[str, Tensor], dtype: torch.dtype) -> torch.nn.Module:
+    """AutoencoderKL with `weights` (LDM names without prefix), sharing their memory."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    model = _empty_vae(sizes)
     converted = convert_ldm_vae_checkpoint(
         {VAE_PREFIX + name: weight for name, weight in weights.items()}, dict(model.config)
     )
@@ -101,15 +113,9 @@ def scheduler():  # noqa: ANN201 - imported within
     )
 
 
-def text_encoders(
-    sizes: FamilySizes, weights: Mapping[str, Tensor], dtype: torch.dtype
-) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """(CLIPTextModel, CLIPTextModelWithProjection) from a whole checkpoint's `weights`."""
-    from diffusers.loaders.single_file_utils import (
-        convert_ldm_clip_checkpoint,
-        convert_open_clip_checkpoint,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+def _text_configs(sizes: FamilySizes):  # noqa: ANN202 - imported within
+    """(CLIP ViT-L's config, OpenCLIP bigG's) at these sizes."""
+    from transformers import CLIPTextConfig
 
     def config(width: int, layers: int, activation: str) -> CLIPTextConfig:
         return CLIPTextConfig(
@@ -124,8 +130,24 @@ def text_encoders(
             pad_token_id=1,
         )
 
-    first = CLIPTextModel(config(sizes.clip_l_width, sizes.clip_l_layers, "quick_gelu"))
-    second = CLIPTextModelWithProjection(config(sizes.clip_g_width, sizes.clip_g_layers, "gelu"))
+    return (
+        config(sizes.clip_l_width, sizes.clip_l_layers, "quick_gelu"),
+        config(sizes.clip_g_width, sizes.clip_g_layers, "gelu"),
+    )
+
+
+def text_encoders(
+    sizes: FamilySizes, weights: Mapping[str, Tensor], dtype: torch.dtype
+) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """(CLIPTextModel, CLIPTextModelWithProjection) from a whole checkpoint's `weights`."""
+    from diffusers.loaders.single_file_utils import (
+        convert_ldm_clip_checkpoint,
+        convert_open_clip_checkpoint,
+    )
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    config_l, config_g = _text_configs(sizes)
+    first, second = CLIPTextModel(config_l), CLIPTextModelWithProjection(config_g)
     own = {k: v for k, v in weights.items() if not k.endswith("position_ids")}
     from_l = convert_ldm_clip_checkpoint(
         own, remove_prefix=CLIP_L_PREFIX.removesuffix("text_model.")
@@ -159,6 +181,42 @@ def pipeline(sizes: FamilySizes, weights: Mapping[str, Tensor], dtype: torch.dty
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
     )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def write_configs(folder: Path, sizes: FamilySizes) -> None:
+    """The configuration files without which from_single_file would ask the network for them."""
+    first, second = _text_configs(sizes)
+    first.save_pretrained(folder / "text_encoder")
+    second.save_pretrained(folder / "text_encoder_2")
+    _empty_unet(sizes).save_config(folder / "unet")
+    _empty_vae(sizes).save_config(folder / "vae")
+    scheduler().save_config(folder / "scheduler")
+    parts = {
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": [None, None],
+        "tokenizer_2": [None, None],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    }
+    index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": False}
+    (folder / "model_index.json").write_text(json.dumps(index | parts), encoding="utf-8")
+
+
+def from_single_file(path: Path, configs: Path, dtype: torch.dtype):  # noqa: ANN201
+    """StableDiffusionXLPipeline as diffusers loads it from a checkpoint; see write_configs."""
+    from diffusers import StableDiffusionXLPipeline
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    pipe = StableDiffusionXLPipeline.from_single_file(
+        str(path), config=str(configs), local_files_only=True, torch_dtype=dtype,
+        tokenizer=None, tokenizer_2=None, add_watermarker=False,
+    )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -26,7 +26,7 @@ def _inputs(sizes: FamilySizes, side: int, batch: int, dtype: torch.dtype) -> di
     }
 
 
-def _our_unet(weights: dict, dtype: torch.dtype) -> torch.nn.Module:
+def _our_model(weights: dict, dtype: torch.dtype) -> torch.nn.Module:
     from ldm_patched.modules.model_detection import require_model_config
 
     weights = {UNET_PREFIX + name: weight for name, weight in weights.items()}
@@ -36,7 +36,11 @@ def _our_unet(weights: dict, dtype: torch.dtype) -> torch.nn.Module:
     report = model.load_model_weights(weights, memory_format=torch.channels_last)
     if report.missing or report.unexpected or report.wrong_shape:
         raise RuntimeError(f"The weights do not fit the network: {report}")
-    return model.diffusion_model.eval()
+    return model
+
+
+def _our_unet(weights: dict, dtype: torch.dtype) -> torch.nn.Module:
+    return _our_model(weights, dtype).diffusion_model.eval()
 
 
 def _our_call(network: torch.nn.Module, given: dict) -> Callable[[], torch.Tensor]:

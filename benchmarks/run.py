@@ -17,7 +17,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file, not as a module
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from benchmarks import rows_guidance, rows_image, rows_network, rows_program  # noqa: E402
+from benchmarks import (  # noqa: E402
+    rows_guidance,
+    rows_image,
+    rows_loading,
+    rows_network,
+    rows_program,
+)
 from benchmarks.measure import NotEquivalent, Row, machine  # noqa: E402
 from benchmarks.sizes import Options  # noqa: E402
 
@@ -29,6 +35,9 @@ ROWS: dict[str, Callable[[Options], Row]] = {
     "sampler_loop": rows_network.sampler_loop,
     "guidance_cost": rows_guidance.guidance_cost,
     "text_to_image": rows_image.text_to_image,
+    "checkpoint_load": rows_loading.checkpoint_load,
+    "checkpoint_cast": rows_loading.checkpoint_cast,
+    "lora_merge": rows_loading.lora_merge,
     "load_memory": rows_image.load_memory,
     "around_sampler": rows_image.around_sampler,
     "import_webui": rows_program.import_webui,

@@ -20,7 +20,7 @@ from ldm_patched.modules.errors import CorruptModelFile, UnsupportedModel
 from ldm_patched.modules.file_kinds import likely_kind
 from ldm_patched.modules.lora_family import likely_lora_family
 from ldm_patched.modules.lora_names import CLIP, UNET, KeyMap, split_key
-from ldm_patched.modules.weight_patches import WeightPatch, delta_of
+from ldm_patched.modules.weight_patches import WeightPatch, require_fit
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class _Reader:
     def _add(self, part: str, name: str, patch: WeightPatch) -> None:
         weight = self.key_map.weights[part][name]
         try:
-            delta_of(patch, torch.empty(weight.shape, device="meta"))
+            require_fit(patch, weight.shape)
         except (RuntimeError, ValueError, IndexError) as error:
             raise self._does_not_fit(name, tuple(weight.shape)) from error
         self.patches[part][name] = patch

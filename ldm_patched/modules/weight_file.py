@@ -9,31 +9,26 @@ right when the precision fits. `load` reads one tensor into its own buffer and c
 it does not, since then no more than one tensor is held twice, whatever the file's size.
 """
 
-import errno
-import pickle
-import zipfile
+import operator
 from collections.abc import Iterator, Mapping, MutableMapping
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from ldm_patched.modules.errors import CorruptModelFile, UnsafeModelFile, UnsupportedModel
+from ldm_patched.modules.errors import CorruptModelFile, UnsupportedModel
 from ldm_patched.modules.weight_header import (
     DOWNLOAD_AGAIN,
     DTYPES,
-    TENSOR_COUNT,
     Entry,
-    damaged,
     read_header,
 )
+from ldm_patched.modules.weight_pickle import read_pickle
 
-DISK_ERRORS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO)
-"""What the system says of the disk; with any other OSError PyTorch speaks of the content."""
-
-REPEATS = 4
-"""How often the bytes of a pickle may count: tensors of one can share them, or repeat one."""
+AT_A_TIME = 1024 * 1024
+"""Bytes that are read before they are cast: so few stay in the processor's cache meanwhile."""
 
 
 class WeightFile(Mapping[str, Tensor]):
@@ -104,7 +99,8 @@ class SafetensorsFile(WeightFile):
         self._size = path.stat().st_size
         self.entries, self.metadata = read_header(path)
         self._storage: torch.UntypedStorage | None = None
-        self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._mapped: dict[str, Tensor] = {}
+        self._scratch = torch.empty(AT_A_TIME, dtype=torch.uint8)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -116,20 +112,24 @@ class SafetensorsFile(WeightFile):
         return len(self.entries)
 
     def mapped(self, key: str) -> Tensor:
-        entry = self.entries[key]
+        if key not in self._mapped:
+            with torch.inference_mode(False):
+                self._mapped[key] = self._map(self.entries[key])
+        return self._mapped[key]
+
+    def _map(self, entry: Entry) -> Tensor:
         if entry.start == entry.end or entry.start % entry.dtype.itemsize:
             # Nothing to map, or misaligned for its type.
-            return self._read(entry, torch.empty(entry.end - entry.start, dtype=torch.uint8))
-        with torch.inference_mode(False):
-            if self._storage is None:
-                self._storage = torch.UntypedStorage.from_file(
-                    str(self._path), shared=False, nbytes=self._size
-                )
-            offset = entry.start // entry.dtype.itemsize
-            strides = torch.empty(entry.shape, device="meta").stride()
-            return torch.empty(0, dtype=entry.dtype).set_(
-                self._storage, offset, entry.shape, strides
+            return self._read(entry, torch.empty(entry.shape, dtype=entry.dtype))
+        if self._storage is None:
+            self._storage = torch.UntypedStorage.from_file(
+                str(self._path), shared=False, nbytes=self._size
             )
+        offset = entry.start // entry.dtype.itemsize
+        strides = list(accumulate(entry.shape[:0:-1], operator.mul, initial=1))[::-1]
+        return torch.empty(0, dtype=entry.dtype).set_(
+            self._storage, offset, entry.shape, strides[: len(entry.shape)]
+        )
 
     def load(
         self,
@@ -141,28 +141,37 @@ class SafetensorsFile(WeightFile):
         moves = memory_format is not torch.contiguous_format and _has_area(entry.shape)
         if not moves and (dtype is None or entry.dtype in (dtype, *_INTEGERS)):
             return self.mapped(key)
+        kept = entry.dtype if dtype is None or entry.dtype in _INTEGERS else dtype
         with torch.inference_mode(False):
-            if self._scratch.numel() < entry.end - entry.start:
-                self._scratch = torch.empty(entry.end - entry.start, dtype=torch.uint8)
-            # One buffer for all: fresh memory for each tensor would cost as much time as reading.
-            raw = self._read(entry, self._scratch)
-            result = _arrange(_cast(raw, dtype), memory_format)
-            return result.clone() if result.data_ptr() == raw.data_ptr() else result
+            form = memory_format if moves else torch.contiguous_format
+            return self._read(entry, torch.empty(entry.shape, dtype=kept, memory_format=form))
 
-    def _read(self, entry: Entry, buffer: Tensor) -> Tensor:
-        """The tensor in `buffer`. Raises CorruptModelFile if the file has changed meanwhile."""
+    def _read(self, entry: Entry, target: Tensor) -> Tensor:
+        """`target` with the entry's numbers. Raises CorruptModelFile if the file has changed."""
         size = entry.end - entry.start
         if not size:
-            return torch.empty(entry.shape, dtype=entry.dtype)
+            return target
+        rows = target if target.ndim else target[None]
+        row_bytes = size // len(rows)
+        step = max(1, AT_A_TIME // row_bytes)
+        if self._scratch.numel() < step * row_bytes:
+            self._scratch = torch.empty(step * row_bytes, dtype=torch.uint8)
         with self._path.open("rb", buffering=0) as file:
             file.seek(entry.start)
-            view, position = memoryview(buffer[:size].numpy()), 0
-            while position < size:  # one call reads 2 GB at most
-                count = file.readinto(view[position:])
-                if not count:
-                    raise CorruptModelFile(f"{self.name} changed while it was read. Load it again.")
-                position += count
-        return buffer[:size].view(entry.dtype).view(entry.shape)
+            for start in range(0, len(rows), step):
+                part = rows[start : start + step]
+                raw = self._scratch[: len(part) * row_bytes]
+                self._fill(file, memoryview(raw.numpy()))
+                part.copy_(raw.view(entry.dtype).view(part.shape))
+        return target
+
+    def _fill(self, file: BinaryIO, view: memoryview) -> None:
+        position = 0
+        while position < len(view):  # one call reads 2 GB at most
+            count = file.readinto(view[position:])
+            if not count:
+                raise CorruptModelFile(f"{self.name} changed while it was read. Load it again.")
+            position += count
 
 
 _INTEGERS = tuple(t for t in DTYPES.values() if not t.is_floating_point)
@@ -171,102 +180,6 @@ _INTEGERS = tuple(t for t in DTYPES.values() if not t.is_floating_point)
 def _has_area(shape: tuple[int, ...]) -> bool:
     """Whether a 4-D weight lies differently in memory when channels come last."""
     return len(shape) == 4 and shape[1] > 1 and shape[2] * shape[3] > 1
-
-
-# --- Pickles ----------------------------------------------------------------------------------
-
-
-class Inert:
-    """Stands for what trainers leave beside the weights; takes anything and does nothing."""
-
-    def __init__(self, *_: Any) -> None:
-        """Nothing is kept."""
-
-    def __setstate__(self, _: Any) -> None:
-        """Nothing is kept."""
-
-
-# Old checkpoints name these, mostly as keys of a dictionary. Their names are all that is read.
-HARMLESS = tuple(
-    (Inert, name)
-    for name in (
-        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-        "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray.scalar",
-        "numpy.dtype",
-    )
-)
-
-
-def _read_pickle(path: Path, *, is_zip: bool) -> WeightFile:
-    """Tensors of a file that torch.save wrote; nothing in it is executed.
-
-    Raises UnsafeModelFile if it holds more than plain weights, CorruptModelFile if it is broken.
-    """
-    # By its name torch would take it for safetensors; an open file has none, nor can it be mapped.
-    misnamed = path.name.endswith(".safetensors")
-    if is_zip:
-        _require_unpacked(path)
-    try:
-        with torch.serialization.safe_globals(list(HARMLESS)):
-            if is_zip and not misnamed:
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            else:
-                with path.open("rb") as file:
-                    content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UnsafeModelFile(
-            f"{path.name} holds more than plain weights, so it was not opened: such a file can run "
-            "programs. Use a .safetensors version of the model."
-        ) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a broken file can raise anything in the unpickler
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            raise
-        raise damaged(path, "it is cut short or is not a weight file") from error
-    tensors = _tensors_of(content)
-    if not tensors:
-        raise CorruptModelFile(f"{path.name} holds no weights. Choose another file.")
-    if len(tensors) > TENSOR_COUNT:
-        raise damaged(path, f"it lists more than {TENSOR_COUNT:,} tensors")
-    if sum(tensor.nbytes for tensor in tensors.values()) > REPEATS * path.stat().st_size:
-        raise damaged(path, "its tensors are larger than the file")
-    return TensorDict(path.name, tensors)
-
-
-def _require_unpacked(path: Path) -> None:
-    """Raises CorruptModelFile for an archive that would grow: torch.save does not compress."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(info.file_size for info in archive.infolist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):
-        return  # its reading says what is wrong with it
-    if size > path.stat().st_size:
-        raise damaged(path, "it unpacks to more than its own size")
-
-
-def _tensors_of(content: Any) -> dict[str, Tensor]:
-    """The named dense tensors of what a pickle held, out of the wrapper that trainers put on."""
-    for wrapper in ("state_dict", "params_ema", "params"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict):
-        return {}
-    known = set(DTYPES.values())
-    if not any(isinstance(value, Tensor) for value in content.values()):
-        # Parts in a dictionary each, as IP-Adapters have them: named as in a flat file.
-        parts = {part: named for part, named in content.items() if isinstance(named, dict)}
-        content = {f"{part}.{key}": v for part, named in parts.items() for key, v in named.items()}
-    return {
-        key: value.detach()
-        for key, value in content.items()
-        if isinstance(key, str)
-        and isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and value.dtype in known
-    }
 
 
 # --- Opening ----------------------------------------------------------------------------------
@@ -286,9 +199,9 @@ def open_weights(path: str | Path) -> WeightFile:
     if head[8:9] == b"{":
         return SafetensorsFile(path)
     if head[:4] == b"PK\x03\x04":
-        return _read_pickle(path, is_zip=True)
+        return TensorDict(path.name, read_pickle(path, is_zip=True))
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return _read_pickle(path, is_zip=False)
+        return TensorDict(path.name, read_pickle(path, is_zip=False))
     raise _unknown_content(path, head)
 
 

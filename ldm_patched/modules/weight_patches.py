@@ -3,6 +3,7 @@
 A patch is a tuple: (kind, values), or just (tensor,), which is a difference.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -150,11 +151,30 @@ def delta_of(patch: WeightPatch, weight: Tensor) -> Tensor:
     return WEIGHT_PATCHES[kind](values, weight)
 
 
+def require_fit(patch: WeightPatch, shape: Sequence[int]) -> None:
+    """Raises ValueError, RuntimeError or IndexError for a patch that fits no weight of `shape`."""
+    if _is_plain_product(patch):  # thousands of them in a file: counted, not computed
+        up, down = patch[1][:2]
+        rank = down.shape[0]
+        fits = up.shape[0] == shape[0] and up.numel() == shape[0] * rank
+        if not fits or down.numel() * shape[0] != rank * math.prod(shape):
+            raise ValueError("The product of the two factors has another shape than the weight.")
+        return
+    delta_of(patch, torch.empty(tuple(shape), device="meta"))
+
+
 def patched_weight(weight: Tensor, patches: Sequence[tuple[float, WeightPatch, float]]) -> Tensor:
     """A new tensor: the weight with every (strength, patch, strength of the weight) applied.
 
     Computed in float32 and cast back, in the memory format of `weight`, which is not written to.
     """
+    products = [_product(patch, weight) for _, patch, _ in patches]
+    if weight.is_contiguous() and all(products):
+        terms = [
+            (up, down, strength * scale, own)
+            for (strength, _, own), (up, down, scale) in zip(patches, products, strict=True)
+        ]
+        return _with_products(weight.detach(), terms)
     result = weight.detach().to(torch.float32, copy=True)
     for strength, patch, weight_strength in patches:
         if weight_strength != 1.0:
@@ -162,3 +182,36 @@ def patched_weight(weight: Tensor, patches: Sequence[tuple[float, WeightPatch, f
         if strength != 0.0:
             result.add_(delta_of(patch, weight), alpha=strength)
     return result.to(weight.dtype)
+
+
+def _is_plain_product(patch: WeightPatch) -> bool:
+    """Whether it is a "lora" without a middle."""
+    return len(patch) == 2 and patch[0] == "lora" and (*patch[1], None)[3] is None
+
+
+def _product(patch: WeightPatch, weight: Tensor) -> tuple[Tensor, Tensor, float] | None:
+    """(up (out, r), down (r, in ·…), scale) in float32, or None for a patch of another kind."""
+    if not _is_plain_product(patch):
+        return None
+    up, down, alpha = patch[1][:3]
+    factors = (_float32(factor, weight).flatten(1) for factor in (up, down))
+    return (*factors, _scale(alpha, down.shape[0]))
+
+
+AT_A_TIME = 2**18
+"""Numbers; what a processor adds to them meanwhile stays in its cache."""
+
+
+def _with_products(weight: Tensor, terms: list[tuple[Tensor, Tensor, float, float]]) -> Tensor:
+    """weight · own + factor · up · down, one term after the other, some rows at a time."""
+    result = torch.empty_like(weight)
+    source, target = weight.flatten(1), result.view(len(result), -1)
+    is_cpu = weight.device.type == "cpu"
+    step = max(1, AT_A_TIME // max(1, source.shape[1])) if is_cpu else len(source)
+    for start in range(0, len(source), step):
+        part = slice(start, start + step)
+        rows = source[part].to(torch.float32, copy=True)
+        for up, down, factor, own in terms:
+            rows.addmm_(up[part], down, beta=own, alpha=factor)
+        target[part] = rows
+    return result

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ldm_patched.modules import utils
+from ldm_patched.modules import utils, weight_file
 from ldm_patched.modules.errors import CorruptModelFile, UnsafeModelFile, UnsupportedModel
 from ldm_patched.modules.weight_file import LazyWeights, open_weights
 
@@ -92,6 +92,16 @@ def test_the_same_precision_is_mapped_and_another_is_not(sound):
     mapped = file.load("a.weight", torch.float16).untyped_storage().data_ptr()
     assert mapped == file.mapped("b.weight").untyped_storage().data_ptr()
     assert file.load("a.weight", torch.float32).untyped_storage().nbytes() == 12 * 4
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_a_large_tensor_is_read_some_rows_at_a_time(sound, monkeypatch, form):
+    for size in (1, 40, 10**6):
+        monkeypatch.setattr(weight_file, "AT_A_TIME", size)
+        file = open_weights(sound)
+        for name in ("a.weight", "b.weight", "c", "empty"):
+            loaded = file.load(name, torch.float64, form)
+            torch.testing.assert_close(loaded, TENSORS[name].double(), rtol=0, atol=0)
 
 
 def test_tensors_that_are_misaligned_for_their_type_are_read(tmp_path):
@@ -215,7 +225,7 @@ def measured_refusal(path):
     """(seconds, growth of the peak memory in MB) of refusing `path` in a process of its own."""
     code = """
 import resource, sys, time
-from ldm_patched.modules import utils
+from ldm_patched.modules import utils, weight_file
 from ldm_patched.modules.errors import CorruptModelFile
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm_patched.modules.weight_patches import delta_of, patched_weight
+from ldm_patched.modules import weight_patches
+from ldm_patched.modules.weight_patches import delta_of, patched_weight, require_fit
 from tests.support.engine_report import agree
 
 NAMES = {
@@ -156,3 +157,18 @@ def test_several_patches_add_up_and_each_sees_the_weight_as_loaded():
 def test_what_does_not_fit_is_refused(patch):
     with pytest.raises((ValueError, RuntimeError)):
         delta_of(patch, torch.zeros(LINEAR))
+    with pytest.raises((ValueError, RuntimeError)):
+        require_fit(patch, LINEAR)
+
+
+def test_a_large_weight_is_patched_some_rows_at_a_time(monkeypatch):
+    weight, *factors = draw(15, LINEAR, (6, 2), (2, 10), (6, 3), (3, 10))
+    patches = [
+        (0.7, ("lora", (*factors[:2], 4.0, None)), 1.0),
+        (-1.5, ("lora", (*factors[2:], None, None)), 0.5),
+    ]
+    first, second = (delta_of(patch, weight) for _, patch, _ in patches)
+    expected = 0.5 * (weight + 0.7 * first) - 1.5 * second
+    for numbers in (1, 20, 10**6):  # one row, two rows, all
+        monkeypatch.setattr(weight_patches, "AT_A_TIME", numbers)
+        torch.testing.assert_close(patched_weight(weight, patches), expected)
