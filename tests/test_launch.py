@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,14 +17,35 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def write_checkout(folder):
+    (folder / "launch.py").write_bytes((ROOT / "launch.py").read_bytes())
+    for name in ("requirements.txt", "requirements-vocab.txt", "requirements-dev.txt"):
+        (folder / name).write_text("# nothing\n")
+    (folder / "webui.py").write_text("import sys; print('PAGE', sys.argv[1:], sys.prefix)")
+
+
 @pytest.fixture
 def checkout(tmp_path):
     """A folder with launch.py and a program that only says that it ran, needing no packages."""
-    (tmp_path / "launch.py").write_bytes((ROOT / "launch.py").read_bytes())
-    for name in ("requirements.txt", "requirements-vocab.txt", "requirements-dev.txt"):
-        (tmp_path / name).write_text("# nothing\n")
-    (tmp_path / "webui.py").write_text("import sys; print('PAGE', sys.argv[1:], sys.prefix)")
+    write_checkout(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """The environment that launch.py made of the checkout, to copy: making one takes long."""
+    folder = tmp_path_factory.mktemp("installed")
+    write_checkout(folder)
+    done = launch(folder, "setup")
+    assert done.returncode == 0, done.stderr
+    return folder / ".venv"
+
+
+@pytest.fixture
+def installed(checkout, environment):
+    """A checkout whose environment is complete."""
+    shutil.copytree(environment, checkout / ".venv", symlinks=True)
+    return checkout
 
 
 def launch(checkout, *arguments, **environment):
@@ -53,7 +75,9 @@ def test_first_start_installs_and_the_second_skips_it_quickly(checkout):
     assert "PAGE ['--port', '9000']" in first.stdout
     assert str(checkout / ".venv") in first.stdout
     quickest = 99.0
-    for _ in range(3):
+    for _ in range(12):
+        if quickest < 0.5:
+            break  # the machine was busy with something else before
         started = time.monotonic()
         second = launch(checkout)
         quickest = min(quickest, time.monotonic() - started)
@@ -61,15 +85,14 @@ def test_first_start_installs_and_the_second_skips_it_quickly(checkout):
     assert quickest < 0.5
 
 
-def test_changed_requirements_are_installed_again(checkout):
-    launch(checkout, "setup")
-    (checkout / "requirements.txt").write_text("# nothing, in other words\n")
-    again = launch(checkout, "setup")
+def test_changed_requirements_are_installed_again(installed):
+    (installed / "requirements.txt").write_text("# nothing, in other words\n")
+    again = launch(installed, "setup")
     assert again.returncode == 0 and "Completing the environment" in again.stdout
 
 
-def test_interrupted_install_is_repaired(checkout):
-    launch(checkout, "setup")
+def test_interrupted_install_is_repaired(installed):
+    checkout = installed
     (checkout / ".venv" / "easel-stamp.json").unlink()
     (checkout / ".venv" / "bin" / "python").unlink()
     (checkout / ".venv" / "bin" / "python").symlink_to("/nowhere/python")
@@ -106,7 +129,8 @@ def test_garbage_stamp_means_no_install(checkout, launcher):
     assert launcher.installed_parts(checkout / ".venv") == {}
 
 
-def test_a_package_that_cannot_be_had_is_named_with_the_log(checkout):
+def test_a_package_that_cannot_be_had_is_named_with_the_log(installed):
+    checkout = installed
     (checkout / "requirements.txt").write_text("easel-no-such-package==1.0\n")
     failed = launch(checkout, "setup", PIP_NO_INDEX="1")
     assert failed.returncode == 1
@@ -122,8 +146,9 @@ def test_too_little_disk_is_said_before_anything_is_made(checkout):
     assert not (checkout / ".venv").exists()
 
 
-def test_venv_can_live_elsewhere(checkout, tmp_path):
+def test_venv_can_live_elsewhere(checkout, environment, tmp_path):
     elsewhere = tmp_path / "an other place"
+    shutil.copytree(environment, elsewhere, symlinks=True)
     done = launch(checkout, EASEL_VENV=str(elsewhere))
     assert done.returncode == 0 and str(elsewhere) in done.stdout
     assert not (checkout / ".venv").exists()
@@ -203,11 +228,11 @@ def test_unreachable_index_falls_back_and_says_so(launcher, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_signal_ends_the_program_and_leaves_no_orphan(checkout):
+def test_signal_ends_the_program_and_leaves_no_orphan(installed):
+    checkout = installed
     (checkout / "webui.py").write_text(
         "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     )
-    launch(checkout, "setup")
     process = subprocess.Popen(
         [sys.executable, str(checkout / "launch.py")],
         stdout=subprocess.PIPE,
@@ -222,7 +247,8 @@ def test_signal_ends_the_program_and_leaves_no_orphan(checkout):
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_signal_ends_an_install_with_its_pip(checkout, number):
+def test_signal_ends_an_install_with_its_pip(installed, number):
+    checkout = installed
     (checkout / "requirements.txt").write_text("easel-no-such-package==1.0\n")
     with socket.create_server(("127.0.0.1", 0)) as registry:  # it accepts, and never answers
         index = f"http://127.0.0.1:{registry.getsockname()[1]}/simple"
