@@ -5,7 +5,7 @@ the released files, for people who have to fetch them.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from modules.library.catalog import Catalog, ModelFile
@@ -82,15 +82,35 @@ NEEDED = {
         source=_STABILITY,
     ),
 }
+_SD1 = 768
+_SD1_ADAPTERS = "https://huggingface.co/h94/IP-Adapter/resolve/main/models/"
+_SD1_CONTROLS = "https://huggingface.co/lllyasviel/ControlNet-v1-1/resolve/main/"
+_SD1_FILES = {
+    Type.IMAGE_PROMPT: ("ip-adapter-plus_sd15.safetensors", 98_200_000, _SD1_ADAPTERS),
+    Type.FACE: ("ip-adapter-plus-face_sd15.safetensors", 98_200_000, _SD1_ADAPTERS),
+    Type.CANNY: ("control_v11p_sd15_canny.pth", 1_450_000_000, _SD1_CONTROLS),
+    Type.DEPTH: ("control_v11f1p_sd15_depth.pth", 1_450_000_000, _SD1_CONTROLS),
+    Type.LINEART: ("control_v11p_sd15_lineart.pth", 1_450_000_000, _SD1_CONTROLS),
+}
+"""What the same types need with a checkpoint of Stable Diffusion 1."""
 VISION = Needed(ModelFolder.CLIP_VISION, "clip_vision_vit_h.safetensors", ("",), size=1_260_000_000)
 NEGATIVE = Needed(_ADAPTER, "fooocus_ip_negative.safetensors", ("ip_negative", "ip-negative"))
+
+
+def needed_for(kind: ImagePromptType, context_dim: int | None = None) -> Needed:
+    """The file of its own that `kind` needs with a network whose texts are that wide."""
+    if context_dim != _SD1 or kind not in _SD1_FILES:
+        return NEEDED[kind]
+    file, size, source = _SD1_FILES[kind]
+    return replace(NEEDED[kind], file=file, size=size, source=source)
 
 
 def missing_files(
     catalog: Catalog, kind: ImagePromptType, context_dim: int | None = None
 ) -> list[Needed]:
     """What `kind` still needs with a network whose texts are that wide (None: not known)."""
-    needed = [NEEDED[kind]] if kind.is_structure else [NEEDED[kind], VISION]
+    own = needed_for(kind, context_dim)
+    needed = [own] if kind.is_structure else [own, VISION]
     return [each for each in needed if look_for(catalog, each, context_dim) is None]
 
 

@@ -19,7 +19,7 @@ from ldm_patched.modules.controlnet import load_controlnet
 from ldm_patched.modules.model_management import DevicePolicy
 from modules.gallery.maps import map_of, structure_map
 from modules.library.catalog import Catalog, ModelFile
-from modules.library.control_files import NEEDED, NEGATIVE, VISION, find_file, look_for
+from modules.library.control_files import NEGATIVE, VISION, find_file, look_for, needed_for
 from modules.spec.image_prompt import ImagePrompt, ImagePromptType
 from modules.worker.model_files import FileStamp, reading, size_in_words, stamp_of
 
@@ -88,7 +88,7 @@ class ImagePromptShelf:
         tasks = []
         for picture in pictures:
             kind = picture.prompt.type
-            file = find_file(catalog, NEEDED[kind], kind, context_dim)
+            file = find_file(catalog, needed_for(kind, context_dim), kind, context_dim)
             on_loading(file)
             paths = [str(f.path) if f else None for f in (vision, negative, file)]
             with reading(file):

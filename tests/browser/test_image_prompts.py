@@ -1,8 +1,5 @@
 """Image prompts as a visitor uses them: dropped, pasted, chosen, weighed, kept, sent, refused."""
 
-import base64
-import hashlib
-import io
 import json
 import struct
 import zlib
@@ -10,113 +7,27 @@ import zlib
 import pytest
 from PIL import Image
 
-from modules.gallery.inputs import InputStore
-from tests.browser.conftest import SCREENSHOTS, generate, ready, task_of, wait_state
+from tests.browser.conftest import generate, ready, task_of, wait_state
+from tests.browser.pictures import (
+    PHONE,
+    choose,
+    drop,
+    encoded,
+    filled,
+    hills,
+    kept,
+    name_of,
+    open_drawer,
+    paste,
+    photograph,
+    sent,
+    slide,
+    transfer,
+)
 from tests.support.drawn_face import draw_face
 from tests.support.scene_worker import Size, landscape
 
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 TEXT = b"this is no picture"
-
-
-def encoded(image, image_format="PNG", **options):
-    target = io.BytesIO()
-    image.save(target, image_format, **options)
-    return target.getvalue()
-
-
-def hills(seed=3, size=(300, 200)):
-    return encoded(Image.fromarray(landscape(Size(*size), seed)))
-
-
-def name_of(data):
-    return hashlib.sha256(data).hexdigest()
-
-
-def photograph(tab, name):
-    """For people to look at; everything has faded in by then."""
-    SCREENSHOTS.mkdir(exist_ok=True)
-    tab.wait_for_function(
-        "() => [...document.querySelectorAll('.ip-picture img[src]')].every(i => i.complete)"
-    )
-    tab.screenshot(path=SCREENSHOTS / f"{name}.png", animations="disabled")
-
-
-def transfer(tab, files):
-    """What a dragged or copied group of (name, type, bytes) carries."""
-    packed = [(name, kind, base64.b64encode(data).decode()) for name, kind, data in files]
-    return tab.evaluate_handle(
-        """async (files) => {
-            const carried = new DataTransfer();
-            for (const [name, type, data] of files) {
-                const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
-                carried.items.add(new File([bytes], name, { type }));
-            }
-            return carried;
-        }""",
-        packed,
-    )
-
-
-def drop(tab, where, *files):
-    carried = transfer(tab, files)
-    tab.dispatch_event(where, "dragover", {"dataTransfer": carried})
-    tab.dispatch_event(where, "drop", {"dataTransfer": carried})
-
-
-def paste(tab, *files):
-    tab.evaluate(
-        """(clipboardData) => document.activeElement.dispatchEvent(
-            new ClipboardEvent("paste", { clipboardData, bubbles: true, cancelable: true }))""",
-        transfer(tab, files),
-    )
-
-
-def choose(tab, number, *files):
-    with tab.expect_file_chooser() as chooser:
-        tab.locator(f"#ip-slot-{number} .ip-picture").click()
-    chooser.value.set_files(
-        [{"name": name, "mimeType": kind, "buffer": data} for name, kind, data in files]
-    )
-
-
-def filled(tab, count):
-    """Wait until so many slots show their pictures."""
-    tab.wait_for_function(
-        """(count) => {
-            const shown = [...document.querySelectorAll(".ip-slot:not(.empty) img")];
-            return shown.length === count && shown.every((img) => img.complete && img.naturalWidth);
-        }""",
-        arg=count,
-    )
-
-
-def kept(tab, count):
-    """Wait until the form holds so many image prompts for a reload."""
-    tab.wait_for_function(
-        """(count) => {
-            const form = JSON.parse(sessionStorage["easel.form"] ?? "{}");
-            return JSON.parse(form.image_prompts ?? "[]").length === count;
-        }""",
-        arg=count,
-    )
-
-
-def slide(tab, slider, value):
-    tab.locator(slider).fill(str(value))
-
-
-def sent(server, tab):
-    """Press Generate: the request that arrives."""
-    before = tab.evaluate("location.hash")
-    generate(tab, "quick hills")
-    tab.wait_for_function("(before) => location.hash !== before", arg=before)
-    return server.pool.view(task_of(tab)).spec
-
-
-def open_drawer(tab):
-    tab.locator("#input-image-toggle").click()
-    tab.wait_for_selector("#ip-slot-4")
 
 
 def test_pictures_are_dropped_pasted_chosen_weighed_kept_and_sent(visit, server):
@@ -277,6 +188,22 @@ def test_a_file_that_is_too_large_is_not_sent(visit):
     assert "big.png: The picture has more than the 25 MB" in tab.locator("#ip-slot-1").inner_text()
 
 
+def test_generate_waits_for_a_picture_that_is_on_its_way(visit, server):
+    tab = visit().page
+    held = []
+    tab.route("**/api/inputs", lambda route: held.append(route))  # noqa: PLW0108
+    open_drawer(tab)
+    drop(tab, "#ip-slot-1", ("a.png", "image/png", hills(8)))
+    tab.wait_for_selector("#ip-slot-1[aria-busy=true] .words:has-text('reading')")
+    generate(tab, "quick hills")
+    tab.wait_for_selector("#generate[aria-busy=true]")
+    assert tab.evaluate("location.hash") == ""
+    held[0].continue_()
+    tab.wait_for_function("() => location.hash")
+    (prompt,) = server.pool.view(task_of(tab)).spec.image_prompts
+    assert prompt.image == name_of(hills(8))
+
+
 def test_turned_and_narrow_pictures_are_shown_as_they_are_seen(visit):
     tab = visit().page
     open_drawer(tab)
@@ -367,155 +294,19 @@ def test_a_finished_picture_becomes_an_image_prompt(visit, server):
     assert [entry["image"] for entry in entries] == [painted] * 3
 
 
-def mapped(tab):
-    """Wait until the large view shows its picture; gives the picture's address."""
-    tab.wait_for_selector("#adjust-frame[data-ready=true]")
-    tab.wait_for_function("() => document.querySelector('#adjust-image').complete")
-    return tab.locator("#adjust-image").get_attribute("src")
-
-
-def test_the_map_is_shown_before_anything_is_painted(visit, server):
-    tab = visit().page
+def test_many_pictures_fit_on_a_small_screen(visit):
+    tab = visit(viewport={"width": 1024, "height": 768}, color_scheme="light").page
     open_drawer(tab)
-    drop(tab, "#ip-slot-1", ("a.png", "image/png", hills()))
-    filled(tab, 1)
-    tab.locator("#ip-type-1").select_option("canny")
-    tab.locator("#ip-slot-1 .ip-adjust").click()
-    first = mapped(tab)
-    assert "width=1152&height=896&canny_low=64&canny_high=128" in first
-    size = "(({ naturalWidth, naturalHeight }) => [naturalWidth, naturalHeight])(%s)"
-    assert tab.evaluate(size % "document.querySelector('#adjust-image')") == [1152, 896]
-    photograph(tab, "image-prompt-map-desktop")
-    slide(tab, "#adjust-canny-low", 10)
-    slide(tab, "#adjust-canny-high", 30)
-    tab.wait_for_selector("#adjust-image[src*='canny_low=10&canny_high=30']")
-    mapped(tab)
-    tab.locator("#adjust-skip").check()
-    tab.wait_for_selector("#adjust-image[src*='type=lineart']")
-    mapped(tab)
-    tab.locator("#adjust-skip").uncheck()
-    tab.locator("[data-view=picture]").click()
-    assert mapped(tab).endswith(name_of(hills()))
-    tab.keyboard.press("Escape")
-    assert tab.evaluate("document.activeElement.className").startswith("ip-adjust")
-    (prompt,) = sent(server, tab).image_prompts
-    assert (prompt.type, prompt.canny_low, prompt.canny_high) == ("canny", 10, 30)
-    assert (prompt.skip_preprocess, prompt.region) == (False, None)
-
-
-def test_the_face_is_shown_or_that_there_is_none(visit, server):
-    window = visit()
-    window.forgive = "status of 422"
-    tab = window.page
-    open_drawer(tab)
-    face = encoded(Image.fromarray(draw_face()))
-    drop(tab, "#ip-slot-1", ("f.png", "image/png", face), ("h.png", "image/png", hills()))
-    filled(tab, 2)
-    for number in (1, 2):
-        tab.locator(f"#ip-type-{number}").select_option("face")
-    tab.locator("#ip-slot-1 .ip-adjust").click()
-    mapped(tab)
-    photograph(tab, "image-prompt-face-desktop")
-    tab.locator("#adjust-face").fill("2")
-    tab.wait_for_selector("#adjust-note.bad:has-text('shows one face')")
-    tab.locator("#adjust-done").click()
-    tab.locator("#ip-slot-2 .ip-adjust").click()
-    tab.wait_for_selector("#adjust-note.bad:has-text('No face was found')")
-    photograph(tab, "image-prompt-no-face-desktop")
-    tab.locator("#adjust-skip").check()
-    mapped(tab)
-    tab.locator("#adjust-done").click()
-    first, second = sent(server, tab).image_prompts
-    assert (first.face, second.skip_preprocess) == (2, True)
-
-
-def region_of(server, prompt):
-    """The stored region as greys in 0 to 255, (H, W)."""
-    return InputStore(server.settings.inputs_path).read(prompt.region)[..., 0]
-
-
-def test_a_region_is_painted_kept_cleared_and_sent(visit, server):
-    tab = visit().page
-    generate(tab, "quick hills", pictures=1, seed=9)
-    wait_state(tab, "done")
-    tab.wait_for_selector("#stage img.result")
-    open_drawer(tab)
-    sky, house = hills(1), hills(2)
-    drop(tab, "#ip-slot-1", ("a.png", "image/png", sky), ("b.png", "image/png", house))
-    filled(tab, 2)
-    tab.locator("#ip-slot-1 .ip-adjust").click()
-    mapped(tab)  # the last picture lies under the paint
-    box = tab.locator("#adjust canvas").bounding_box()
-    assert abs(box["width"] / box["height"] - 1152 / 896) < 0.01
-
-    def stroke(y):
-        tab.mouse.move(box["x"] + 4, box["y"] + y * box["height"])
-        tab.mouse.down()
-        tab.mouse.move(box["x"] + box["width"] - 4, box["y"] + y * box["height"], steps=4)
-        tab.mouse.up()
-
-    stroke(0.12)
-    photograph(tab, "image-prompt-region-desktop")
-    tab.locator("#adjust-done").click()
-    tab.wait_for_selector("#ip-slot-1 .ip-adjust.on")
-    tab.locator("#ip-slot-2 .ip-adjust").click()
-    tab.locator("#region-tools button:text-is('Bottom half')").focus()
-    tab.keyboard.press("Enter")
-    tab.keyboard.press("Escape")
-    tab.wait_for_selector("#ip-slot-2 .ip-adjust.on")
-    tab.wait_for_function("() => sessionStorage['easel.form'].split('region').length > 2")
-
-    tab.reload()
-    ready(tab)
-    tab.wait_for_selector("#ip-slot-2 .ip-adjust.on")
-    tab.locator("#ip-slot-1 .ip-adjust").click()
-    painted = "document.querySelector('#adjust canvas').getContext('2d')"
-    alpha = f"() => {painted}.getImageData(256, 48, 1, 1).data[3] === 255"
-    tab.wait_for_function(alpha)  # what was painted is there again
-    tab.locator("#region-erase").click()
-    tab.locator("#region-tools button:text-is('Left half')").click()
-    tab.locator("#adjust-done").click()
-    first, second = sent(server, tab).image_prompts
-    upper, lower = region_of(server, first), region_of(server, second)
-    height, width = upper.shape
-    assert upper[height // 8, width * 3 // 4] == 255
-    assert upper[height // 8, width // 4] == 0
-    assert upper[height // 2 :].max() == 0
-    assert lower[: height // 2 - 1].max() == 0
-    assert lower[height // 2 + 1 :].min() == 255
-
-    tab.locator("#ip-slot-1 .ip-adjust").click()
-    tab.locator("#region-clear").click()
-    tab.locator("#adjust-done").click()
-    tab.wait_for_selector("#ip-slot-1 .ip-adjust:not(.on)")
-    tab.locator("#ip-type-2").select_option("cpds")  # a structure counts everywhere
-    tab.wait_for_selector("#ip-slot-2 .ip-adjust:not(.on)")
-    entries = json.loads(tab.locator("#image-prompts-value :is(textarea, input)").input_value())
-    assert [entry["region"] for entry in entries] == [None, None]
-
-
-@pytest.mark.parametrize("theme", ["dark", "light"])
-def test_a_region_is_painted_with_a_finger(visit, theme):
-    tab = visit(**PHONE, color_scheme=theme).page
-    open_drawer(tab)
-    choose(tab, 1, ("a.png", "image/png", hills()))
-    filled(tab, 1)
-    tab.locator("#ip-slot-1 .ip-adjust").tap()
-    box = tab.locator("#adjust canvas").bounding_box()
-    tab.touchscreen.tap(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
-    painted = "document.querySelector('#adjust canvas').getContext('2d')"
-    tab.wait_for_function(f"() => {painted}.getImageData(128, 199, 1, 1).data[3] === 255")
-    assert tab.evaluate(f"{painted}.getImageData(384, 199, 1, 1).data[3]") == 0
-    photograph(tab, f"image-prompt-region-phone-{theme}")
-    sizes = tab.evaluate(
-        "[...document.querySelectorAll('#adjust :is(button, input[type=range])')]"
-        ".filter(b => b.offsetWidth)"
-        ".map(b => b.getBoundingClientRect()).map(b => Math.min(b.width, b.height))"
-    )
-    assert min(sizes) >= 44
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
-    tab.locator("#adjust-done").tap()
-    tab.wait_for_selector("#ip-slot-1 .ip-adjust.on")
+    drop(tab, "#ip-slot-1", *((f"{n}.png", "image/png", hills(n)) for n in range(6)))
+    filled(tab, 6)
+    tab.wait_for_selector("#ip-slot-6 .needed")
+    photograph(tab, "image-prompts-small")
+    assert tab.locator("#stage").bounding_box()["height"] >= 160
+    drawer = tab.locator("#input-image").bounding_box()
+    assert drawer["y"] + drawer["height"] <= 768
+    tab.locator("#ip-weight-6").scroll_into_view_if_needed()
+    slide(tab, "#ip-weight-6", 0.2)
+    assert tab.locator("#ip-slot-6 output").nth(1).inner_text() == "0.20"
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])

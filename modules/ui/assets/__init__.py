@@ -15,6 +15,7 @@ SCRIPTS = (
     "styles.js",
     "loras.js",
     "images.js",
+    "image_slot.js",
     "region.js",
     "adjust.js",
     "drop.js",

@@ -215,15 +215,16 @@ const adjust = {
     const { place, image, region } = this;
     if (region.changed) {
       region.changed = false;
-      imagePrompts.stored = imagePrompts.stored.then(() => this.store(place, image));
+      const png = region.png(); // now: the canvas may soon show another one
+      imagePrompts.stored = imagePrompts.stored.then(() => this.store(place, image, png));
     }
     document.querySelector(`#ip-slot-${place + 1} .ip-adjust`)?.focus();
   },
 
   /** Store the region and tell the request of it. */
-  async store(place, image) {
+  async store(place, image, painted) {
     try {
-      const png = await this.region.png();
+      const png = await painted;
       const region = png && (await storePicture(png, imagePrompts.facts.bytes)).image;
       if (imagePrompts.entries()[place]?.image === image) imagePrompts.set(place, { region });
     } catch (error) {

@@ -19,7 +19,7 @@ const controls = {
   async send() {
     stage.error("");
     $("generate").setAttribute("aria-busy", "true");
-    await imagePrompts.stored;
+    await imagePrompts.settled();
     await poll.health(); // Gradio reloads the page over a request that nobody takes
     if (page.offline) {
       this.answered();

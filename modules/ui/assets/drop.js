@@ -22,14 +22,16 @@ const pictureDrop = {
   /** Whether a picture is dragged, as far as is known before it is dropped. */
   carries(event) {
     const files = event.dataTransfer?.types.includes("Files");
-    return (files || this.own) && !document.querySelector("dialog[open]");
+    return Boolean(files || this.own);
   },
 
   hover(event) {
     if (!this.carries(event)) return;
     event.preventDefault();
     event.stopPropagation();
-    event.dataTransfer.dropEffect = "copy";
+    const covered = document.querySelector("dialog[open]"); // a large view takes nothing
+    event.dataTransfer.dropEffect = covered ? "none" : "copy";
+    if (covered) return;
     this.mark(event.target.closest?.(".ip-slot"));
     document.documentElement.dataset.dropping = "true";
     clearTimeout(this.timer);
@@ -54,6 +56,7 @@ const pictureDrop = {
     event.preventDefault();
     event.stopPropagation();
     const place = event.target.closest?.(".ip-slot")?.place ?? null;
+    if (document.querySelector("dialog[open]")) return;
     if (this.own) imagePrompts.takeUrl(this.own, place);
     else imagePrompts.take([...event.dataTransfer.files], place);
     this.own = "";

@@ -60,7 +60,7 @@ def _prepare(job: Job, studio: "Studio") -> None:
     prompts = [prompt for prompt in job.spec.image_prompts if prompt.counts]
     if not prompts or job.base is None:
         return
-    from modules.library.control_files import NEEDED, find_file
+    from modules.library.control_files import find_file, needed_for
     from modules.worker.image_prompts import Picture, loading_words
 
     store, unet = InputStore(studio.settings.inputs_path), job.base.unet
@@ -71,7 +71,10 @@ def _prepare(job: Job, studio: "Studio") -> None:
         job.task.emit(Loading(message=loading_words(file)))
 
     # First of all, whether everything is there: nothing is loaded for a task that cannot be done.
-    files = [find_file(studio.catalog, NEEDED[p.type], p.type, context_dim) for p in prompts]
+    files = [
+        find_file(studio.catalog, needed_for(p.type, context_dim), p.type, context_dim)
+        for p in prompts
+    ]
     pictures = [
         Picture(p, store.read(p.image), store.read(p.region) if p.region else None) for p in prompts
     ]

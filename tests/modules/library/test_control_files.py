@@ -12,6 +12,7 @@ from modules.library.control_files import (
     find_file,
     look_for,
     missing_files,
+    needed_for,
 )
 from modules.settings.config import load_settings
 from modules.settings.presets import ModelFolder
@@ -78,8 +79,22 @@ def test_what_is_missing_is_told_with_where_it_goes(tmp_path, catalog):
     assert missing_files(catalog, Type.CANNY, 2048) == []
 
 
+def test_a_checkpoint_of_sd1_is_told_the_files_of_its_own_family(tmp_path, catalog):
+    own = {
+        "image_prompt": "ip-adapter-plus_sd15.safetensors",
+        "canny": "control_v11p_sd15_canny.pth",
+    }
+    for kind, file in own.items():
+        missing = missing_files(catalog, Type(kind), 768)[0]
+        assert missing.file == file
+        put(tmp_path, missing.folder, file)  # what is told does help
+        assert missing.file not in [need.file for need in missing_files(catalog, Type(kind), 768)]
+        assert look_for(catalog, NEEDED[Type(kind)], 768).name == file
+
+
 def test_every_file_has_a_size_and_an_address():
-    for needed in [*NEEDED.values(), VISION]:
-        assert needed.size > 10**8
+    of_sd1 = [needed_for(kind, 768) for kind in Type]
+    for needed in [*NEEDED.values(), *of_sd1, VISION]:
+        assert needed.size > 9 * 10**7
         assert needed.url.endswith("/" + needed.file)
         assert replace(needed, source="https://x/").url == f"https://x/{needed.file}"

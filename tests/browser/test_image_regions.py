@@ -1,0 +1,177 @@
+"""An image prompt large: its map or face before anything is painted, and its painted region."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from modules.gallery.inputs import InputStore
+from tests.browser.conftest import generate, ready, wait_state
+from tests.browser.pictures import (
+    PHONE,
+    choose,
+    drop,
+    encoded,
+    filled,
+    hills,
+    name_of,
+    open_drawer,
+    photograph,
+    sent,
+    slide,
+)
+from tests.support.drawn_face import draw_face
+
+
+def mapped(tab):
+    """Wait until the large view shows its picture; gives the picture's address."""
+    tab.wait_for_selector("#adjust-frame[data-ready=true]")
+    tab.wait_for_function("() => document.querySelector('#adjust-image').complete")
+    return tab.locator("#adjust-image").get_attribute("src")
+
+
+def test_the_map_is_shown_before_anything_is_painted(visit, server):
+    tab = visit().page
+    open_drawer(tab)
+    drop(tab, "#ip-slot-1", ("a.png", "image/png", hills()))
+    filled(tab, 1)
+    tab.locator("#ip-type-1").select_option("canny")
+    tab.locator("#ip-slot-1 .ip-adjust").click()
+    first = mapped(tab)
+    assert "width=1152&height=896&canny_low=64&canny_high=128" in first
+    size = "(({ naturalWidth, naturalHeight }) => [naturalWidth, naturalHeight])(%s)"
+    assert tab.evaluate(size % "document.querySelector('#adjust-image')") == [1152, 896]
+    photograph(tab, "image-prompt-map-desktop")
+    address = tab.url
+    drop(tab, "#adjust", ("b.png", "image/png", hills(2)))  # is not opened in place of the page
+    assert tab.url == address
+    slide(tab, "#adjust-canny-low", 10)
+    slide(tab, "#adjust-canny-high", 30)
+    tab.wait_for_selector("#adjust-image[src*='canny_low=10&canny_high=30']")
+    mapped(tab)
+    tab.locator("#adjust-skip").check()
+    tab.wait_for_selector("#adjust-image[src*='type=lineart']")
+    mapped(tab)
+    tab.locator("#adjust-skip").uncheck()
+    tab.locator("[data-view=picture]").click()
+    assert mapped(tab).endswith(name_of(hills()))
+    tab.keyboard.press("Escape")
+    assert tab.evaluate("document.activeElement.className").startswith("ip-adjust")
+    (prompt,) = sent(server, tab).image_prompts
+    assert (prompt.type, prompt.canny_low, prompt.canny_high) == ("canny", 10, 30)
+    assert (prompt.skip_preprocess, prompt.region) == (False, None)
+
+
+def test_the_face_is_shown_or_that_there_is_none(visit, server):
+    window = visit()
+    window.forgive = "status of 422"
+    tab = window.page
+    open_drawer(tab)
+    face = encoded(Image.fromarray(draw_face()))
+    drop(tab, "#ip-slot-1", ("f.png", "image/png", face), ("h.png", "image/png", hills()))
+    filled(tab, 2)
+    for number in (1, 2):
+        tab.locator(f"#ip-type-{number}").select_option("face")
+    tab.locator("#ip-slot-1 .ip-adjust").click()
+    mapped(tab)
+    photograph(tab, "image-prompt-face-desktop")
+    tab.locator("#adjust-face").fill("2")
+    tab.wait_for_selector("#adjust-note.bad:has-text('shows one face')")
+    tab.locator("#adjust-done").click()
+    tab.locator("#ip-slot-2 .ip-adjust").click()
+    tab.wait_for_selector("#adjust-note.bad:has-text('No face was found')")
+    photograph(tab, "image-prompt-no-face-desktop")
+    tab.locator("#adjust-skip").check()
+    mapped(tab)
+    tab.locator("#adjust-done").click()
+    first, second = sent(server, tab).image_prompts
+    assert (first.face, second.skip_preprocess) == (2, True)
+
+
+def region_of(server, prompt):
+    """The stored region as greys in 0 to 255, (H, W)."""
+    return InputStore(server.settings.inputs_path).read(prompt.region)[..., 0]
+
+
+def test_a_region_is_painted_kept_cleared_and_sent(visit, server):
+    tab = visit().page
+    generate(tab, "quick hills", pictures=1, seed=9)
+    wait_state(tab, "done")
+    tab.wait_for_selector("#stage img.result")
+    open_drawer(tab)
+    sky, house = hills(1), hills(2)
+    drop(tab, "#ip-slot-1", ("a.png", "image/png", sky), ("b.png", "image/png", house))
+    filled(tab, 2)
+    tab.locator("#ip-slot-1 .ip-adjust").click()
+    mapped(tab)  # the last picture lies under the paint
+    box = tab.locator("#adjust canvas").bounding_box()
+    assert abs(box["width"] / box["height"] - 1152 / 896) < 0.01
+
+    def stroke(y):
+        tab.mouse.move(box["x"] + 4, box["y"] + y * box["height"])
+        tab.mouse.down()
+        tab.mouse.move(box["x"] + box["width"] - 4, box["y"] + y * box["height"], steps=4)
+        tab.mouse.up()
+
+    stroke(0.12)
+    photograph(tab, "image-prompt-region-desktop")
+    tab.locator("#adjust-done").click()
+    tab.wait_for_selector("#ip-slot-1 .ip-adjust.on")
+    tab.locator("#ip-slot-2 .ip-adjust").click()
+    tab.locator("#region-tools button:text-is('Bottom half')").focus()
+    tab.keyboard.press("Enter")
+    tab.keyboard.press("Escape")
+    tab.wait_for_selector("#ip-slot-2 .ip-adjust.on")
+    tab.wait_for_function("() => sessionStorage['easel.form'].split('region').length > 2")
+
+    tab.reload()
+    ready(tab)
+    tab.wait_for_selector("#ip-slot-2 .ip-adjust.on")
+    tab.locator("#ip-slot-1 .ip-adjust").click()
+    painted = "document.querySelector('#adjust canvas').getContext('2d')"
+    alpha = f"() => {painted}.getImageData(256, 48, 1, 1).data[3] === 255"
+    tab.wait_for_function(alpha)  # what was painted is there again
+    tab.locator("#region-erase").click()
+    tab.locator("#region-tools button:text-is('Left half')").click()
+    tab.locator("#adjust-done").click()
+    first, second = sent(server, tab).image_prompts
+    upper, lower = region_of(server, first), region_of(server, second)
+    height, width = upper.shape
+    assert upper[height // 8, width * 3 // 4] == 255
+    assert upper[height // 8, width // 4] == 0
+    assert upper[height // 2 :].max() == 0
+    assert lower[: height // 2 - 1].max() == 0
+    assert lower[height // 2 + 1 :].min() == 255
+
+    tab.locator("#ip-slot-1 .ip-adjust").click()
+    tab.locator("#region-clear").click()
+    tab.locator("#adjust-done").click()
+    tab.wait_for_selector("#ip-slot-1 .ip-adjust:not(.on)")
+    tab.locator("#ip-type-2").select_option("cpds")  # a structure counts everywhere
+    tab.wait_for_selector("#ip-slot-2 .ip-adjust:not(.on)")
+    entries = json.loads(tab.locator("#image-prompts-value :is(textarea, input)").input_value())
+    assert [entry["region"] for entry in entries] == [None, None]
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_a_region_is_painted_with_a_finger(visit, theme):
+    tab = visit(**PHONE, color_scheme=theme).page
+    open_drawer(tab)
+    choose(tab, 1, ("a.png", "image/png", hills()))
+    filled(tab, 1)
+    tab.locator("#ip-slot-1 .ip-adjust").tap()
+    box = tab.locator("#adjust canvas").bounding_box()
+    tab.touchscreen.tap(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    painted = "document.querySelector('#adjust canvas').getContext('2d')"
+    tab.wait_for_function(f"() => {painted}.getImageData(128, 199, 1, 1).data[3] === 255")
+    assert tab.evaluate(f"{painted}.getImageData(384, 199, 1, 1).data[3]") == 0
+    photograph(tab, f"image-prompt-region-phone-{theme}")
+    sizes = tab.evaluate(
+        "[...document.querySelectorAll('#adjust :is(button, input[type=range])')]"
+        ".filter(b => b.offsetWidth)"
+        ".map(b => b.getBoundingClientRect()).map(b => Math.min(b.width, b.height))"
+    )
+    assert min(sizes) >= 44
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.locator("#adjust-done").tap()
+    tab.wait_for_selector("#ip-slot-1 .ip-adjust.on")
