@@ -8,6 +8,8 @@ The prompt steers it, as words in any order:
     hang          stop this process as a whole (SIGSTOP)
     deaf          never look at the cancel token
     stuck         show no progress for ever, but obey Stop
+    wait-second   the same after the first step of the second picture, only in the first attempt;
+                  obey Skip, too
     fail          raise a ModelMissing
     recycle       finish, then exit with the code that asks for a new process
     mute          finish, and kill this process before anybody is told
@@ -97,6 +99,9 @@ def paint_one(task: ClaimedTask, words: set[str], index: int) -> None:
             )
         )
         task.emit(Preview(jpeg=b"preview %d" % step, width=1, height=1))
+        while "wait-second" in words and index == 1 and task.attempt == 1:
+            task.cancel.check()
+            time.sleep(0.01)
 
 
 def misbehave(task: ClaimedTask, words: set[str], index: int) -> None:

@@ -81,7 +81,8 @@ def test_what_was_kept_of_texts_leaves_with_the_weights(model):
 def test_the_allowance_is_kept_to(model):
     units = stream_units(model)
     floor = plan_floor(model)
-    for allowance in range(floor, sum(unit.size for unit in units), 2**18):
+    whole = sum(unit.size for unit in units)
+    for allowance in range(floor, whole, (whole - floor) // 9):
         transfer = CountingTransfer()
         residence = Residence(model, transfer)
         residence.load(allowance)

@@ -52,7 +52,7 @@ def test_an_update_arrives_at_once(server):
         began = time.monotonic()
         server.pool.change("one", progress=step(1))
         next(events)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5.0  # not only with the next sign of life
         server.pool.change("one", state=TaskState.DONE)
 
 
@@ -176,6 +176,17 @@ def test_a_hundred_followers_do_not_hold_up_the_page(server):
     done: list[int] = []
     opened = threading.Barrier(101)
 
+    def seconds(path: str) -> float:
+        began = time.monotonic()
+        assert server.client.get(path).status_code == 200
+        return time.monotonic() - began
+
+    def usual(path: str) -> float:
+        return sorted(seconds(path) for _ in range(11))[5]
+
+    paths = ("/healthz", "/api/tasks", "/")
+    alone = {path: usual(path) for path in paths}
+
     def watch(number: int) -> None:
         task_id = "one" if number % 2 else f"task{number % 10}"
         with (
@@ -196,16 +207,8 @@ def test_a_hundred_followers_do_not_hold_up_the_page(server):
     served = threading.active_count() - before - 100
     time.sleep(0.3)
     looks = server.pool.looks
-    took = []
-    for _ in range(20):
-        began = time.monotonic()
-        assert server.client.get("/healthz").status_code == 200
-        assert server.client.get("/api/tasks").status_code == 200
-        took.append(time.monotonic() - began)
-    assert sorted(took)[10] < 0.25
-    began = time.monotonic()
-    server.client.get("/")
-    assert time.monotonic() - began < 2.0
+    for path in paths:
+        assert usual(path) < 0.2 + 5 * alone[path]
     assert server.pool.looks == looks  # nothing changed, so nothing was looked at
     assert served < 60
     for name in list(server.pool.views):

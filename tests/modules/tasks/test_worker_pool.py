@@ -82,10 +82,20 @@ def ended(pool: LocalWorkerPool, task_id: str) -> TaskView:
     return until(pool, task_id, lambda view: view.state.is_final)
 
 
-def worker_pid(pool: LocalWorkerPool) -> int:
+def has_preview(pool: LocalWorkerPool, after: int = 0) -> Callable[[TaskView], bool]:
+    """A test of views: there is a preview with a number above `after`."""
+    return lambda view: (found := pool.preview(view.id)) is not None and found[0] > after
+
+
+def in_second(view: TaskView) -> bool:
+    """The task is at its second picture, where a task with "wait-second" stays."""
+    return view.progress is not None and view.progress.image == 2
+
+
+def worker_pid(pool: LocalWorkerPool, number: int = 0) -> int:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        worker = pool.status().workers[0]
+        worker = pool.status().workers[number]
         if worker.state in ("idle", "busy"):
             assert worker.pid
             return worker.pid
@@ -106,14 +116,13 @@ def test_a_task_runs_and_its_pictures_are_rows_and_files(make_pool, settings):
 
 def test_views_show_progress_and_the_newest_preview(make_pool):
     pool = make_pool()
-    task_id = pool.submit(spec("slow", steps=20))
-    view = until(pool, task_id, lambda v: v.progress is not None and v.progress.step >= 3)
+    task_id = pool.submit(spec("slow wait-second", images=2, steps=20))
+    view = until(pool, task_id, has_preview(pool))
     assert view.state is TaskState.RUNNING and view.position == 0
-    first = pool.preview(task_id)
-    assert first is not None and first[1].jpeg.startswith(b"preview")
-    until(pool, task_id, lambda v: v.progress.step >= 8)
-    second = pool.preview(task_id)
-    assert second is not None and second[0] > first[0]
+    number, preview = pool.preview(task_id)
+    assert preview.jpeg.startswith(b"preview")
+    until(pool, task_id, has_preview(pool, after=number))
+    pool.stop_task(task_id)
     ended(pool, task_id)
     assert pool.preview(task_id) is None
 
@@ -121,12 +130,12 @@ def test_views_show_progress_and_the_newest_preview(make_pool):
 def test_tasks_run_in_order_and_positions_shrink(make_pool):
     pool = make_pool()
     worker_pid(pool)
-    ids = [pool.submit(spec("slow", steps=8)) for _ in range(3)]
-    until(pool, ids[0], lambda v: v.state is TaskState.RUNNING)
-    assert [pool.view(i).position for i in ids] == [0, 1, 2]
-    seen = []
-    until(pool, ids[2], lambda v: seen.append(v.position) or v.state is TaskState.RUNNING)
-    assert list(dict.fromkeys(seen)) == [2, 1, 0]
+    ids = [pool.submit(spec("wait-second", images=2)) for _ in range(3)]
+    for place, running in enumerate(ids):
+        until(pool, running, in_second)
+        positions = [pool.view(i).position for i in ids[place:]]
+        assert positions == list(range(len(positions)))
+        pool.stop_task(running)
     views = [ended(pool, i) for i in ids]
     assert views[0].ended <= views[1].started and views[1].ended <= views[2].started
     assert [view.id for view in pool.recent()] == ids[::-1]
@@ -149,8 +158,8 @@ def test_a_killed_worker_is_replaced_and_the_task_resumed(make_pool, settings):
 
 def test_kill_from_outside_in_mid_task_is_survived(make_pool):
     pool = make_pool()
-    task_id = pool.submit(spec("slow", steps=10))
-    until(pool, task_id, lambda v: v.progress is not None and v.progress.step >= 2)
+    task_id = pool.submit(spec("wait-second", images=2))
+    until(pool, task_id, in_second)
     os.kill(worker_pid(pool), signal.SIGKILL)
     assert ended(pool, task_id).state is TaskState.DONE
     assert pool.status().workers[0].restarts == 1
@@ -200,14 +209,15 @@ def test_a_failure_is_told_in_its_own_words(make_pool):
 
 def test_stop_of_a_running_task_keeps_what_is_finished(make_pool):
     pool = make_pool()
-    task_id, after = pool.submit(spec("slow", images=4, steps=4)), pool.submit(spec())
-    until(pool, task_id, lambda v: len(v.images) == 1)
+    task_id, after = pool.submit(spec("wait-second", images=4)), pool.submit(spec())
+    until(pool, task_id, in_second)
     began = time.monotonic()
     pool.stop_task(task_id)
     assert pool.view(task_id).message == "Stopping…"
     view = ended(pool, task_id)
-    assert time.monotonic() - began < 1.0
-    assert view.state is TaskState.STOPPED and 1 <= len(view.images) < 4
+    assert time.monotonic() - began < QUICK.cancel / 2  # the worker itself obeyed
+    assert view.state is TaskState.STOPPED and len(view.images) == 1
+    assert pool.status().workers[0].restarts == 0
     assert ended(pool, after).state is TaskState.DONE
     pool.stop_task(after)  # too late, and harmless
     assert pool.view(after).state is TaskState.DONE
@@ -215,12 +225,13 @@ def test_stop_of_a_running_task_keeps_what_is_finished(make_pool):
 
 def test_stop_of_a_waiting_task_takes_it_out_of_the_line(make_pool):
     pool = make_pool()
-    first, second, third = (pool.submit(spec("slow", steps=6)) for _ in range(3))
+    first, second, third = (pool.submit(spec(words)) for words in ("stuck", "", ""))
     until(pool, first, lambda v: v.state is TaskState.RUNNING)
     pool.stop_task(second)
     assert pool.view(second).state is TaskState.STOPPED
     assert pool.view(second).started is None
     assert pool.view(third).position == 1
+    pool.stop_task(first)
     assert ended(pool, third).state is TaskState.DONE
     assert pool.view(second).state is TaskState.STOPPED
 
@@ -237,8 +248,8 @@ def test_a_worker_that_ignores_stop_is_ended_and_the_task_is_stopped(make_pool):
 
 def test_skip_ends_one_picture_only(make_pool):
     pool = make_pool()
-    task_id = pool.submit(spec("slow", images=3, steps=6))
-    until(pool, task_id, lambda v: v.progress is not None and v.progress.image == 2)
+    task_id = pool.submit(spec("wait-second", images=3))
+    until(pool, task_id, in_second)
     pool.skip_image(task_id)
     view = ended(pool, task_id)
     assert view.state is TaskState.DONE
@@ -262,18 +273,20 @@ def test_a_worker_that_cannot_start_says_why_to_waiting_tasks(make_pool):
 
 def test_two_workers_share_the_queue(make_pool):
     pool = make_pool(count=2)
-    ids = [pool.submit(spec("slow", steps=4)) for _ in range(6)]
-    views = [ended(pool, i) for i in ids]
-    assert all(view.state is TaskState.DONE and len(view.images) == 1 for view in views)
-    assert any(
-        a.started < b.ended and b.started < a.ended for a, b in zip(views, views[1:], strict=False)
-    ), "they never ran side by side"
+    assert worker_pid(pool, 0) != worker_pid(pool, 1)
+    ids = [pool.submit(spec("wait-second", images=2)) for _ in range(2)]
+    for task_id in ids:  # each waits until it is skipped: they run side by side
+        until(pool, task_id, in_second)
+    for task_id in ids:
+        pool.skip_image(task_id)
+    after = [pool.submit(spec()) for _ in range(4)]
+    assert all(ended(pool, i).state is TaskState.DONE for i in (*ids, *after))
 
 
 def test_close_is_quick_and_the_running_task_waits_for_the_next_start(make_pool):
     pool = make_pool()
-    task_id = pool.submit(spec("slow", images=2, steps=20))
-    until(pool, task_id, lambda v: len(v.images) == 1)
+    task_id = pool.submit(spec("wait-second", images=2))
+    until(pool, task_id, in_second)
     before = pool.view(task_id).seq
     pid = worker_pid(pool)
     began = time.monotonic()
@@ -322,8 +335,8 @@ def test_close_waits_for_no_other_program(make_pool, settings):
 
 def test_a_list_locked_by_another_program_holds_up_and_loses_nothing(make_pool, settings):
     pool = make_pool(busy_seconds=0.3)
-    task_id = pool.submit(spec("slow", images=2, steps=8))
-    until(pool, task_id, lambda v: v.progress is not None and v.progress.step >= 2)
+    task_id = pool.submit(spec("slow", images=2, steps=40))
+    until(pool, task_id, lambda v: v.progress is not None)
     other = sqlite3.connect(settings.database_path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     view = until(pool, task_id, lambda v: "locked" in v.message)
@@ -378,7 +391,7 @@ if __name__ == "__main__":
     settings = load_settings(sys.argv[1:], {})
     pool = LocalWorkerPool(settings, TaskStore(settings.database_path), %r)
     pool.start()
-    running = pool.submit(TaskSpec(prompt="slow", image_count=3, steps=10, seed=1))
+    running = pool.submit(TaskSpec(prompt="wait-second", image_count=3, steps=3, seed=1))
     waiting = pool.submit(TaskSpec(prompt="", image_count=1, steps=2))
     while len(pool.view(running).images) < 1:
         pool.wait(running, 0, 1); time.sleep(0.01)
