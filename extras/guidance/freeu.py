@@ -8,6 +8,7 @@ is scaled.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -66,9 +67,15 @@ def scaled_slow_part(x: Tensor, s: float) -> Tensor:
     return (x.float() + (s - 1.0) * slow.unflatten(2, (height, width))).to(x.dtype)
 
 
+@lru_cache(maxsize=16)  # two sizes a run, asked for in each block and step
 def _waves(height: int, width: int, device: torch.device) -> Tensor:
     """(waves, H·W): cosine and sine of each frequency in the box; the sines of the mean are left
     out. A wave times its own share of a picture is what the inverse transform adds for it."""
+    with torch.inference_mode(False):
+        return _make_waves(height, width, device)
+
+
+def _make_waves(height: int, width: int, device: torch.device) -> Tensor:
     y = torch.arange(height, device=device) * (2.0 * math.pi / height)
     x = torch.arange(width, device=device) * (2.0 * math.pi / width)
     rows = (0, 1) if height > 1 else (0,)

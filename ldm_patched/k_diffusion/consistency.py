@@ -38,19 +38,27 @@ def sample_tcd(
     Each step goes along the trajectory to the level at (1 - eta) of the next timestep, then takes
     noise up to the next level. eta: 0 takes none, 1 is the multistep consistency sampler.
     """
-    noise, levels = run.noise(noise_sampler), _timesteps_of(run.model)
+    noise, landings = run.noise(noise_sampler), _landings(run, eta)
     for i in range(run.steps):
         sigma, following = run.levels[i], run.levels[i + 1]
         denoised = run.denoise(x, sigma)
         run.report(i, x, denoised)
-        below = following
-        if following > 0 and eta > 0:
-            timestep = levels.timestep(torch.tensor(following)).float()
-            below = min(float(levels.sigma(torch.floor((1.0 - eta) * timestep))), following)
+        below = landings[i]
         x = mix(x, denoised, below / sigma)
         if below < following:
             x = x + noise(sigma, following) * math.sqrt(following**2 - below**2)
     return x
+
+
+def _landings(run: Run, eta: float) -> list[float]:
+    """The level at (1 - eta) of each step's next timestep, before a step waits for it."""
+    following = run.levels[1 : run.steps + 1]
+    if eta <= 0:
+        return following
+    levels = _timesteps_of(run.model)
+    timesteps = levels.timestep(torch.tensor(following)).float()
+    below = levels.sigma(torch.floor((1.0 - eta) * timesteps)).tolist()
+    return [min(b, f) if f > 0 else f for b, f in zip(below, following, strict=True)]
 
 
 def _timesteps_of(model: Denoiser) -> ModelSamplingDiscrete:

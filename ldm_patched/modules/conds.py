@@ -121,9 +121,10 @@ class CONDTimed(CONDRegular):
     def concat(self, others: Sequence[Self]) -> Any:
         """A TimedInput for a batch: this, then the others."""
         conds = [self, *others]
-        ends = [torch.full((len(c.cond), 1), c.end) for c in conds]
+        # Made where the texts are: a copy from the host would wait for the device.
+        ends = [torch.full((len(c.cond), 1), c.end, device=c.cond.device) for c in conds]
         early, late = torch.cat([c.cond for c in conds]).chunk(2, dim=1)
-        return TimedInput(early, late, torch.cat(ends).to(early.device))
+        return TimedInput(early, late, torch.cat(ends))
 
 
 def repeat_to_batch_size(tensor: Tensor, batch_size: int) -> Tensor:

@@ -32,6 +32,14 @@ class Inert:
         """Nothing is kept."""
 
 
+class Named(dict):
+    """Stands for a ParameterDict, in which A1111 saved learned words: its parameters by name."""
+
+    def __setstate__(self, state: Any) -> None:
+        found = state.get("_parameters") if isinstance(state, dict) else None
+        self.update(found if isinstance(found, dict) else {})
+
+
 # Old checkpoints name these, mostly as keys of a dictionary. Their names are all that is read.
 HARMLESS = tuple(
     (Inert, name)
@@ -45,6 +53,9 @@ HARMLESS = tuple(
 )
 
 
+NAMED = (Named, "torch.nn.modules.container.ParameterDict")
+
+
 def read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
     """Tensors of a file that torch.save wrote; nothing in it is executed.
 
@@ -55,7 +66,7 @@ def read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
     if is_zip:
         _require_unpacked(path)
     try:
-        with torch.serialization.safe_globals(list(HARMLESS)):
+        with torch.serialization.safe_globals([*HARMLESS, NAMED]):
             if is_zip and not misnamed:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             else:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from extras.guidance import freeu
 from extras.guidance.freeu import FreeU, amplified, scaled_slow_part
 from ldm_patched.modules.model_patcher import ModelPatcher
 from tests.support.control_oracle import SDXL_LIKE, Inputs
@@ -105,3 +106,10 @@ def test_it_acts_in_the_two_widest_stages_and_vanishes_with_its_clone():
     assert torch.equal(run(patcher), plain)
     assert set(seen) == {256, 128, 64}
     assert math.isclose(FreeU().b2, 1.02)
+
+
+def test_waves_of_a_size_are_made_once():
+    first = freeu._waves(6, 8, torch.device("cpu"))
+    assert freeu._waves(6, 8, torch.device("cpu")) is first
+    assert freeu._waves(8, 6, torch.device("cpu")) is not first
+    assert not first.is_inference()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm_patched.ldm.modules.attention import optimized_attention
 from ldm_patched.modules.conds import (
@@ -9,6 +10,7 @@ from ldm_patched.modules.conds import (
     CONDCrossAttn,
     CONDNoiseShape,
     CONDRegular,
+    CONDTimed,
     repeat_to_batch_size,
 )
 
@@ -65,3 +67,25 @@ def test_constants() -> None:
     assert a.can_concat(CONDConstant(3))
     assert not a.can_concat(CONDConstant(4))
     assert a.concat([CONDConstant(3)]) == 3
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies between devices or precisions."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "copy" in func.__name__
+        return func(*args, **(kwargs or {}))
+
+
+def test_timed_conditions_are_joined_without_a_copy_from_the_host() -> None:
+    """Such a copy would wait for the device at each step."""
+    first = CONDTimed(torch.zeros(1, 8, device="meta"), 0.3)
+    with Copies() as copies:
+        joined = first.concat([CONDTimed(torch.zeros(2, 8, device="meta"), 0.7)])
+        joined.at(torch.zeros(3, device="meta"))
+    assert copies.count == 0
+    early = CONDTimed(torch.tensor([[1.0, 2.0]]), 0.3)
+    late = CONDTimed(torch.tensor([[3.0, 4.0]]), 0.7)
+    assert early.concat([late]).at(torch.tensor([0.5, 0.5])).tolist() == [[2.0], [3.0]]

@@ -52,6 +52,14 @@ def a1111(vectors):
     }
 
 
+def test_the_parameter_dictionary_of_older_files_is_read(tmp_path):
+    vectors = rows(2, 768)
+    content = a1111(vectors)
+    content["string_to_param"] = torch.nn.ParameterDict(content["string_to_param"])
+    torch.save(content, tmp_path / "word.pt")
+    torch.testing.assert_close(folder_of(tmp_path).vectors("word", "l"), vectors)
+
+
 def test_every_layout_of_stable_diffusion_1_is_read(tmp_path):
     vectors = rows(3, 768)
     torch.save(a1111(vectors), tmp_path / "one.pt")
