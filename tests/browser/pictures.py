@@ -3,7 +3,10 @@
 import base64
 import hashlib
 import io
+import os
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -14,6 +17,7 @@ from tests.support.page_server import RunningPage
 from tests.support.scene_worker import Size, landscape
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+DOCS, DOCS_PICTURE = Path(__file__).parents[2] / "docs", "image-prompt-region-desktop"
 
 File = tuple[str, str, bytes]
 """Name, media type, content."""
@@ -34,12 +38,15 @@ def name_of(data: bytes) -> str:
 
 
 def photograph(tab: Any, name: str) -> None:
-    """For people to look at; everything has faded in by then."""
+    """For people to look at; with EASEL_WRITE_DOCS=1 that of the docs is taken anew."""
     SCREENSHOTS.mkdir(exist_ok=True)
     tab.wait_for_function(
         "() => [...document.querySelectorAll('.ip-picture img[src]')].every(i => i.complete)"
     )
-    tab.screenshot(path=SCREENSHOTS / f"{name}.png", animations="disabled")
+    path = SCREENSHOTS / f"{name}.png"
+    tab.screenshot(path=path, animations="disabled")
+    if name == DOCS_PICTURE and os.environ.get("EASEL_WRITE_DOCS"):
+        shutil.copyfile(path, DOCS / "image-prompts.png")
 
 
 def transfer(tab: Any, files: Iterable[File]) -> Any:

@@ -56,7 +56,7 @@ function listen() {
     tabs.key(event);
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) {
       event.preventDefault();
-      if (!viewer.dialog?.open) controls.generate();
+      if (!document.querySelector("dialog[open]")) controls.generate();
     } else if (event.key === "Escape" && !WIDE.matches && sheet.open) sheet.toggle(false);
     else if (event.key === "Enter" && event.target.matches?.("#stage img.result")) {
       viewer.open(stage.picture);

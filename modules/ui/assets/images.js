@@ -214,7 +214,7 @@ const imageDrawer = {
       event.stopPropagation();
       this.toggle(false, true);
     });
-    this.toggle(memory.get("input-image") === "open");
+    this.toggle(WIDE.matches && memory.get("input-image") === "open"); // a sheet would cover the page
   },
 
   /** moves: whether the keyboard goes along. */

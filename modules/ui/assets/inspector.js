@@ -15,7 +15,7 @@ const inspector = {
     $("inspect-toggle").addEventListener("click", () => this.toggle($("inspector").hidden));
     $("inspect-close").addEventListener("click", () => this.toggle(false));
     document.addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && !$("inspector").hidden && !viewer.dialog?.open) this.toggle(false);
+      if (event.key === "Escape" && !$("inspector").hidden && !document.querySelector("dialog[open]")) this.toggle(false);
     });
     document.querySelector("#refresh")?.addEventListener("click", () => this.again());
   },

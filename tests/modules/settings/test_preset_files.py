@@ -8,6 +8,7 @@ import pytest
 from modules.settings.preset_files import delete_preset, differences, rename_preset, save_preset
 from modules.settings.presets import load_presets
 from modules.spec.errors import OutputFolder, SpecError
+from modules.spec.image_prompt import ImagePrompt
 from modules.spec.task_spec import TaskSpec
 
 SPEC = TaskSpec(prompt="a cat", negative_prompt="blur", seed=5, image_count=4, cfg_scale=6.5)
@@ -21,7 +22,9 @@ def presets(tmp_path):
 
 
 def test_a_preset_keeps_the_way_of_painting_and_not_the_words(tmp_path, presets):
-    name = save_preset(tmp_path, presets, "  My   look ", SPEC)
+    spec = SPEC.model_copy(update={"image_prompts": (ImagePrompt(image="a" * 64),)})
+    name = save_preset(tmp_path, presets, "  My   look ", spec)
+    assert differences(presets[name].settings, spec) == {}
     assert name == "My look"
     assert presets[name].title == "My look"
     assert presets[name].settings == {"negative_prompt": "blur", "cfg_scale": 6.5}

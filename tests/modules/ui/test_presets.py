@@ -58,11 +58,14 @@ class Page:
 
 def test_choosing_says_what_changed_and_undo_puts_it_back(context):
     page = Page(context)
+    pictures = json.dumps([{"image": "a" * 64}])
     page.set(prompt="my words", guidance=6.5, sharpness=5.0, preset="big")
+    page.set(image_prompts_value=pictures)
     updates = page.fns["choose"].fn(page.held)
     before = next(v for v in updates.values() if isinstance(v, dict) and "cfg_scale" in v)
     said = page.take(updates)
     assert page.value("prompt") == "my words"
+    assert page.value("image-prompts-value") == pictures
     assert (page.value("guidance"), page.value("sharpness")) == (9.0, 2.0)
     assert "Guidance 6.5 → 9.0" in said and "Sharpness 5.0 → 2.0" in said
     assert "big.safetensors is not there yet, so a.safetensors paints" in said
