@@ -37,7 +37,8 @@ function imageSlot({ place }) {
   });
   const note = make("div", { className: "ip-note" });
   note.setAttribute("role", "status");
-  const more = make("button", { className: "ip-adjust text-button" });
+  const label = say("ip.adjust.image_prompt.of", { number });
+  const more = make("button", { className: "ip-adjust text-button", label });
   more.addEventListener("click", () => adjust.open(place));
   slot.append(picture, more, remove, type, ...SHARES.map((name) => shareRow(place, name)), note);
   return slot;
