@@ -71,6 +71,7 @@ def _paint(job: Job, studio: Studio) -> None:
     """One picture; a Skip ends it and is recorded."""
     try:
         job.check()
+        studio.memory_peak.start()
         _with_room(_sample_and_decode, job, studio)
     except Skipped:
         job.task.commit_skip(job.index)

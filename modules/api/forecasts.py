@@ -1,4 +1,4 @@
-"""How long a request would take in each performance mode, for POST /api/forecast."""
+"""What a request would take in each performance mode, for POST /api/forecast."""
 
 from typing import Any
 
@@ -9,14 +9,16 @@ from modules.spec.errors import ModelMissing
 from modules.spec.performance import PerformanceMode
 from modules.spec.resolving import resolve_spec
 from modules.spec.task_spec import TaskSpec
-from modules.tasks.forecast import forecast
+from modules.tasks.forecast import forecast, forecast_memory
 
 
 def seconds_by_mode(context: ServerContext, spec: TaskSpec) -> dict[str, Any]:
     """What the page tells about `spec` before it is sent.
 
     picture: seconds of one picture as asked for, None where nothing is known yet; steps: of it;
-    modes: seconds by mode, "" being the settings as they are; forced: what the mode decides, by
+    modes: seconds by mode, "" being the settings as they are; memory: bytes that one picture as
+    asked for takes at most, None where no such picture was painted yet, and memory_modes the same
+    by mode; forced: what the mode decides, by
     field; missing: the mode's LoRA if it is not there, as {"file", "url"}. Raises SpecError for a
     preset that is not there.
     """
@@ -27,6 +29,8 @@ def seconds_by_mode(context: ServerContext, spec: TaskSpec) -> dict[str, Any]:
         "picture": None,
         "steps": mode.applied(spec).steps if mode else spec.overwrite_step or spec.steps,
         "modes": {},
+        "memory": None,
+        "memory_modes": {},
         "forced": mode.decided(spec) if mode else {},
         "missing": _missing(mode, context),
     }
@@ -40,8 +44,11 @@ def seconds_by_mode(context: ServerContext, spec: TaskSpec) -> dict[str, Any]:
         seconds = forecast(timings, resolved)
         if seconds is not None:
             answer["modes"][name] = seconds
+        memory = forecast_memory(timings, resolved)
+        if memory is not None:
+            answer["memory_modes"][name] = memory
         if each is mode:
-            answer["picture"] = seconds
+            answer["picture"], answer["memory"] = seconds, memory
     return answer
 
 

@@ -1,4 +1,4 @@
-"""How long a request will take, learned from the pictures that this machine has painted.
+"""How long a request will take and how much memory: learned from the pictures painted here.
 
 A picture's seconds are taken for a + b · work, where work counts what the network computes: steps
 times calls a step times pixels. a and b come from the pictures of the same checkpoint by the
@@ -17,6 +17,7 @@ from modules.spec.task_spec import ResolvedSpec
 
 PICTURES_READ = 400
 _PICTURES_USED = 40  # of one checkpoint, newest first
+_PEAKS_USED = 10  # so that another device is learned soon
 _SAME = 0.02  # works closer than this count as one
 
 # Samplers that ask the network twice in a step.
@@ -37,12 +38,13 @@ _TWICE = frozenset(
 class Timing:
     """A picture that was painted: what it came from, and the seconds since the one before.
 
-    cold: its model had to be loaded first.
+    cold: its model had to be loaded first. peak: the most memory in bytes that it took.
     """
 
     resolved: ResolvedSpec
     seconds: float
     cold: bool = False
+    peak: int | None = None
 
 
 def work_of(resolved: ResolvedSpec) -> float:
@@ -57,7 +59,7 @@ def work_of(resolved: ResolvedSpec) -> float:
 def timings_of(rows: Iterable[Mapping[str, Any]]) -> list[Timing]:
     """Timings from pictures, newest first as they are.
 
-    rows: `task_id`, `idx`, `created` of each picture; `started`, `resolved` of its task;
+    rows: `task_id`, `idx`, `created`, `peak` of each picture; `started`, `resolved` of its task;
     `server_start`, when the program was started before it, or None.
     """
     pictures = list(rows)
@@ -78,7 +80,8 @@ def timings_of(rows: Iterable[Mapping[str, Any]]) -> list[Timing]:
         before = picture
         # where the one before was skipped, or the clock was set back, nothing is known
         if begun is not None and picture["created"] > begun:
-            found.append(Timing(specs[task], picture["created"] - begun, cold))
+            seconds, peak = picture["created"] - begun, picture["peak"]
+            found.append(Timing(specs[task], seconds, cold, peak))
     return found[::-1]
 
 
@@ -99,6 +102,24 @@ def forecast(timings: Sequence[Timing], resolved: ResolvedSpec) -> float | None:
     points = [(work_of(t.resolved), t.seconds) for t in known]
     fixed, rate = _line(points)
     return max(fixed + rate * wanted, rate * wanted * 0.1)
+
+
+def forecast_memory(timings: Sequence[Timing], resolved: ResolvedSpec) -> int | None:
+    """Bytes with which such a picture was painted; None until there was one.
+
+    Such a picture is of the same checkpoint, refiner and size, and asks the network for as many
+    predictions at once; steps do not matter. The least of the newest counts: other models that
+    happened to be in memory only ever add. timings: newest first.
+    """
+    wanted = _memory_key(resolved)
+    alike = [t.peak for t in timings if t.peak and _memory_key(t.resolved) == wanted]
+    return min(alike[:_PEAKS_USED], default=None)
+
+
+def _memory_key(resolved: ResolvedSpec) -> tuple[str, str, int, int, bool]:
+    is_guided = resolved.cfg_scale != 1.0
+    size = sorted((resolved.width, resolved.height))  # lying or standing makes no difference
+    return resolved.checkpoint, resolved.refiner, size[0], size[1], is_guided
 
 
 def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -146,18 +146,20 @@ class TaskStore:
         width: int,
         height: int,
         seed: int,
+        peak: int | None = None,
     ) -> None:
         """Record picture `index` (from 0), whose file is already on disk.
 
+        peak: the most memory in bytes that it took, None where that is not known.
         ClaimLost if the claim is no longer true, or if the picture is stored already: then the
         caller's file is superfluous.
         """
         with self._database.write() as connection:
             self._check(connection, claim)
             added = connection.execute(
-                "INSERT INTO image (task_id, idx, path, sha256, width, height, seed, created)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (task_id, idx) DO NOTHING",
-                (claim.id, index, path, sha256, width, height, seed, time.time()),
+                "INSERT INTO image (task_id, idx, path, sha256, width, height, seed, created, peak)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (task_id, idx) DO NOTHING",
+                (claim.id, index, path, sha256, width, height, seed, time.time(), peak),
             )
             if added.rowcount != 1:
                 raise ClaimLost(f"picture {index} of {claim.id} is stored already")
@@ -272,10 +274,11 @@ class TaskStore:
         return [ImageRecord.from_row(row) for row in rows]
 
     def timings(self, limit: int = PICTURES_READ) -> list[Timing]:
-        """How long the newest `limit` pictures took, newest first."""
+        """How long the newest `limit` pictures took, and how much memory, newest first."""
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT image.task_id, image.idx, image.created, task.started, task.resolved, "
+                "SELECT image.task_id, image.idx, image.created, image.peak, task.started, "
+                "task.resolved, "
                 "(SELECT max(at) FROM start WHERE at <= task.started) AS server_start "
                 "FROM image JOIN task ON task.id = image.task_id WHERE task.attempt = 1 "
                 "AND task.resolved IS NOT NULL ORDER BY image.number DESC LIMIT ?",

@@ -78,10 +78,12 @@ class ClaimedTask:
         width: int,
         height: int,
         seed: int,
+        peak: int | None = None,
     ) -> None:
         """Record picture `index` (from 0), whose file is on disk, and tell viewers.
 
-        relative_path: below the output folder, with forward slashes. Raises ClaimLost when the
+        relative_path: below the output folder, with forward slashes. peak: the most memory in
+        bytes that it took, if that is known. Raises ClaimLost when the
         task was given to another or the picture is stored already: remove the file then.
         """
         self._insist(
@@ -93,6 +95,7 @@ class ClaimedTask:
                 width=width,
                 height=height,
                 seed=seed,
+                peak=peak,
             )
         )
         self.emit(ImageSaved(index=index, width=width, height=height, seed=seed))

@@ -154,6 +154,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "make.size": "{width} × {height}",
         "make.steps": "{steps} steps",
         "make.time": "about {time}",
+        "make.memory": "{size} GB of memory",
         # the prompt inspector
         "inspect": "Inspect prompt",
         "inspect.help": "What will be painted, from which words, before anything runs",

@@ -42,9 +42,16 @@ class TaskPort(Protocol):
         """Store what the spec came to."""
 
     def commit_image(
-        self, index: int, relative_path: str, sha256: str, width: int, height: int, seed: int
+        self,
+        index: int,
+        relative_path: str,
+        sha256: str,
+        width: int,
+        height: int,
+        seed: int,
+        peak: int | None = None,
     ) -> None:
-        """Record a picture whose file is on disk."""
+        """Record a picture whose file is on disk. peak: bytes of memory that it took, if known."""
 
     def commit_skip(self, index: int) -> None:
         """Record that a picture is not wanted."""

@@ -15,6 +15,7 @@ from modules.settings.config import Settings
 from modules.settings.performance import Modes, load_modes
 from modules.settings.presets import ModelFolder
 from modules.spec.sizes import SizeTable
+from modules.worker.memory_peak import MemoryPeak
 from modules.worker.model_files import FileStamp, reading, stamp_of
 from modules.worker.saver import Saver
 
@@ -45,6 +46,11 @@ class Studio:
         policy = DevicePolicy.detect(DeviceFlags.from_mapping(self.settings.device_flags))
         policy.configure_process()
         return policy
+
+    @cached_property
+    def memory_peak(self) -> MemoryPeak:
+        """What the current picture takes."""
+        return MemoryPeak(self.policy.device)
 
     @cached_property
     def pipeline(self) -> "Pipeline":

@@ -89,13 +89,13 @@ def test_long_times_are_told_in_hours(visit):
 
     def take_long(route):
         answer = route.fetch()
-        route.fulfill(response=answer, json=answer.json() | {"picture": 3725.0})
+        route.fulfill(response=answer, json=answer.json() | {"picture": 3725.0, "memory": 5.2e9})
 
     tab.route("**/api/forecast", take_long)
     tab.locator("#image-number input[type=number]").fill("4")
     tab.locator("#size label", has_text="832×1216").click()
     tab.wait_for_function("() => document.querySelector('#make').innerText.includes('about 4 h 8')")
-    assert "4 h 8 min" in tab.locator("#make").inner_text()
+    assert "4 h 8 min · 5.2 GB of memory" in tab.locator("#make").inner_text()
 
 
 def test_a_reload_goes_on_showing_the_running_task(visit, server):

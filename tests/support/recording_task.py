@@ -44,7 +44,14 @@ class RecordingTask:
         self.resolved = resolved
 
     def commit_image(
-        self, index: int, relative_path: str, sha256: str, width: int, height: int, seed: int
+        self,
+        index: int,
+        relative_path: str,
+        sha256: str,
+        width: int,
+        height: int,
+        seed: int,
+        peak: int | None = None,
     ) -> None:
         assert index not in self.commits
         self.commits[index] = {
@@ -52,6 +59,7 @@ class RecordingTask:
             "sha256": sha256,
             "size": (width, height),
             "seed": seed,
+            "peak": peak,
         }
 
     def commit_skip(self, index: int) -> None:

@@ -165,7 +165,7 @@ const controls = {
   /** "What this will make". */
   summarize() {
     const { image_count: count } = this.shown;
-    const { steps = this.shown.steps, picture } = performanceMode.answer ?? {};
+    const { steps = this.shown.steps, picture, memory } = performanceMode.answer ?? {};
     if (!$("make") || !count) return;
     const [width, height] = pictureSize() ?? [];
     const parts = [say(count === 1 ? "make.one" : "make.many", { count })];
@@ -174,6 +174,8 @@ const controls = {
     const images = imagePrompts.facts ? imagePrompts.inForce() : 0;
     if (images) parts.push(imageCount(images));
     if (picture) parts.push(say("make.time", { time: duration(picture * count) }));
+    // What image prompts add is not known.
+    if (memory && !images) parts.push(say("make.memory", { size: gigabytes(memory) }));
     const lines = [make("span", { className: "title", text: say("make.title") })];
     lines.push(make("span", { text: parts.join(" · ") }));
     $("make").replaceChildren(...lines);

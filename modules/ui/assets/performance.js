@@ -60,10 +60,12 @@ const performanceMode = {
   },
 
   tell() {
-    const { forced = {}, missing, modes = {} } = this.answer;
+    const { forced = {}, missing, modes = {}, memory_modes: memory = {} } = this.answer;
     for (const input of document.querySelectorAll("#performance input")) {
       const seconds = modes[input.value];
       input.parentElement.dataset.time = seconds ? `~${duration(Math.max(1, seconds))}` : "";
+      const bytes = memory[input.value];
+      input.parentElement.title = bytes ? say("make.memory", { size: gigabytes(bytes) }) : "";
     }
     const note = $("performance-note");
     if (!note) return;

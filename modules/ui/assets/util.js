@@ -21,6 +21,9 @@ function duration(seconds) {
   return say("minutes", { minutes: Math.floor(whole / 60), seconds: whole % 60 });
 }
 
+/** 5200000000 → "5.2". */
+const gigabytes = (bytes) => (bytes / 1e9).toFixed(1);
+
 /** 75 → "1:15". */
 function clockTime(seconds) {
   const whole = Math.max(0, Math.floor(seconds));

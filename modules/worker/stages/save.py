@@ -38,7 +38,7 @@ def run(job: Job, studio: "Studio") -> None:
     if job.pixels is None:
         raise RuntimeError("the decode stage has not run yet")
     pixels, index, resolved, task = job.pixels, job.index, job.settled, job.task
-    seed = job.seed
+    seed, peak = job.seed, studio.memory_peak.bytes()
     recipe = None
     if not studio.settings.disable_metadata and job.file is not None:
         sha256 = studio.hashes.known(job.file)
@@ -65,7 +65,7 @@ def run(job: Job, studio: "Studio") -> None:
         )
         try:
             task.commit_image(
-                index, saved.relative_path, saved.sha256, saved.width, saved.height, seed
+                index, saved.relative_path, saved.sha256, saved.width, saved.height, seed, peak
             )
         except ClaimLost:
             # Another worker has the task by now and paints this picture itself.

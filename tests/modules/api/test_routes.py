@@ -479,6 +479,8 @@ def test_a_forecast_says_what_is_known(server):
         "picture": None,
         "steps": 12,
         "modes": {},
+        "memory": None,
+        "memory_modes": {},
         "forced": {},
         "missing": None,
     }
@@ -487,11 +489,13 @@ def test_a_forecast_says_what_is_known(server):
     (folder / "a.ckpt").write_bytes(b"")
     spec = TaskSpec(seed=1, performance="speed")
     speed = load_modes(server.context.settings.root)["speed"]
-    past = Timing(resolve_spec(spec, speed, checkpoint="a.ckpt", sizes=SDXL), 30.0)
+    past = Timing(resolve_spec(spec, speed, checkpoint="a.ckpt", sizes=SDXL), 30.0, peak=5 << 30)
     server.context.store.timings = lambda: [past]
     found = server.client.post("/api/forecast", json={"performance": "speed"}).json()
     assert (found["picture"], found["steps"]) == (30.0, 30)
     assert found["modes"]["quality"] == pytest.approx(60.0)
+    assert found["memory"] == found["memory_modes"]["quality"] == 5 << 30
+    assert "lightning" not in found["memory_modes"]  # it asks for one prediction at a time
     assert found["modes"]["lightning"] == pytest.approx(2.0)
     few = server.client.post("/api/forecast", json={"performance": "hyper_sd"}).json()
     assert (few["steps"], few["forced"]["cfg_scale"], few["forced"]["sampler"]) == (

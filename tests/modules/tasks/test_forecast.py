@@ -10,7 +10,7 @@ from modules.spec.performance import MODES
 from modules.spec.resolving import resolve_spec
 from modules.spec.sizes import SDXL
 from modules.spec.task_spec import ResolvedSpec, TaskSpec
-from modules.tasks.forecast import Timing, forecast, timings_of, work_of
+from modules.tasks.forecast import Timing, forecast, forecast_memory, timings_of, work_of
 
 
 def resolved(mode=None, **values) -> ResolvedSpec:
@@ -92,6 +92,7 @@ def row(task, index, created, **values):
         "started": 100.0 if task == "a" else 200.0,
         "resolved": resolved().model_dump_json(),
         "server_start": 90.0,
+        "peak": None,
         **values,
     }
 
@@ -116,3 +117,30 @@ def test_a_cold_picture_counts_only_where_there_is_no_other():
     cold = Timing(spec, 50.0, cold=True)
     assert forecast([cold], spec) == 50.0
     assert forecast([cold, Timing(spec, 30.0), cold], spec) == 30.0
+
+
+def test_memory_is_that_of_such_a_picture_whatever_its_steps():
+    timings = [
+        Timing(resolved(steps=8), 9.0, peak=7_000),  # with another model still in memory
+        Timing(resolved(steps=30), 30.0, peak=5_000),
+        Timing(resolved(cfg_scale=1.0), 9.0, peak=4_000),
+        Timing(resolved(width=512, height=512), 9.0, peak=3_000),
+        Timing(resolved(), 9.0),
+    ]
+    assert forecast_memory(timings, resolved(steps=60)) == 5_000
+    assert forecast_memory(timings, resolved(cfg_scale=1.0)) == 4_000
+    assert forecast_memory(timings, resolved(width=512, height=512)) == 3_000
+    assert forecast_memory(timings, resolved(width=512, height=768)) is None
+    other = resolved().model_copy(update={"checkpoint": "b.safetensors"})
+    assert forecast_memory(timings, other) is None
+    assert forecast_memory([], resolved()) is None
+
+
+def test_a_picture_turned_by_a_quarter_takes_the_same_memory():
+    lying = Timing(resolved(width=1152, height=896), 9.0, peak=5_000)
+    assert forecast_memory([lying], resolved(width=896, height=1152)) == 5_000
+
+
+def test_what_long_ago_took_less_is_forgotten():
+    now, then = (Timing(resolved(), 9.0, peak=peak) for peak in (6_000, 2_000))
+    assert forecast_memory([now] * 10 + [then], resolved()) == 6_000

@@ -26,6 +26,7 @@ from modules.spec.errors import (
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import ResolvedSpec, TaskSpec
 from modules.tasks import ids
+from modules.tasks.migrations import MIGRATIONS
 from modules.tasks.records import Claim, ClaimLost
 from modules.tasks.store import TaskStore
 
@@ -443,6 +444,29 @@ def test_a_data_folder_that_cannot_be_is_said_in_words(tmp_path):
         TaskStore(tmp_path / "data" / "easel.db")
 
 
+def test_a_list_of_the_first_version_is_read_on(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path)
+    connection.executescript(MIGRATIONS[0] + ";PRAGMA user_version = 1;")
+    connection.execute(
+        "INSERT INTO task (id, owner, schema_version, spec, state, created)"
+        " VALUES ('a', 'local', 1, '{}', 'done', 1.0)"
+    )
+    connection.execute(
+        "INSERT INTO image (task_id, idx, path, sha256, width, height, seed, created)"
+        " VALUES ('a', 0, 'a.png', '', 8, 8, 1, 2.0)"
+    )
+    connection.commit()
+    connection.close()
+    store = TaskStore(path)
+    assert store.image("a", 0).path == "a.png"
+    store.submit(spec())
+    claim = claimed(store)
+    store.add_image(claim, 0, path="b", sha256="", width=8, height=8, seed=2, peak=5)
+    assert len(store.history()) == 2
+    store.close()
+
+
 def test_kill_9_before_the_first_table_is_repaired_by_the_next_start(path):
     TaskStore(path).close()
     copy = path.with_name("half.db")
@@ -483,7 +507,8 @@ def test_timings_come_from_the_pictures(store, monkeypatch):
     )
     store.set_resolved(claim, resolved)
     add(store, claim, 0)
-    add(store, claim, 1)
+    store.add_image(claim, 1, path="b", sha256="", width=8, height=8, seed=2, peak=2**40)
     found = store.timings()
+    assert [timing.peak for timing in found] == [2**40, None]
     assert [timing.seconds for timing in found] == [6.0, 7.0]
     assert found[0].resolved == resolved
