@@ -32,7 +32,7 @@ def checkpoint_load(options: Options) -> Row:
 def checkpoint_cast(options: Options) -> Row:
     """A float16 file to a model in float32, as on a processor without bfloat16.
 
-    Half of either side's time is the system's, for twice the file's size in fresh memory.
+    About half of either side's time is the system's, for twice the file's size in fresh memory.
     """
     return _load_row("checkpoint_cast", torch.float32, options)
 

@@ -51,6 +51,8 @@ class CLIP:
         self.layer_idx: int | None = None
         self.load_report = load_report or LoadReport()
         self.embeddings = embeddings
+        self.sources: frozenset[str] = frozenset()
+        """Names of the files that the weights are from."""
 
     def clone(self) -> Self:
         """Another with the same weights, patches and layer; patches added to it are its own."""
@@ -110,17 +112,19 @@ def load_clip(
         return None
     encoders: dict[str, ClipTextModel] = {}
     unexpected: list[str] = []
+    sources: set[str] = set()
     for name, prefix in config.text_encoder_prefixes.items():
         found = _load_text_encoder(file, prefix, name, policy)
         if found is None:
             return None
         encoders[name], report = found
         unexpected += [prefix + key for key in report.unexpected]
+        sources |= {file.source_of(key) for key in _keys(file, prefix)}
     embeddings = None
     if embedding_directory is not None:
         widths = {name: encoder.config.width for name, encoder in encoders.items()}
         embeddings = EmbeddingFolder(embedding_directory, widths)
-    return CLIP(
+    clip = CLIP(
         config.clip_model(encoders, _cut(file, config, encoders)).eval().requires_grad_(False),
         config.tokenizer(),
         load_device=policy.text_encoder_device,
@@ -129,6 +133,8 @@ def load_clip(
         load_report=LoadReport(unexpected=tuple(unexpected)),
         embeddings=embeddings,
     )
+    clip.sources = frozenset(sources)
+    return clip
 
 
 def _load_text_encoder(

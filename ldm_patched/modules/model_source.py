@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
 from ldm_patched.modules.diffusers_names import (
     is_diffusers_unet,
     is_diffusers_vae,
@@ -28,8 +29,9 @@ from ldm_patched.modules.diffusers_names import (
 )
 from ldm_patched.modules.errors import CorruptModelFile, ModelFileError, UnsupportedModel
 from ldm_patched.modules.file_kinds import IGNORED
-from ldm_patched.modules.model_detection import detect_unet_config
-from ldm_patched.modules.supported_models import MODELS, UNET_PREFIX
+from ldm_patched.modules.model_detection import detect_unet_config, has_text_encoders
+from ldm_patched.modules.supported_models import BASE, MODELS, UNET_PREFIX
+from ldm_patched.modules.utils import sound_shapes
 from ldm_patched.modules.weight_file import WeightFile, open_weights
 from ldm_patched.modules.weight_header import DOWNLOAD_AGAIN
 
@@ -70,6 +72,10 @@ class JoinedWeights(WeightFile):
         file, theirs = self._places[key]
         return file.load(theirs, dtype, memory_format)
 
+    def source_of(self, key: str) -> str:
+        file, theirs = self._places[key]
+        return file.source_of(theirs)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
@@ -102,6 +108,9 @@ def open_model(path: str | Path, text_encoders: Iterable[str | Path] = ()) -> We
     places = _unet_places(file)
     if places is None:
         return file
+    with sound_shapes(file.name):
+        if _has_text(places):
+            text_encoders = ()  # none would be taken, so none is opened
     encoders = [found for other in text_encoders for found in find_text_encoders(_try(other))]
     if not encoders and all(key == place[1] for key, place in places.items()):
         return file
@@ -157,16 +166,26 @@ def find_text_encoders(file: WeightFile) -> list[TextEncoder]:
     return found
 
 
-def _with_text(places: Places, encoders: Sequence[TextEncoder]) -> Places:
-    """`places` with those encoders that its UNet reads and that it lacks."""
+def _families(places: Places) -> tuple[UNetConfig | None, list[type[BASE]]]:
+    """(the dimensions of the UNet, the families with texts that have such)."""
     meta = {key: file[theirs] for key, (file, theirs) in places.items() if UNET_PREFIX in key}
     config = detect_unet_config(meta)
     if config is None:
+        return None, []
+    return config, [f for f in MODELS if f.matches(config) and f.text_encoder_prefixes]
+
+
+def _has_text(places: Places) -> bool:
+    """Whether all text encoders of one of the UNet's families are there already."""
+    return any(has_text_encoders(places, family) for family in _families(places)[1])
+
+
+def _with_text(places: Places, encoders: Sequence[TextEncoder]) -> Places:
+    """`places` with those encoders that its UNet reads and that it lacks."""
+    config, families = _families(places)
+    if config is None or not families:
         return places
-    families = [f for f in MODELS if f.matches(config) and f.text_encoder_prefixes]
     fits = [_fitting(encoders, family.text_widths(config)) for family in families]
-    if not families:
-        return places
     shares = [len(fit) / len(f.text_widths(config)) for fit, f in zip(fits, families, strict=True)]
     best = shares.index(max(shares))
     joined = dict(places)

@@ -52,13 +52,13 @@ def load_checkpoint_guess_config(
     *,
     policy: DevicePolicy | None = None,
     text_encoder_paths: Iterable[str | Path] = (),
-    before_weights: Callable[[], object] | None = None,
+    before_weights: Callable[[BASE], object] | None = None,
 ) -> tuple[ModelPatcher | None, CLIP | None, VAE | None, clip_vision.ClipVisionModel | None]:
     """(model, text encoders, VAE, image encoder) of a checkpoint whose family its weights tell.
 
     ckpt_path: a file, a diffusers folder, or a file with the UNet alone. text_encoder_paths: files
-    with text encoders, for a model that has none of its own. before_weights: called once the file
-    is known to hold a model of a known family, before any of its weights are read. A part is None
+    with text encoders, for a model that has none of its own. before_weights: called with the
+    family once the file is known to be of one, before any of its weights are read. A part is None
     if it is not asked for or not there. embedding_directory: of the learned words that prompts may
     name. policy: devices and precisions; None detects them. Weights whose precision fits stay in
     the file's memory; others are read and cast one by one. What the file holds besides is in each
@@ -69,7 +69,7 @@ def load_checkpoint_guess_config(
     file = open_model(ckpt_path, text_encoder_paths if output_clip else ())
     config = _require_family(file)
     if before_weights is not None:
-        before_weights()
+        before_weights(config)
     model = _load_model(file, config, policy) if output_model else None
     clip = load_clip(file, config, policy, embedding_directory) if output_clip else None
     vae = _load_vae(file, config.vae_prefix, policy) if output_vae else None

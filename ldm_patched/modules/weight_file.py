@@ -54,6 +54,10 @@ class WeightFile(Mapping[str, Tensor]):
         tensor = self.mapped(key)
         return _arrange(_cast(tensor, dtype), memory_format)
 
+    def source_of(self, key: str) -> str:  # noqa: ARG002 - of several files only JoinedWeights is
+        """The name of the file that has the tensor."""
+        return self.name
+
     def __getitem__(self, key: str) -> Tensor:
         return self.mapped(key)
 

@@ -1,7 +1,7 @@
 """What may happen to a model file while it is read, in words for a person."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import contextlib
+from collections.abc import Iterable, Iterator
 
 from modules.library.catalog import ModelFile
 from modules.settings.presets import ModelFolder
@@ -22,7 +22,7 @@ def _other(file: ModelFile) -> str:
     return "choose another checkpoint"
 
 
-@contextmanager
+@contextlib.contextmanager
 def reading(file: ModelFile) -> Iterator[None]:
     """Turn what the disk says into ModelMissing or ModelCorrupt; the engine's errors pass."""
     try:
@@ -65,6 +65,15 @@ def stamp_of(file: ModelFile) -> FileStamp:
         stats = [path.stat() for path in (file.path, *parts)]
     newest = max(status.st_mtime_ns for status in stats)
     return str(file.path), sum(status.st_size for status in stats), newest
+
+
+def stamps_of(files: Iterable[ModelFile]) -> dict[FileStamp, ModelFile]:
+    """Those of the files that the disk gives, by their stamps."""
+    found = {}
+    for file in files:
+        with contextlib.suppress(ModelMissing, ModelCorrupt):
+            found[stamp_of(file)] = file
+    return found
 
 
 def size_in_words(size: int) -> str:

@@ -24,6 +24,7 @@ from ldm_patched.modules.errors import UnsupportedModel
 from ldm_patched.modules.lora import Lora, read_lora
 from ldm_patched.modules.model_management import DevicePolicy, free_memory, soft_empty_cache
 from ldm_patched.modules.model_patcher import ModelPatcher
+from ldm_patched.modules.supported_models import BASE
 from ldm_patched.modules.weight_file import open_weights
 from modules.library.catalog import ModelFile
 from modules.spec.errors import ModelUnsupported, NotANumber
@@ -31,7 +32,14 @@ from modules.worker.broken_weights import blaming_files
 from modules.worker.guidance import guided_conditions
 from modules.worker.image_prompts import ImagePromptShelf
 from modules.worker.job import Job
-from modules.worker.model_files import FileStamp, missing_part, reading, size_in_words, stamp_of
+from modules.worker.model_files import (
+    FileStamp,
+    missing_part,
+    reading,
+    size_in_words,
+    stamp_of,
+    stamps_of,
+)
 from modules.worker.previews import make_previewer
 from modules.worker.progress import Previewer
 from modules.worker.refining import last_vae, refiner_switch
@@ -51,7 +59,8 @@ class LoadedModel:
     """A checkpoint in memory. `stamp` says which version of the file it was.
 
     vae_stamp: of the file that `vae` is from, None if none was asked for. spare_stamp: of the one
-    that was taken unasked, for the checkpoint has none. loras: stamps and weights
+    that was taken unasked, for the checkpoint has none. text_stamps: of the files that `clip` is
+    from, none if it is the checkpoint's own. loras: stamps and weights
     of the adapters on `unet` and `clip`, in order; word_loras: of those that change `clip`, with
     their weights there.
     """
@@ -64,6 +73,7 @@ class LoadedModel:
     previewer: Previewer
     vae_stamp: FileStamp | None = None
     spare_stamp: FileStamp | None = None
+    text_stamps: tuple[FileStamp, ...] = ()
     loras: LoraStamps = ()
     word_loras: WordStamps = ()
 
@@ -118,6 +128,9 @@ class Pipeline:
         """
         stamp = stamp_of(file)
         vae_stamp = None if vae is None else stamp_of(vae)
+        texts = stamps_of(text_encoders)
+        if stamp in self._models and not set(self._models[stamp].text_stamps) <= texts.keys():
+            self._forget(stamp)  # a text encoder of it was replaced or taken away
         if stamp in self._models:
             self._models.move_to_end(stamp)
             model = self._models[stamp]
@@ -139,14 +152,8 @@ class Pipeline:
                 output_vae=vae is None,
                 embedding_directory=self._embeddings_path,
                 # A file that is no model at all shall not cost the one that is loaded.
-                before_weights=partial(self._make_place, file.size, beside),
+                before_weights=partial(self._admit, file, beside),
                 text_encoder_paths=[encoder.path for encoder in text_encoders],
-            )
-        purpose = "" if unet is None else unet.model.model_config.purpose
-        if purpose:
-            raise ModelUnsupported(
-                f"{file.name} {purpose} instead of painting them from words; choose another "
-                "checkpoint."
             )
         if unet is None or clip is None:
             raise missing_part(file, "text encoders", "text_encoders")
@@ -154,7 +161,8 @@ class Pipeline:
         if own is None:
             own = self._load_vae(file, vae, spare_vaes)
         previewer = make_previewer(unet, self._previews_path, self.policy)
-        model = LoadedModel(stamp, file.name, unet, clip, own, previewer, vae_stamp, spare)
+        taken = tuple(s for s, encoder in texts.items() if encoder.path.name in clip.sources)
+        model = LoadedModel(stamp, file.name, unet, clip, own, previewer, vae_stamp, spare, taken)
         self._models[stamp] = model
         return model
 
@@ -247,6 +255,16 @@ class Pipeline:
         self._dressed[model.stamp] = dressed
         return dressed
 
+    def _admit(self, file: ModelFile, beside: int, family: BASE) -> None:
+        """Before the weights of `file` are read. Raises ModelUnsupported for what does not paint
+        pictures from words."""
+        if family.purpose:
+            raise ModelUnsupported(
+                f"{file.name} {family.purpose} instead of painting them from words; choose another "
+                "checkpoint."
+            )
+        self._make_place(file.size, beside)
+
     def _make_place(self, size: int, beside: int = 0) -> None:
         """Forget the models used longest ago until one of `size` bytes fits in the computer.
 
@@ -260,14 +278,18 @@ class Pipeline:
         """Forget all but the `keep` models used last, and give their memory back."""
         dropped = len(self._models) > keep
         while len(self._models) > keep:
-            stamp, _ = self._models.popitem(last=False)
-            self._dressed.pop(stamp, None)  # it holds on to the model
-            for prompt in [key for key in self._prompts if key[0] == stamp]:
-                del self._prompts[prompt]
-            for lora in [key for key in self._loras if key[0] == stamp]:
-                del self._loras[lora]
+            self._forget(next(iter(self._models)))
         if dropped:
             self.free_memory()
+
+    def _forget(self, stamp: FileStamp) -> None:
+        """Let go of a model and of what was made from it."""
+        del self._models[stamp]
+        self._dressed.pop(stamp, None)  # it holds on to the model
+        for prompt in [key for key in self._prompts if key[0] == stamp]:
+            del self._prompts[prompt]
+        for lora in [key for key in self._loras if key[0] == stamp]:
+            del self._loras[lora]
 
     def make_room(self) -> None:
         """After memory ran out: all leave the device, and only the model used last is kept."""

@@ -27,10 +27,11 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("purpose", OTHERS)
-def test_a_model_with_another_purpose_says_so(studio, tiny_checkpoint, purpose):
+def test_a_model_with_another_purpose_says_so(studio, tiny_checkpoint, monkeypatch, purpose):
     from safetensors.torch import load_file, save_file
 
     from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
+    from ldm_patched.modules.weight_file import SafetensorsFile
     from tests.support.unet_oracle import make_unet
 
     config = UNetConfig(
@@ -45,7 +46,10 @@ def test_a_model_with_another_purpose_says_so(studio, tiny_checkpoint, purpose):
     tiny = load_file(str(tiny_checkpoint))
     weights |= {key: weight for key, weight in tiny.items() if key.startswith("first_stage")}
     save_file(weights, str(studio.settings.models_path / "checkpoints" / "other.safetensors"))
+    read = []
+    monkeypatch.setattr(SafetensorsFile, "load", lambda _, key, *__: read.append(key))
     task = paint(studio, checkpoint="other.safetensors")
+    assert read == []  # the header tells
     assert task.code == "E_MODEL_UNSUPPORTED"
     assert f"other.safetensors {purpose} instead of painting" in task.message
 

@@ -1,13 +1,14 @@
 """Models whose parts the user chooses or keeps apart: VAE, text encoders, CLIP skip, folders."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ldm_patched.modules import sd
+from ldm_patched.modules import model_source, sd
 from modules.library.catalog import ModelFile
 from modules.library.model_sizes import model_sizes
 from modules.settings.presets import ModelFolder
@@ -94,6 +95,35 @@ def test_of_two_vaes_none_is_guessed(studio, apart):
     (files / "other.safetensors").write_bytes((files / "vae.safetensors").read_bytes())
     with pytest.raises(ModelUnsupported, match="choose it in the VAE list"):
         refresh(studio, "unet.safetensors", **parts(studio))
+
+
+def test_a_replaced_text_encoder_is_noticed(studio, apart):
+    before = refresh(studio, "unet.safetensors", **parts(studio))
+    assert refresh(studio, "unet.safetensors", **parts(studio)) is before
+    assert len(before.text_stamps) == 2
+    words = studio.pipeline.encode(before, ["a boat"])[0][0]
+    write(studio, ModelFolder.TEXT_ENCODERS, "unused.safetensors", {"x": torch.ones(2)})
+    assert refresh(studio, "unet.safetensors", **parts(studio)) is before
+    path = find(studio, ModelFolder.TEXT_ENCODERS, "clip_l.safetensors").path
+    weights = {k: -v if v.is_floating_point() else v for k, v in load_file(str(path)).items()}
+    path.unlink()  # else the new file would be written over the one that is in use
+    write(studio, ModelFolder.TEXT_ENCODERS, "clip_l.safetensors", weights)
+    after = refresh(studio, "unet.safetensors", **parts(studio))
+    assert after is not before
+    assert not torch.allclose(studio.pipeline.encode(after, ["a boat"])[0][0], words)
+
+
+def test_only_a_checkpoint_without_them_has_text_encoders_opened(studio, apart, monkeypatch):
+    opened = []
+    real = model_source.open_weights
+    monkeypatch.setattr(
+        model_source, "open_weights", lambda path: opened.append(Path(path).name) or real(path)
+    )
+    model = refresh(studio, "tiny.safetensors", **parts(studio))
+    assert opened == ["tiny.safetensors"]
+    assert model.text_stamps == ()
+    refresh(studio, "unet.safetensors", **parts(studio))
+    assert {"clip_l.safetensors", "clip_g.safetensors"} <= set(opened)
 
 
 def test_another_spare_vae_takes_the_place_of_the_one_before(studio, apart):
