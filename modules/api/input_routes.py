@@ -11,7 +11,7 @@ from modules.api.thumbnails import MIME_TYPE, SIDE, Thumbnails, as_webp
 from modules.gallery.maps import map_of
 from modules.gallery.read_image import image_type
 from modules.library.control_files import missing_files
-from modules.library.model_sizes import text_width
+from modules.library.text_width import text_width
 from modules.spec import limits
 from modules.spec.errors import ModelMissing
 from modules.spec.image_prompt import ImagePrompt, ImagePromptType
@@ -90,7 +90,7 @@ def control_types(context: ServerContext, checkpoint: str = "") -> list[dict[str
     `missing`: for the family of `checkpoint`, as {"file", "folder", "size", "url"} each.
     """
     try:
-        width = text_width(context.catalog.find_checkpoint(checkpoint))
+        width = text_width(context.catalog.find_checkpoint(checkpoint)).width
     except ModelMissing:
         width = None
     return [

@@ -57,7 +57,7 @@ def face_of(pixels: np.ndarray, prompt: ImagePrompt) -> np.ndarray:
     if not faces:
         raise SpecError(
             "No face was found in the picture of an image prompt; choose one that shows a face "
-            "from the front, or take the picture as it is (skip_preprocess).",
+            "from the front, or take the picture as it is.",
             FIELD,
         )
     if prompt.face > len(faces):

@@ -1,5 +1,4 @@
-"""The picture sizes that a checkpoint paints well, and how wide its texts are, read from the names
-in its file alone.
+"""The picture sizes that a checkpoint paints well, read from the names in its file alone.
 
 A safetensors file may say so in its metadata: `easel.area`, the pixels it was trained on, and
 `easel.ratios`, a JSON list such as ["1:1", "3:2"], the default first; or `modelspec.resolution`,
@@ -21,7 +20,6 @@ PIXELS_PER_LATENT = 8
 HEADER_BYTES = 16 * 1024 * 1024  # as much as the loader reads
 RATIOS = 64
 _FAMILIES = ((b"cond_stage_model.transformer.", SD1), (b"cond_stage_model.model.", SD2))
-_NETWORK, _READS_TEXT = "model.diffusion_model.", ".attn2.to_k.weight"
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError),
     *(OverflowError, RecursionError),
@@ -45,22 +43,6 @@ def model_sizes(file: ModelFile | None) -> SizeTable:
         area, known = 0, []
     by_area = _by_area(area, known)
     return by_area or next((table for name, table in _FAMILIES if name in head), SDXL)
-
-
-def text_width(file: ModelFile | None) -> int | None:
-    """How wide the texts are that the file's network reads (2048 for SDXL); None if not known."""
-    if file is None:
-        return None
-    try:
-        if file.path.is_dir():
-            width = _settings_of_folder(file)["cross_attention_dim"]
-            return int(width[0] if isinstance(width, list) else width)
-        for name, entry in json.loads(_head(file)).items():
-            if name.startswith(_NETWORK) and name.endswith(_READS_TEXT):
-                return int(entry["shape"][1])
-    except _UNREADABLE:
-        pass
-    return None
 
 
 def _by_area(area: int, ratios: Sequence[str] = ()) -> SizeTable | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modules.library.catalog import ModelFile
-from modules.library.model_sizes import model_sizes, text_width
+from modules.library.model_sizes import model_sizes
 from modules.settings.presets import ModelFolder
 from modules.spec.sizes import SD1, SD2, SDXL, Size
 
@@ -113,26 +113,3 @@ def test_no_file_is_sdxl(tmp_path):
     assert model_sizes(None) == SDXL
     missing = ModelFile("x", tmp_path / "x", 10, ModelFolder.CHECKPOINTS)
     assert model_sizes(missing) == SDXL
-
-
-def test_the_width_of_texts_is_that_of_the_first_layer_that_reads_them(tmp_path):
-    name = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
-    entries = {name: {"dtype": "F16", "shape": [640, 2048], "data_offsets": [0, 2621440]}}
-    assert text_width(checkpoint(tmp_path / "a.safetensors", json.dumps(entries).encode())) == 2048
-    folder = tmp_path / "b" / "unet"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text('{"cross_attention_dim": 768}')
-    file = ModelFile("b", folder.parent, 1, ModelFolder.CHECKPOINTS)
-    assert text_width(file) == 768
-    (folder / "config.json").write_text('{"cross_attention_dim": []}')
-    assert text_width(file) is None
-
-
-@pytest.mark.parametrize(
-    "header",
-    [b"", b"[]", b"nonsense", b'{"model.diffusion_model.attn2.to_k.weight": []}',
-     b'{"model.diffusion_model.a.attn2.to_k.weight": {"shape": [1]}}', b'{"a": {}}'],
-)  # fmt: skip
-def test_the_width_of_texts_of_other_files_is_not_known(tmp_path, header):
-    assert text_width(checkpoint(tmp_path / "a.safetensors", header)) is None
-    assert text_width(None) is None
