@@ -71,6 +71,8 @@ def interleave(
 
     after: what puts a candidate's work back, beside the clock.
     """
+    if unknown := set(after or ()) - set(candidates):
+        raise ValueError(f"There is no candidate {sorted(unknown)} to put back.")
     order, draw = list(candidates), random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in order}
     for number in range(warm_ups + rounds):

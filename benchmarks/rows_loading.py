@@ -195,7 +195,7 @@ def _merge_row(
         {"diffusers + peft": their_call},
         after={
             "ours": ours.unpatch_model,
-            "diffusers and peft, load_lora_adapter and fuse_lora": their_reset,
+            "diffusers + peft": their_reset,
         },
         rounds=options.rounds,
         error=error,

@@ -4,9 +4,12 @@ The detectors are OpenCV's Haar cascades, which come inside its package and need
 """
 
 import math
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,6 +43,9 @@ class Face:
         return first, second
 
 
+_searching = threading.Lock()  # a classifier keeps what it works on in itself
+
+
 @cache
 def _cascade(name: str) -> "cv2.CascadeClassifier":
     return cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / f"haarcascade_{name}.xml"))
@@ -55,8 +61,12 @@ def find_faces(image: np.ndarray) -> list[Face]:
     if min(grey.shape) < 24:
         return []
     least = max(24, int(SMALLEST * min(grey.shape)))
-    boxes = _cascade("frontalface_alt2").detectMultiScale(
-        grey, scaleFactor=1.1, minNeighbors=NEIGHBOURS, minSize=(least, least)
+    boxes = _search(
+        "frontalface_alt2",
+        grey,
+        scaleFactor=1.1,
+        minNeighbors=NEIGHBOURS,
+        minSize=(least, least),
     )
     faces = [
         Face(tuple(float(n) / factor for n in box), _eyes(grey, [int(n) for n in box], factor))
@@ -65,15 +75,20 @@ def find_faces(image: np.ndarray) -> list[Face]:
     return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
 
 
+def _search(name: str, grey: np.ndarray, **how: Any) -> Sequence[Sequence[int]]:
+    """Boxes (left, top, width, height) of what the cascade `name` finds."""
+    with _searching:
+        return _cascade(name).detectMultiScale(grey, **how)
+
+
 def _eyes(
     grey: np.ndarray, box: list[int], factor: float
 ) -> tuple[tuple[float, float], tuple[float, float]] | None:
     """The likeliest pair in the upper part of a face: one on each side, about level."""
     left, top, width, height = box
     part = grey[top : top + int(height * 0.6), left : left + width]
-    found = _cascade("eye").detectMultiScale(
-        part, scaleFactor=1.05, minNeighbors=4, minSize=(max(8, width // 10),) * 2
-    )
+    least = (max(8, width // 10),) * 2
+    found = _search("eye", part, scaleFactor=1.05, minNeighbors=4, minSize=least)
     middles = [(x + w / 2, y + h / 2) for x, y, w, h in found]
     best, smallest = None, 0.35  # radians; a frontal face is never tilted more in a box
     for a in middles:

@@ -231,7 +231,10 @@ def sizes_of(base: Path) -> tuple[tuple[int, int], ...]:
 def page_sizes(area: int) -> tuple[tuple[int, int], ...]:
     """The picture book's sizes, (width, height), brought to about `area` pixels."""
     factor = (area / (SIZES[0][0] * SIZES[0][1])) ** 0.5
-    return tuple((round(w * factor / 32) * 32, round(h * factor / 32) * 32) for w, h in SIZES)
+    return tuple(
+        (max(32, round(w * factor / 32) * 32), max(32, round(h * factor / 32) * 32))
+        for w, h in SIZES
+    )
 
 
 def _pages(args: argparse.Namespace, **kinds: Any) -> PagePlan:

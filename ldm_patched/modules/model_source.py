@@ -108,9 +108,11 @@ def open_model(path: str | Path, text_encoders: Iterable[str | Path] = ()) -> We
     places = _unet_places(file)
     if places is None:
         return file
-    with sound_shapes(file.name):
-        if _has_text(places):
-            text_encoders = ()  # none would be taken, so none is opened
+    text_encoders = tuple(text_encoders)
+    if text_encoders:
+        with sound_shapes(file.name):
+            if _has_text(places):
+                text_encoders = ()  # none would be taken, so none is opened
     encoders = [found for other in text_encoders for found in find_text_encoders(_try(other))]
     if not encoders and all(key == place[1] for key, place in places.items()):
         return file

@@ -13,7 +13,7 @@ from ldm_patched.modules.errors import CorruptModelFile
 if TYPE_CHECKING:
     from ldm_patched.modules.model_base import BaseModel
 
-EDM_RANGE = ("sigma_min", "sigma_max")
+EDM_RANGE = {"sigma_min": 0.002, "sigma_max": 120.0}  # what the schedule has where a file is silent
 SIGMA_RANGE = (1e-5, 1e5)  # far beyond any model's; outside of it float32 loses the steps
 LARGEST_STATISTIC = 1e4
 
@@ -82,9 +82,7 @@ def _sigmas(found: Mapping[str, Tensor], file: str) -> dict[str, float]:
     if any(tensor.numel() != 1 for tensor in found.values()):
         raise _senseless(file, "its noise levels")
     sigmas = {name: float(tensor) for name, tensor in found.items()}
-    low, high = (
-        sigmas.get(name, limit) for name, limit in zip(EDM_RANGE, SIGMA_RANGE, strict=True)
-    )
+    low, high = (sigmas.get(name, usual) for name, usual in EDM_RANGE.items())
     if not SIGMA_RANGE[0] <= low < high <= SIGMA_RANGE[1]:
         raise _senseless(file, "its noise levels")
     return sigmas

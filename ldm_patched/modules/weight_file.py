@@ -116,15 +116,17 @@ class SafetensorsFile(WeightFile):
         return len(self.entries)
 
     def mapped(self, key: str) -> Tensor:
-        if key not in self._mapped:
-            with torch.inference_mode(False):
-                self._mapped[key] = self._map(self.entries[key])
+        if key in self._mapped:
+            return self._mapped[key]
+        entry = self.entries[key]
+        with torch.inference_mode(False):
+            if entry.start == entry.end or entry.start % entry.dtype.itemsize:
+                # Nothing to map, or misaligned for its type: memory of its own, so not kept here.
+                return self._read(entry, torch.empty(entry.shape, dtype=entry.dtype))
+            self._mapped[key] = self._map(entry)
         return self._mapped[key]
 
     def _map(self, entry: Entry) -> Tensor:
-        if entry.start == entry.end or entry.start % entry.dtype.itemsize:
-            # Nothing to map, or misaligned for its type.
-            return self._read(entry, torch.empty(entry.shape, dtype=entry.dtype))
         if self._storage is None:
             self._storage = torch.UntypedStorage.from_file(
                 str(self._path), shared=False, nbytes=self._size

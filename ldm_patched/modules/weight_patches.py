@@ -155,6 +155,8 @@ def require_fit(patch: WeightPatch, shape: Sequence[int]) -> None:
     """Raises ValueError, RuntimeError or IndexError for a patch that fits no weight of `shape`."""
     if _is_plain_product(patch):  # thousands of them in a file: counted, not computed
         up, down = patch[1][:2]
+        if up.ndim < 2 or down.ndim < 2 or not down.numel():
+            raise ValueError("A factor is no matrix, or is empty.")
         rank = down.shape[0]
         fits = up.shape[0] == shape[0] and up.numel() == shape[0] * rank
         if not fits or down.numel() * shape[0] != rank * math.prod(shape):
@@ -168,8 +170,9 @@ def patched_weight(weight: Tensor, patches: Sequence[tuple[float, WeightPatch, f
 
     Computed in float32 and cast back, in the memory format of `weight`, which is not written to.
     """
-    products = [_product(patch, weight) for _, patch, _ in patches]
-    if weight.is_contiguous() and all(products):
+    are_rows = weight.ndim > 1 and weight.is_contiguous()
+    products = [_product(patch, weight) for _, patch, _ in patches] if are_rows else [None]
+    if all(products):
         terms = [
             (up, down, strength * scale, own)
             for (strength, _, own), (up, down, scale) in zip(patches, products, strict=True)

@@ -78,6 +78,15 @@ class LoadedModel:
     word_loras: WordStamps = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Dressed:
+    """`bare` with its LoRAs on; is_whole: all that were asked for, not those that fit alone."""
+
+    bare: LoadedModel
+    model: LoadedModel
+    is_whole: bool
+
+
 class Pipeline:
     """What a worker keeps between tasks."""
 
@@ -103,7 +112,7 @@ class Pipeline:
         self._models: OrderedDict[FileStamp, LoadedModel] = OrderedDict()
         self._prompts: OrderedDict[PromptKey, Conditions] = OrderedDict()
         self._loras: OrderedDict[tuple[FileStamp, FileStamp], Lora] = OrderedDict()
-        self._dressed: dict[FileStamp, LoadedModel] = {}
+        self._dressed: dict[FileStamp, _Dressed] = {}
         self._models_kept, self._prompts_kept = models_kept, prompts_kept
         self._loras_kept, self._free_ram = loras_kept, free_ram
 
@@ -131,6 +140,7 @@ class Pipeline:
         texts = stamps_of(text_encoders)
         if stamp in self._models and not set(self._models[stamp].text_stamps) <= texts.keys():
             self._forget(stamp)  # a text encoder of it was replaced or taken away
+            self.free_memory()
         if stamp in self._models:
             self._models.move_to_end(stamp)
             model = self._models[stamp]
@@ -231,28 +241,34 @@ class Pipeline:
         model, so that the weights of a whole batch are changed once. Raises as `lora`.
         """
         stamps = tuple((stamp_of(file), weight, clip) for file, weight, clip in loras)
-        dressed = self._dressed.get(model.stamp)
-        if dressed is not None and dressed.loras == stamps:
-            return dressed
+        kept = self._dressed.get(model.stamp)
+        if (
+            kept is not None
+            and (kept.bare, kept.model.loras) == (model, stamps)
+            and (fitting_only or kept.is_whole)
+        ):
+            return kept.model
         self._dressed.pop(model.stamp, None)  # let go of it while the next one is made
         if not stamps:
             return model
         unet, clip = model.unet.clone(), model.clip.clone()
         words: list[tuple[FileStamp, float]] = []
+        is_whole = True
         for (file, weight, clip_weight), (stamp, _, _) in zip(loras, stamps, strict=True):
             try:
                 found = self.lora(model, file)
             except UnsupportedModel:
-                if fitting_only:
-                    continue
-                raise
+                if not fitting_only:
+                    raise
+                is_whole = False
+                continue
             if weight:
                 unet.add_patches(found.unet, weight)
             if clip_weight and found.clip:
                 clip.add_patches(found.clip, clip_weight)
                 words.append((stamp, clip_weight))
         dressed = replace(model, unet=unet, clip=clip, loras=stamps, word_loras=tuple(words))
-        self._dressed[model.stamp] = dressed
+        self._dressed[model.stamp] = _Dressed(model, dressed, is_whole)
         return dressed
 
     def _admit(self, file: ModelFile, beside: int, family: BASE) -> None:

@@ -6,6 +6,7 @@ gone on with by starting it again.
 """
 
 import argparse
+import contextlib
 import io
 import logging
 import sys
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Paint what is missing; 0 if every picture was made, 1 after an error, 130 after Ctrl+C."""
     given, rest = build_parser().parse_known_args(argv)
     try:
-        spec, settings, _ = read_request([given.subject, "--seed", given.seed, "-n", "1", *rest])
+        spec, settings, _ = read_request([given.subject, "--seed", given.seed, *rest, "-n", "1"])
         book = Shelf(settings.root, settings.presets_path).books().styles
         wanted = [book.find(name) for name in given.only] if given.only else list(book)
     except StudioError as error:
@@ -99,7 +100,8 @@ def paint(
                     "The small picture could not be saved; free some space and make the data "
                     "folder writable, then start again."
                 )
-            path.unlink()
+            with contextlib.suppress(OSError):  # its folder goes with the end anyway
+                path.unlink()
     finally:
         studio.close()
     return ""

@@ -15,6 +15,7 @@ from modules.tasks.events import Loading
 from modules.worker.job import Job
 
 if TYPE_CHECKING:
+    from modules.worker.pipeline import Conditions, LoadedModel
     from modules.worker.studio import Studio
 
 
@@ -80,20 +81,25 @@ def encode(job: Job, studio: "Studio") -> None:
     """
     if job.base is None:
         raise RuntimeError("the run part of this stage has not run yet")
-    prompt, pipeline = job.prompt, studio.pipeline
+    pipeline = studio.pipeline
     loras = [(job.lora_files[use.file], use.weight, use.clip_weight) for use in job.lora_uses]
     model = pipeline.with_loras(job.base, loras)
     if model is not job.model:
         job.model, job.unet = model, None
-    skip = job.spec.clip_skip
-    job.positive = pipeline.encode(model, prompt.positive, prompt.pooled_count, skip)
-    if job.settled.cfg_scale == 1.0:  # the sampler never asks for the other one
-        job.negative = job.positive
-    else:
-        job.negative = pipeline.encode(model, prompt.negative, len(prompt.negative), skip)
+    job.positive, job.negative = _conditions(job, studio, model)
     if job.plain_refiner is not None:
         # Most LoRAs are made for the checkpoint; a refiner of its family takes them, too.
-        refiner = pipeline.with_loras(job.plain_refiner, loras, fitting_only=True)
-        job.refiner = refiner
-        job.refiner_positive = pipeline.encode(refiner, prompt.positive, prompt.pooled_count, skip)
-        job.refiner_negative = pipeline.encode(refiner, prompt.negative, len(prompt.negative), skip)
+        job.refiner = pipeline.with_loras(job.plain_refiner, loras, fitting_only=True)
+        job.refiner_positive, job.refiner_negative = _conditions(job, studio, job.refiner)
+
+
+def _conditions(
+    job: Job, studio: "Studio", model: "LoadedModel"
+) -> tuple["Conditions", "Conditions"]:
+    """(positive, negative) of the current picture as `model` reads them."""
+    prompt, encode = job.prompt, studio.pipeline.encode
+    skip = job.spec.clip_skip
+    positive = encode(model, prompt.positive, prompt.pooled_count, skip)
+    if job.settled.cfg_scale == 1.0:  # the sampler never asks for the other one
+        return positive, positive
+    return positive, encode(model, prompt.negative, len(prompt.negative), skip)

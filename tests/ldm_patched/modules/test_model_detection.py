@@ -136,6 +136,7 @@ def test_files_say_what_their_network_predicts(
         ({"edm_vpred.sigma_max": math.inf}, "noise levels"),
         ({"edm_vpred.sigma_max": 1e30}, "noise levels"),
         ({"edm_vpred.sigma_max": -80.0}, "noise levels"),
+        ({"edm_vpred.sigma_max": 0.001}, "noise levels"),  # below the least that is usual
         ({"edm_vpred.sigma_max": [80.0, 90.0]}, "noise levels"),
         ({"edm_vpred.sigma_max": 80.0, "edm_vpred.sigma_min": 0.0}, "noise levels"),
         ({"edm_vpred.sigma_max": 80.0, "edm_vpred.sigma_min": 90.0}, "noise levels"),

@@ -22,6 +22,7 @@ from ldm_patched.modules.weight_file import LazyWeights, open_weights
 TENSORS = {
     "a.weight": torch.arange(12, dtype=torch.float16).view(3, 4),
     "b.weight": torch.arange(36, dtype=torch.float32).view(1, 4, 3, 3) / 7,
+    "wide": torch.arange(180, dtype=torch.float32).view(5, 4, 3, 3) / 3,
     "c": torch.tensor(2.5, dtype=torch.bfloat16),
     "ids": torch.arange(77)[None],
     "empty": torch.empty(0, 4),
@@ -99,9 +100,10 @@ def test_a_large_tensor_is_read_some_rows_at_a_time(sound, monkeypatch, form):
     for size in (1, 40, 10**6):
         monkeypatch.setattr(weight_file, "AT_A_TIME", size)
         file = open_weights(sound)
-        for name in ("a.weight", "b.weight", "c", "empty"):
+        for name in ("a.weight", "b.weight", "wide", "c", "empty"):
             loaded = file.load(name, torch.float64, form)
             torch.testing.assert_close(loaded, TENSORS[name].double(), rtol=0, atol=0)
+            assert loaded.ndim < 4 or loaded.is_contiguous(memory_format=form)
 
 
 def test_tensors_that_are_misaligned_for_their_type_are_read(tmp_path):
@@ -225,7 +227,7 @@ def measured_refusal(path):
     """(seconds, growth of the peak memory in MB) of refusing `path` in a process of its own."""
     code = """
 import resource, sys, time
-from ldm_patched.modules import utils, weight_file
+from ldm_patched.modules import utils
 from ldm_patched.modules.errors import CorruptModelFile
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()

@@ -172,3 +172,21 @@ def test_a_large_weight_is_patched_some_rows_at_a_time(monkeypatch):
     for numbers in (1, 20, 10**6):  # one row, two rows, all
         monkeypatch.setattr(weight_patches, "AT_A_TIME", numbers)
         torch.testing.assert_close(patched_weight(weight, patches), expected)
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "shape"),
+    [((6,), (1, 10), (6, 10)), ((6, 1), (1,), (6, 1)), ((6, 0), (0, 10), (6, 10))],
+    ids=["up is no matrix", "down is no matrix", "no rank"],
+)
+def test_factors_that_cannot_be_merged_are_refused_before(up, down, shape):
+    with pytest.raises(ValueError, match="no matrix"):
+        require_fit(("lora", (torch.ones(up), torch.ones(down), 1.0, None)), shape)
+
+
+def test_a_product_for_a_norm_is_added():
+    weight, up, down = draw(11, (6,), (6, 2), (2, 1))
+    patch = ("lora", (up, down, 1.0, None))
+    require_fit(patch, weight.shape)
+    found = patched_weight(weight, [(0.7, patch, 1.0)])
+    torch.testing.assert_close(found, weight + 0.7 * 0.5 * (up @ down).flatten())

@@ -195,9 +195,9 @@ def test_the_refiner_takes_the_loras_that_fit_it(studio, loras):
     base = pipeline.refresh(catalog.find_checkpoint(name))
     put_lora(studio, "wide.safetensors", (UNET, {key: torch.empty(9, 9) for key in UNET_LAYERS}))
     with_misfit = [(file, 1.0, 1.0) for file in catalog.files(ModelFolder.LORAS)]
+    found = pipeline.with_loras(base, with_misfit, fitting_only=True)
     with pytest.raises(UnsupportedModel, match="wide"):
         pipeline.with_loras(base, with_misfit)
-    found = pipeline.with_loras(base, with_misfit, fitting_only=True)
     assert set(found.unet.patches) == set(pipeline.with_loras(base, with_misfit[:2]).unet.patches)
 
 
