@@ -28,8 +28,9 @@ Side = Annotated[int | None, Query(ge=limits.SIDE_MIN, le=limits.SIDE_MAX)]
 
 def add_input_routes(router: APIRouter, context: ServerContext, thumbnails: Thumbnails) -> None:
     """POST /api/inputs; GET /api/inputs/{hash} and its map; GET /api/controls."""
-    # A large picture takes half a GB while it is read: whoever comes third waits.
-    reading = anyio.CapacityLimiter(2)
+    # A large picture takes half a GB while it is read: whoever comes third waits. Maps take turns
+    # of their own, so that a slider that asks for many does not hold up what is sent.
+    reading, mapping = anyio.CapacityLimiter(2), anyio.CapacityLimiter(1)
     maps = Thumbnails(context.settings.thumbnail_path / "maps", files_max=MAPS_KEPT)
     body = {"requestBody": {"content": {"image/*": {"schema": {"type": "string"}}}}}
 
@@ -55,6 +56,7 @@ def add_input_routes(router: APIRouter, context: ServerContext, thumbnails: Thum
 
     @router.get("/api/inputs/{image}/map", response_class=Response)
     async def map_route(
+        request: Request,
         image: Hash,
         type: ImagePromptType,  # noqa: A002 - the name in the address and in the request
         canny_low: Threshold = 64,
@@ -67,7 +69,10 @@ def add_input_routes(router: APIRouter, context: ServerContext, thumbnails: Thum
             image=image, type=type, face=face, canny_low=canny_low, canny_high=canny_high
         )
         size = (width, height) if width and height else None
-        made = await anyio.to_thread.run_sync(made_map, prompt, size, limiter=reading)
+        async with mapping:
+            if await request.is_disconnected():  # the slider has moved on
+                return Response(status_code=204)
+            made = await anyio.to_thread.run_sync(made_map, prompt, size)
         return Response(made, media_type=MIME_TYPE, headers=CACHED)
 
     def made_map(prompt: ImagePrompt, size: tuple[int, int] | None) -> bytes:

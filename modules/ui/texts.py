@@ -206,6 +206,9 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "ip.large": "The picture has more than the {most} MB that are read; make it smaller.",
         "ip.unreadable": "The file cannot be read; choose a picture.",
         "ip.of.file": "{file}: {sentence}",
+        "ip.waiting": "The pictures are still on their way; painting begins when they are there.",
+        "ip.not.sent": "A picture could not be taken, so nothing was sent: look at the image "
+        "prompts, then press Generate again.",
         "ip.lost": "This picture is not stored any more; choose it again.",
         "ip.narrow": "Only the middle of so narrow a picture counts.",
         "ip.type": "Type of image prompt {number}",
@@ -265,6 +268,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "everywhere.",
         "region.painted": "a region is painted",
         "region.lost": "The painted region is not stored any more; paint it again.",
+        "region.unkept": "The region was not kept, because its picture is gone; paint it again.",
         "region.brush": "Brush",
         "region.erase": "Erase",
         "region.clear": "Clear",

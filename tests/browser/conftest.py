@@ -85,9 +85,10 @@ def visit(chromium: Any, server: RunningPage) -> Iterator[Callable[..., Window]]
 
 
 def ready(tab: Any) -> None:
-    """Wait until the page's script has taken over."""
+    """Wait until the page's script has taken over and the form holds what it held before."""
     tab.wait_for_selector("#generate span")
     tab.wait_for_function("() => document.querySelector('#make')?.children.length === 2")
+    tab.wait_for_selector("html[data-restored]")
 
 
 def generate(

@@ -204,6 +204,27 @@ def test_generate_waits_for_a_picture_that_is_on_its_way(visit, server):
     assert prompt.image == name_of(hills(8))
 
 
+def test_nothing_is_sent_without_a_picture_that_was_refused_meanwhile(visit, server):
+    window = visit()
+    window.forgive = "422"
+    tab, held = window.page, []
+    tab.route("**/api/inputs", lambda route: held.append(route))  # noqa: PLW0108
+    open_drawer(tab)
+    drop(tab, "#ip-slot-1", ("a.png", "image/png", hills(8)))
+    tab.wait_for_selector("#ip-slot-1[aria-busy=true]")
+    generate(tab, "quick hills")
+    tab.wait_for_selector("#generate[aria-busy=true]")
+    held[0].fulfill(status=422, json={"error": {"code": "E_SPEC", "message": "No room."}})
+    tab.wait_for_selector("#error:not([hidden])")
+    assert "nothing was sent" in tab.locator("#error-text").inner_text()
+    assert "No room." in tab.locator("#ip-slot-1").inner_text()
+    assert tab.evaluate("location.hash") == ""
+    tab.wait_for_selector("#generate:not([aria-busy])")
+    generate(tab, "quick hills")  # the picture is given up
+    wait_state(tab, "done")
+    assert server.pool.view(task_of(tab)).spec.image_prompts == ()
+
+
 def test_turned_and_narrow_pictures_are_shown_as_they_are_seen(visit):
     tab = visit().page
     open_drawer(tab)

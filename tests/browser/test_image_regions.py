@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from modules.gallery.inputs import InputStore
-from tests.browser.conftest import generate, ready, wait_state
+from tests.browser.conftest import generate, ready, task_of, wait_state
 from tests.browser.pictures import (
     PHONE,
     choose,
@@ -42,9 +42,15 @@ def test_the_map_is_shown_before_anything_is_painted(visit, server):
     size = "(({ naturalWidth, naturalHeight }) => [naturalWidth, naturalHeight])(%s)"
     assert tab.evaluate(size % "document.querySelector('#adjust-image')") == [1152, 896]
     photograph(tab, "image-prompt-map-desktop")
-    address = tab.url
     drop(tab, "#adjust", ("b.png", "image/png", hills(2)))  # is not opened in place of the page
-    assert tab.url == address
+    left = """() => {
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File(["x"], "b.png", { type: "image/png" }));
+        const event = new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer });
+        return document.querySelector("#adjust").dispatchEvent(event);
+    }"""
+    assert tab.evaluate(left) is False  # the browser is told to leave it
+    assert tab.locator(".ip-slot:not(.empty)").count() == 1
     slide(tab, "#adjust-canny-low", 10)
     slide(tab, "#adjust-canny-high", 30)
     tab.wait_for_selector("#adjust-image[src*='canny_low=10&canny_high=30']")
@@ -151,6 +157,47 @@ def test_a_region_is_painted_kept_cleared_and_sent(visit, server):
     tab.wait_for_selector("#ip-slot-2 .ip-adjust:not(.on)")
     entries = json.loads(tab.locator("#image-prompts-value :is(textarea, input)").input_value())
     assert [entry["region"] for entry in entries] == [None, None]
+
+
+def test_a_region_that_comes_late_stays_with_its_picture(visit, server):
+    tab = visit().page
+    open_drawer(tab)
+    drop(tab, "#ip-slot-1", ("a.png", "image/png", hills()), ("b.png", "image/png", hills(2)))
+    filled(tab, 2)
+    tab.locator("#ip-slot-1 .ip-adjust").click()
+    tab.locator("#region-tools button", has_text="Top half").click()
+    tab.locator("#adjust-done").click()
+    tab.wait_for_selector("#ip-slot-1 .ip-adjust.on")
+    entries = json.loads(tab.locator("#image-prompts-value :is(textarea, input)").input_value())
+    stored, held = entries[0]["region"], []
+
+    def hold(route):
+        if stored in route.request.url:
+            held.append(route)
+        else:
+            route.continue_()
+
+    tab.route("**/api/inputs/*", hold)
+    tab.locator("#ip-slot-1 .ip-adjust").click()
+    tab.wait_for_selector("canvas.region[aria-busy=true]")
+    tab.locator("#region-tools button", has_text="Left half").click()  # not before it is there
+    tab.keyboard.press("Escape")
+    tab.locator("#ip-slot-2 .ip-adjust").click()
+    address = held[0].request.url
+    with tab.expect_response(address):
+        held[0].continue_()
+    tab.unroute("**/api/inputs/*")
+    later = "async (url) => { const image = new Image(); image.src = url; await image.decode(); }"
+    tab.evaluate(later, address)  # decoded after the first one
+    painted = """() => { const { width, height } = document.querySelector("canvas.region");
+        const pen = document.querySelector("canvas.region").getContext("2d");
+        return pen.getImageData(0, 0, width, height).data.some(Boolean); }"""
+    assert not tab.evaluate(painted)
+    tab.keyboard.press("Escape")
+    generate(tab, "quick hills")
+    wait_state(tab, "done")
+    first, second = server.pool.view(task_of(tab)).spec.image_prompts
+    assert (first.region, second.region) == (stored, None)
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])

@@ -157,6 +157,22 @@ def test_a_reload_keeps_what_was_not_sent_yet(visit):
         assert tab.locator("#guidance input[type=number]").input_value() == "6.5"
 
 
+def test_a_size_that_is_chosen_takes_the_place_of_width_and_height(visit, server):
+    tab = visit().page
+    tab.locator("#tab-advanced").click()
+    tab.locator("#width input").fill("512")
+    tab.locator("#height input").fill("512")
+    tab.wait_for_function("() => document.querySelector('#make').innerText.includes('512 × 512')")
+    tab.locator("#tab-settings").click()
+    tab.locator("#size label", has_text="832×1216").click()
+    tab.wait_for_function("() => document.querySelector('#make').innerText.includes('832 × 1216')")
+    assert tab.locator("#width input").input_value() == ""
+    generate(tab, "quick hills", pictures=1)
+    wait_state(tab, "done")
+    image = server.pool.view(task_of(tab)).images[0]
+    assert (image.width, image.height) == (832, 1216)
+
+
 def test_another_device_attaches_by_the_address(visit, server):
     tab = visit().page
     generate(tab, "hills for two holds", pictures=1)

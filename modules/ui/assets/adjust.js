@@ -88,7 +88,13 @@ const adjust = {
     const url = region && `/api/inputs/${encodeURIComponent(region)}`;
     const sides = pictureSize() ?? [1024, 1024];
     this.shape = sides.map((side) => clamp(side, 64, 2048));
-    this.region.show(this.shape, url).catch(() => this.note(say("region.lost")));
+    this.regionLost = false;
+    const turn = this.region.turn + 1;
+    this.region.show(this.shape, url).catch(() => {
+      if (turn !== this.region.turn) return;
+      this.regionLost = true;
+      this.note(say("region.lost"), true);
+    });
     this.drawFields();
     this.show(VIEWS[type][0]);
     this.dialog.showModal();
@@ -147,7 +153,7 @@ const adjust = {
 
   loaded() {
     $("adjust-frame").dataset.ready = "true";
-    this.note("");
+    this.note(this.regionLost ? say("region.lost") : "", this.regionLost);
   },
 
   /** The map could not be had: ask why. */
@@ -155,6 +161,9 @@ const adjust = {
     const url = $("adjust-image").getAttribute("src");
     try {
       await call(url, { timeout: 60000 });
+      if (this.triedAgain === url) return;
+      this.triedAgain = url;
+      if ($("adjust-image").getAttribute("src") === url) $("adjust-image").src = url;
     } catch (error) {
       if ($("adjust-image").getAttribute("src") === url) this.note(await whyNot(error), true);
     }
@@ -226,8 +235,11 @@ const adjust = {
     try {
       const png = await painted;
       const region = png && (await storePicture(png, imagePrompts.facts.bytes)).image;
-      if (imagePrompts.entries()[place]?.image === image) imagePrompts.set(place, { region });
+      const now = imagePrompts.find(place, image);
+      if (now >= 0) imagePrompts.set(now, { region });
+      else stage.error(say("region.unkept"));
     } catch (error) {
+      imagePrompts.failures += 1;
       stage.error(await whyNot(error));
     }
   },

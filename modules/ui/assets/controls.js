@@ -19,7 +19,13 @@ const controls = {
   async send() {
     stage.error("");
     $("generate").setAttribute("aria-busy", "true");
-    await imagePrompts.settled();
+    if (imagePrompts.sending) stage.tell(say("ip.waiting"));
+    if (!(await imagePrompts.settled())) {
+      this.answered();
+      imageDrawer.toggle(true);
+      stage.error(say("ip.not.sent"));
+      return;
+    }
     await poll.health(); // Gradio reloads the page over a request that nobody takes
     if (page.offline) {
       this.answered();
@@ -159,6 +165,7 @@ const controls = {
 
   restored() {
     this.isRestored = true;
+    document.documentElement.dataset.restored = "true";
     this.summarize();
   },
 
@@ -188,6 +195,13 @@ function pictureSize() {
   const chosen = document.querySelector("#size input:checked")?.parentElement.textContent ?? "";
   const sides = own.every(Boolean) ? own : chosen.trim().split("×").map(Number);
   return sides.length === 2 && sides.every(Boolean) ? sides : null;
+}
+
+/** A size that is chosen is meant: width and height of the Advanced tab would overrule it. */
+function forgetOwnSize() {
+  for (const box of document.querySelectorAll(":is(#width, #height) input")) {
+    if (box.value) setValue(box, "");
+  }
 }
 
 const promptBox = () => document.querySelector("#prompt textarea, #prompt input");

@@ -88,6 +88,9 @@ function start() {
     box.autocomplete = "off";
   }
   tabs.choose(tabs.all()[0]);
+  $("size").parentElement.addEventListener("click", (event) => {
+    if (event.target.closest("#size input")) forgetOwnSize();
+  });
   drawSizes();
   new MutationObserver(drawSizes).observe($("size").parentElement, { childList: true, subtree: true });
   new MutationObserver(() => theme.apply()).observe(document.body, { attributeFilter: ["class"] });

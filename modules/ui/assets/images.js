@@ -3,6 +3,7 @@
 
 const IMAGE_SLOTS = 4;
 const SHARES = ["stop", "weight"];
+const FETCH_MS = 60000; // for a finished picture of this server
 
 const imagePrompts = {
   list: new HiddenList("image-prompts-value"),
@@ -12,6 +13,9 @@ const imagePrompts = {
   slots: IMAGE_SLOTS,
   sending: 0, // pictures that are on their way to the server
   trouble: [], // {sentence, place, image} of pictures that were not taken
+  failures: 0, // how many pictures and regions could not be stored
+  replaced: new Map(), // a picture that gave its slot to another → that other one
+  asked: 0, // counts the questions for files, for answers that come late
   stored: Promise.resolve(), // until those that were taken are there; see settled()
   target: null, // the slot that a chosen file goes to
 
@@ -42,10 +46,13 @@ const imagePrompts = {
   async load() {
     const checkpoint = controls.shown.checkpoint ?? "";
     this.checkpoint = controls.shown.checkpoint;
+    const turn = ++this.asked;
     try {
       const { types } = await call(`/api/controls?checkpoint=${encodeURIComponent(checkpoint)}`);
+      if (turn !== this.asked) return;
       this.missing = Object.fromEntries(types.map(({ type, missing }) => [type, missing]));
     } catch {
+      if (turn === this.asked) this.checkpoint = undefined; // ask again at the next change
       return; // the page says elsewhere that nobody answers
     }
     this.draw();
@@ -57,6 +64,23 @@ const imagePrompts = {
 
   usual(type) {
     return this.facts.types.find((known) => known.type === type) ?? this.facts.types[0];
+  },
+
+  /** Where the picture is now that was in slot `place`, or what took its place; -1 if nowhere
+   * that has regions. */
+  find(place, image) {
+    while (this.replaced.has(image)) image = this.replaced.get(image);
+    const entries = this.entries();
+    const has = (entry) => entry?.image === image && VIEWS[entry.type].includes("region");
+    return has(entries[place]) ? place : entries.findIndex(has);
+  },
+
+  /** Ask anew for the small pictures that did not come. */
+  retry() {
+    for (const slot of document.querySelectorAll(".ip-slot")) {
+      if (slot.lost) slot.querySelector("img").removeAttribute("src");
+    }
+    this.draw();
   },
 
   /** How many of them do something. */
@@ -117,13 +141,15 @@ const imagePrompts = {
     this.draw();
   },
 
-  /** Wait until every picture and region is stored. */
+  /** Wait until every picture and region is stored; whether all of them were. */
   async settled() {
+    const { failures } = this;
     let last;
     do {
       last = this.stored;
       await last;
     } while (last !== this.stored);
+    return failures === this.failures;
   },
 
   /** A picture of this page, such as a finished one. */
@@ -133,10 +159,11 @@ const imagePrompts = {
 
   async fetchAndTake(url, place) {
     try {
-      const response = await fetch(url);
+      const response = await fetch(url, { signal: AbortSignal.timeout(FETCH_MS) });
       if (!response.ok) throw new HttpError(response.status, say("ip.lost"));
       this.take([await response.blob()], place);
     } catch (error) {
+      this.failures += 1;
       stage.error(error instanceof HttpError ? error.message : say("offline"));
     }
   },
@@ -146,7 +173,11 @@ const imagePrompts = {
       const answer = await storePicture(file, this.facts.bytes);
       const entries = this.entries();
       const now = entries[place]?.image === image ? place : entries.findIndex((e) => e.image === image);
-      if (image && now >= 0) entries[now] = { ...entries[now], image: answer.image };
+      if (image && now >= 0) {
+        entries[now] = { ...entries[now], image: answer.image };
+        if (image !== answer.image) this.replaced.set(image, answer.image);
+        this.replaced.delete(answer.image); // it is here again
+      }
       else entries.push({ image: answer.image, type: "image_prompt", stop: null, weight: null });
       this.list.write(entries);
       setText($("announcer"), say("ip.taken", { number: image ? now + 1 : entries.length }));
@@ -154,6 +185,8 @@ const imagePrompts = {
       const sentence = await whyNot(error);
       const named = file.name ? say("ip.of.file", { file: file.name, sentence }) : sentence;
       this.trouble.push({ sentence: named, place, image });
+      this.failures += 1;
+      setText($("announcer"), named);
     }
     this.sending -= 1;
     this.draw();
@@ -162,6 +195,7 @@ const imagePrompts = {
   /** Beside the title: a sentence, or else what can be done here. */
   tell(sentence) {
     setText($("ip-hint"), sentence || $("ip-hint").dataset.hint);
+    $("ip-hint").classList.toggle("said", Boolean(sentence));
   },
 
   draw() {

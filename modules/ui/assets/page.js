@@ -203,6 +203,7 @@ const page = {
       stage.tell(say("online"));
       if ($("error-text").textContent === say("offline.generate")) stage.error("");
       strip.retryLost();
+      imagePrompts.retry();
       strip.loadHistory();
     }
     this.drawButtons();

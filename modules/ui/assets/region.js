@@ -13,6 +13,8 @@ class RegionCanvas {
     this.brush = BRUSH;
     this.erases = false;
     this.changed = false;
+    this.ready = true;
+    this.turn = 0; // counts what was shown, for answers that come late
     this.last = null;
     const at = (type, act) => this.canvas.addEventListener(type, act);
     at("pointerdown", (event) => this.begin(event));
@@ -21,18 +23,31 @@ class RegionCanvas {
     at("pointercancel", () => (this.last = null));
   }
 
-  /** Start anew for a picture of this size, with the stored region at `url` if there is one. */
+  /** Whether it can be painted on: not while the stored region is on its way. */
+  get ready() {
+    return this.canvas.ariaBusy !== "true";
+  }
+  set ready(is) {
+    this.canvas.ariaBusy = String(!is);
+  }
+
+  /** Start anew for a picture of this size, with the stored region at `url` if there is one.
+   * Nothing can be painted until it is there; Clear begins without it. */
   async show([width, height], url) {
     const scale = REGION_SIDE / Math.max(width, height);
     this.canvas.width = Math.max(1, Math.round(width * scale));
     this.canvas.height = Math.max(1, Math.round(height * scale));
     this.changed = false;
     this.last = null;
+    const turn = ++this.turn;
+    this.ready = !url;
     if (!url) return;
     const image = make("img");
     image.src = url;
     await image.decode();
-    if (!this.changed) this.take(image);
+    if (turn !== this.turn) return;
+    this.take(image);
+    this.ready = true;
   }
 
   /** Paint where `image` is bright. */
@@ -62,7 +77,7 @@ class RegionCanvas {
   }
 
   begin(event) {
-    if (event.button) return;
+    if (event.button || !this.ready) return;
     event.preventDefault();
     this.canvas.setPointerCapture(event.pointerId);
     this.last = this.point(event);
@@ -89,6 +104,7 @@ class RegionCanvas {
 
   /** A half of the picture: top, bottom, left or right. */
   half(side) {
+    if (!this.ready) return;
     const { pen } = this;
     const { width, height } = this.canvas;
     const box = {
@@ -104,6 +120,8 @@ class RegionCanvas {
   }
 
   clear() {
+    this.turn += 1;
+    this.ready = true;
     this.pen.clearRect(0, 0, this.canvas.width, this.canvas.height);
     this.changed = true;
   }
