@@ -114,6 +114,17 @@ def wait_state(tab: Any, *states: str) -> None:
     tab.wait_for_selector(",".join(f"#stage[data-state={state}]" for state in states))
 
 
+def require_thumb_room(tab: Any, selector: str) -> None:
+    """What is shown of `selector` is 44 px or more each way, and nothing scrolls sideways."""
+    sizes = tab.evaluate(
+        """(selector) => [...document.querySelectorAll(selector)].filter((b) => b.offsetWidth)
+          .map((b) => b.getBoundingClientRect()).map((b) => Math.min(b.width, b.height))""",
+        selector,
+    )
+    assert min(sizes) >= 44
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def task_of(tab: Any) -> str:
     """Id of the task that the tab follows."""
     return tab.evaluate("location.hash").removeprefix("#task=")

@@ -7,7 +7,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from tests.browser.conftest import generate, ready, task_of, wait_state
+from tests.browser.conftest import generate, ready, require_thumb_room, task_of, wait_state
 from tests.browser.pictures import (
     PHONE,
     choose,
@@ -188,8 +188,8 @@ def test_a_file_that_is_too_large_is_not_sent(visit):
     assert "big.png: The picture has more than the 25 MB" in tab.locator("#ip-slot-1").inner_text()
 
 
-def test_generate_waits_for_a_picture_that_is_on_its_way(visit, server):
-    tab = visit().page
+def generate_during_upload(tab):
+    """Press Generate while a picture is on its way; the route that holds it."""
     held = []
     tab.route("**/api/inputs", lambda route: held.append(route))  # noqa: PLW0108
     open_drawer(tab)
@@ -197,8 +197,14 @@ def test_generate_waits_for_a_picture_that_is_on_its_way(visit, server):
     tab.wait_for_selector("#ip-slot-1[aria-busy=true] .words:has-text('reading')")
     generate(tab, "quick hills")
     tab.wait_for_selector("#generate[aria-busy=true]")
+    return held[0]
+
+
+def test_generate_waits_for_a_picture_that_is_on_its_way(visit, server):
+    tab = visit().page
+    upload = generate_during_upload(tab)
     assert tab.evaluate("location.hash") == ""
-    held[0].continue_()
+    upload.continue_()
     tab.wait_for_function("() => location.hash")
     (prompt,) = server.pool.view(task_of(tab)).spec.image_prompts
     assert prompt.image == name_of(hills(8))
@@ -207,14 +213,10 @@ def test_generate_waits_for_a_picture_that_is_on_its_way(visit, server):
 def test_nothing_is_sent_without_a_picture_that_was_refused_meanwhile(visit, server):
     window = visit()
     window.forgive = "422"
-    tab, held = window.page, []
-    tab.route("**/api/inputs", lambda route: held.append(route))  # noqa: PLW0108
-    open_drawer(tab)
-    drop(tab, "#ip-slot-1", ("a.png", "image/png", hills(8)))
-    tab.wait_for_selector("#ip-slot-1[aria-busy=true]")
-    generate(tab, "quick hills")
-    tab.wait_for_selector("#generate[aria-busy=true]")
-    held[0].fulfill(status=422, json={"error": {"code": "E_SPEC", "message": "No room."}})
+    tab = window.page
+    generate_during_upload(tab).fulfill(
+        status=422, json={"error": {"code": "E_SPEC", "message": "No room."}}
+    )
     tab.wait_for_selector("#error:not([hidden])")
     assert "nothing was sent" in tab.locator("#error-text").inner_text()
     assert "No room." in tab.locator("#ip-slot-1").inner_text()
@@ -343,13 +345,8 @@ def test_the_drawer_fits_on_a_phone(visit, theme):
     choose(tab, 3, ("notes.txt", "text/plain", TEXT))
     tab.wait_for_selector("#ip-slot-3 .trouble")
     photograph(tab, f"image-prompts-phone-{theme}")
-    sizes = tab.evaluate(
-        "[...document.querySelectorAll('#input-image :is(button, select, input[type=range], a), "
-        "#input-image-toggle')].filter(b => b.offsetWidth)"
-        ".map(b => b.getBoundingClientRect()).map(b => Math.min(b.width, b.height))"
-    )
-    assert min(sizes) >= 44
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    inside = "#input-image :is(button, select, input[type=range], a)"
+    require_thumb_room(tab, f"{inside}, #input-image-toggle")
     tab.locator("#input-image-close").click()
     assert tab.locator("#input-image").is_hidden()
     assert tab.locator("#generate").is_visible()
