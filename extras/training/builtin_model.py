@@ -9,6 +9,12 @@ from torch import Tensor, nn
 from extras.training.caption_tokens import VOCABULARY
 from extras.training.scenes.scene import SIZES
 from ldm_patched.ldm.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from ldm_patched.ldm.modules.diffusionmodules.model import (
+    AttnBlock,
+    Downsample,
+    ResnetBlock,
+    Upsample,
+)
 from ldm_patched.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
 from ldm_patched.modules.latent_formats import SDXL as LATENT_FORMAT
@@ -21,6 +27,9 @@ CLIP_G_PREFIX = "conditioner.embedders.1.model."
 SIZE_NUMBERS = 6
 SIZE_WIDTH = 256
 TOKENS = "text_model.embeddings.token_embedding"
+_FIRST_LOG_VARIANCE = -6.0
+_FIRST_BRANCH = 0.1
+_ANCHOR = 2.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +46,9 @@ class BuiltinSizes:
     clip_g_width: int = 128
     clip_g_layers: int = 5
     vae_channels: int = 32
-    vae_mult: tuple[int, ...] = (1, 2, 2, 4)
+    vae_mult: tuple[int, ...] = (3, 1, 2, 4)
+    """The first is 3 at least: group norms have 32 groups, and one of one or two channels takes a
+    flat colour away, be it black or white."""
     vae_res_blocks: int = 1
 
     def unet_config(self) -> UNetConfig:
@@ -67,8 +78,6 @@ class BuiltinSizes:
 
 
 MINI = BuiltinSizes()
-LIGHT = BuiltinSizes(vae_mult=(1, 1, 2, 4))
-"""For a slow CPU: the autoencoder's two largest levels, half of its work, are halved."""
 TOY = BuiltinSizes(
     model_channels=32,
     channel_mult=(1, 2, 2),
@@ -110,8 +119,47 @@ def make_unet(sizes: BuiltinSizes, *, use_checkpoint: bool = False) -> UNetModel
 
 
 def make_vae(sizes: BuiltinSizes) -> AutoencoderKL:
-    """An autoencoder with random weights, ready to be trained."""
-    return AutoencoderKL(sizes.vae_config(), operations=nn)
+    """An autoencoder with random weights, ready to be trained.
+
+    It begins close to a linear one: what each level adds is small, and levels are joined by plain
+    averages. Colours then pass from the first step on.
+    """
+    vae = AutoencoderKL(sizes.vae_config(), operations=nn)
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, ResnetBlock):
+                module.conv2.weight *= _FIRST_BRANCH
+                if module.nin_shortcut is not None:
+                    nn.init.orthogonal_(module.nin_shortcut.weight)
+            elif isinstance(module, (Downsample, Upsample)):
+                nn.init.dirac_(module.conv.weight)
+                nn.init.zeros_(module.conv.bias)
+                if isinstance(module, Downsample):  # what lies at the centre, to 2×2 pixels
+                    module.conv.weight[:, :, :2, :2] = module.conv.weight[:, :, 1:2, 1:2] / 4
+            elif isinstance(module, AttnBlock):
+                module.proj_out.weight *= _FIRST_BRANCH
+        for half, last in ((vae.encoder, vae.encoder.mid.block_2),
+                           (vae.decoder, vae.decoder.up[0].block[-1])):  # fmt: skip
+            _anchor(half.norm_out, last.conv2)
+        # With the default start the latents drown in noise, and hundreds of steps go by until the
+        # encoder has learnt to turn it down.
+        embed = vae.config.embed_dim
+        vae.quant_conv.weight[embed:] *= 0.1
+        vae.quant_conv.bias[embed:] = _FIRST_LOG_VARIANCE
+    return vae
+
+
+def _anchor(norm: nn.Module, before: nn.Module) -> None:
+    """Let a group norm pass absolute values from the first step on.
+
+    Constants that differ within each group give it a spread of its own to divide by. Without them
+    it divides by that of the picture, and brightness and colours are learnt last.
+    """
+    group = norm.num_channels // norm.num_groups
+    row = torch.linspace(-_ANCHOR, _ANCHOR, group) if group > 1 else torch.zeros(1)
+    constants = row.repeat(norm.num_groups)
+    before.bias += constants
+    norm.bias -= constants / constants.std(correction=0).clamp(min=1e-6)
 
 
 def make_text_encoders(

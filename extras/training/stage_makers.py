@@ -31,7 +31,7 @@ from extras.training.window import WindowPlan
 from ldm_patched.modules.model_management import cpu_has_bf16
 from ldm_patched.modules.sd import read_model_metadata
 
-MODELS = {"mini": builtin.MINI, "light": builtin.LIGHT, "toy": builtin.TOY}
+MODELS = {"mini": builtin.MINI, "toy": builtin.TOY}
 SDXL_AREA = 1024 * 1024
 
 

@@ -21,7 +21,6 @@ from ldm_patched.ldm.models.autoencoder import AutoencoderKL
 VAE_FILE = "vae.safetensors"
 _STATISTICS_GROUP = 2**40  # groups from here on are looked at for the latents' spread only
 _STATISTICS_GROUPS = 12
-_FIRST_LOG_VARIANCE = -6.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +71,6 @@ class VaeStage(Stage):
         """A step takes one group of `pages`; `folder` is where the result goes."""
         torch.manual_seed(seed)
         self.model = make_vae(sizes).to(device, memory_format=torch.channels_last)
-        with torch.no_grad():
-            # With the default start the latents drown in noise, and hundreds of steps go by until
-            # the encoder has learnt to turn it down.
-            self.model.quant_conv.weight[4:] *= 0.1
-            self.model.quant_conv.bias[4:] = _FIRST_LOG_VARIANCE
         self.sizes, self.pages, self.folder, self.device = sizes, pages, folder, device
         self.workers, self.weights, self.bf16 = workers, loss or VaeLoss(), bf16
         self._source: Iterator[PageGroup] | None = None

@@ -52,6 +52,24 @@ def loaded(path):
     return model, clip, vae
 
 
+def test_a_fresh_autoencoder_tells_flat_colours_apart_by_how_far_they_lie():
+    """A norm that divides by the picture's own spread would answer all four pairs alike."""
+    torch.manual_seed(0)
+    vae = builtin.make_vae(builtin.MINI)
+
+    def difference(half, channels, side, value):
+        """Between a flat input of `value` and one of its negative, away from the border."""
+        flat = torch.full((2, channels, side, side), value)
+        flat[0] *= -1
+        first, second = half(flat)
+        inner = slice(len(first[0]) // 4, -len(first[0]) // 4)
+        return float((first - second)[:, inner, inner].abs().mean())
+
+    with torch.no_grad():
+        assert difference(vae.encode, 3, 64, 0.8) > 2 * difference(vae.encode, 3, 64, 0.2)
+        assert difference(vae.decode, 4, 8, 2.0) > 2 * difference(vae.decode, 4, 8, 0.5)
+
+
 def test_the_shipped_dimensions_are_as_small_as_promised():
     sizes = builtin.MINI
     assert 13e6 < parameters(builtin.make_unet(sizes)) < 15e6
