@@ -90,7 +90,7 @@ def test_the_program_paints_with_the_adapter_as_it_was_trained(folder, tmp_path)
     with torch.no_grad():
         stage.adapter.negative.normal_()
         for layer in stage.adapter.values:
-            layer.weight.mul_(10.0)
+            layer.weight.mul_(20.0)
     adapter, negative = stage.finish()
     assert (adapter.name, negative.name) == (IP_FILE, NEGATIVE_FILE)
     image = picturebook.draw(5, size=(96, 64)).image
