@@ -122,7 +122,7 @@ def make_vae(sizes: BuiltinSizes) -> AutoencoderKL:
     """An autoencoder with random weights, ready to be trained.
 
     It begins close to a linear one: what each level adds is small, and levels are joined by plain
-    averages. Colours then pass from the first step on.
+    averages. Latents then tell how bright a flat picture is from the first step on.
     """
     vae = AutoencoderKL(sizes.vae_config(), operations=nn)
     with torch.no_grad():
