@@ -16,11 +16,15 @@ from extras.training.builtin_model import BuiltinSizes, make_vae, normalise_late
 from extras.training.grids import tile
 from extras.training.pages import PageGroup, PagePlan, draw_groups
 from extras.training.run import Stage
+from extras.training.vae_start import fit_to_colours
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL
 
 VAE_FILE = "vae.safetensors"
 _STATISTICS_GROUP = 2**40  # groups from here on are looked at for the latents' spread only
 _STATISTICS_GROUPS = 12
+_START_GROUP = 2**41
+_START_PIECES = 32
+_START_SIDE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,10 @@ class VaeStage(Stage):
     ) -> None:
         """A step takes one group of `pages`; `folder` is where the result goes."""
         torch.manual_seed(seed)
-        self.model = make_vae(sizes).to(device, memory_format=torch.channels_last)
+        model = make_vae(sizes)
+        first = replace(pages, group=_START_PIECES, side=min(_START_SIDE, *map(min, pages.sizes)))
+        fit_to_colours(model, to_network(first.draw_group(_START_GROUP).images))
+        self.model = model.to(device, memory_format=torch.channels_last)
         self.sizes, self.pages, self.folder, self.device = sizes, pages, folder, device
         self.workers, self.weights, self.bf16 = workers, loss or VaeLoss(), bf16
         self._source: Iterator[PageGroup] | None = None
