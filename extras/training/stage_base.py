@@ -19,13 +19,15 @@ from extras.training.window import WindowPlan
 @dataclass(frozen=True, kw_only=True)
 class BasePlan:
     """What is learnt and how. ucg: how often each text encoder's output is zeroed, on top of the
-    captions that are emptied. start_from: a model file whose weights to begin with."""
+    captions that are emptied. frozen_text: the text encoders stay as the stage `text` left them.
+    start_from: a model file whose weights to begin with."""
 
     objective: str = "eps"
     weighting: str = ""
     loss_type: str = "l2"
     offset_noise: float = 0.05
     ucg: float = 0.02
+    frozen_text: bool = False
     use_checkpoint: bool = False
     compile: bool = False
     start_from: Path | None = None
@@ -65,7 +67,7 @@ class BaseStage(DiffusionStage):
             weighting=plan.weighting,
             loss_type=plan.loss_type,
             offset_noise=plan.offset_noise,
-            text_dropout=plan.ucg,
+            text_dropout=None if plan.frozen_text else plan.ucg,
         )
         if plan.compile:
             self.forward = torch.compile(base.unet)

@@ -188,6 +188,7 @@ def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale
         weighting=args.weighting,
         loss_type=args.loss,
         offset_noise=args.offset_noise,
+        frozen_text=args.frozen_text,
         use_checkpoint=args.checkpointing,
         compile=args.compile,
         start_from=args.start_from,

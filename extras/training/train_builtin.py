@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weighting", choices=sorted(WEIGHTINGS), default="", help="of noise levels in the loss")
     add("--loss", choices=LOSS_TYPES, default="l2")
     add("--offset-noise", type=float, default=0.05)
+    add("--frozen-text", action="store_true", help="base: train the UNet alone")
     add("--size", choices=sorted(MODELS), default="mini", help="toy is for tests")
     add("--float32", action="store_true", help="never compute in bfloat16")
     add("--checkpointing", action="store_true", help="save memory, compute more")

@@ -29,6 +29,8 @@ def attend(
     mask: bool (true is seen) or float (added), that broadcasts to (B, H, N, M). causal: a query
     sees the keys up to its own place; without a mask.
     """
+    if torch.compiler.is_compiling():  # a compiler can't trace the choice, and has one of its own
+        return fused(q, k, v, mask, causal)
     names = list(ATTENTION_WAYS)
     for name in names[names.index(_way.get()) : -1]:
         try:

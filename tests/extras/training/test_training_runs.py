@@ -110,6 +110,17 @@ def test_base_resumes_to_the_weights_of_an_uninterrupted_run(plan, with_vae, tmp
         assert any(name.startswith(f"model/{part}.") for name in moved)
 
 
+def test_frozen_text_encoders_stay_as_they_are(with_vae):
+    run = base_run(with_vae, BasePlan(frozen_text=True))
+    start = {name: w.clone() for name, w in run.stage.model.state_dict().items()}
+    run.stage.begin(0)
+    run.train_step()
+    moved = {n for n, w in run.stage.model.state_dict().items() if not torch.equal(w, start[n])}
+    assert moved
+    assert all(name.startswith("unet.") for name in moved)
+    assert all(name.startswith("model/unet.") for name in run._tensors() if "model/" in name)
+
+
 def test_gradient_checkpointing_changes_no_gradient(with_vae):
     gradients = []
     for use_checkpoint in (False, True):

@@ -183,3 +183,9 @@ def test_nothing_seen_in_the_first_slice_is_no_nan():
     with attention_way("quad"):
         found = attend(q, k, v, mask)
     torch.testing.assert_close(found, attend(q, k, v, mask), rtol=0, atol=2e-6)
+
+
+def test_a_compiler_takes_attention_in_one_piece():
+    q, k, v = inputs(9, 7)
+    compiled = torch.compile(attend, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(q, k, v), attend(q, k, v))
