@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL
 
-_RIDGE = 1e-3  # of the features' mean square
+_RIDGE = 1e-2  # of the features' mean square
+_SPREAD = 1.5  # of what pictures do to the features; the constants of the norms have about this
 
 
 @torch.no_grad()
@@ -23,11 +24,14 @@ def fit_to_colours(vae: AutoencoderKL, x: Tensor) -> None:
     """
     wanted = block_targets(x, vae.config.downscale)
     channels = vae.config.embed_dim
+    colours = x.permute(0, 2, 3, 1).flatten(0, 2)
+    into = vae.encoder.conv_in.weight
+    into.copy_(torch.einsum("ocyx,cd->odyx", into, _whitener(colours)))
     for conv in (vae.quant_conv, vae.post_quant_conv):
         conv.weight[:channels] = torch.eye(channels, conv.in_channels)[:, :, None, None]
         conv.bias[:channels] = 0.0
-    _fit(vae.encoder, vae.encoder.conv_out, x, wanted)
-    _fit(vae.decoder, vae.decoder.conv_out, vae.encode(x), x)
+    _fit(vae.encoder, x, wanted)
+    _fit(vae.decoder, vae.encode(x), x)
 
 
 def block_targets(x: Tensor, side: int) -> Tensor:
@@ -51,16 +55,22 @@ def _axes(rows: Tensor) -> Tensor:
     return torch.linalg.eigh(rows.T @ rows / len(rows)).eigenvectors
 
 
-def _fit(network: torch.nn.Module, conv: torch.nn.Conv2d, x: Tensor, wanted: Tensor) -> None:
-    """Set the first rows of `conv`, the last layer of `network`, so that x (B, …) becomes `wanted`
+def _whitener(rows: Tensor) -> Tensor:
+    """(D, D): brings rows (N, D) to a covariance of 1."""
+    rows = rows - rows.mean(dim=0)
+    values, axes = torch.linalg.eigh(rows.T @ rows / len(rows))
+    return axes @ torch.diag(values.clamp(min=1e-4).rsqrt()) @ axes.T
+
+
+def _fit(network: torch.nn.Module, x: Tensor, wanted: Tensor) -> None:
+    """Set the first rows of the last layer of `network` so that x (B, …) becomes `wanted`
     (B, K, h, w) as closely as a linear reading of each place allows."""
-    seen: list[Tensor] = []
-    hook = conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        network(x)
-    finally:
-        hook.remove()
-    features = seen[0].permute(0, 2, 3, 1).flatten(0, 2).double()
+    conv = network.conv_out
+    felt = _inputs(network, network.norm_out, x)
+    spread = felt.std(dim=(0, 2, 3)).square().mean().sqrt()
+    network.conv_in.weight *= _SPREAD / spread
+    network.conv_in.bias *= _SPREAD / spread
+    features = _inputs(network, conv, x).permute(0, 2, 3, 1).flatten(0, 2).double()
     targets = wanted.permute(0, 2, 3, 1).flatten(0, 2).double()
     features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
     square = features.T @ features
@@ -70,3 +80,14 @@ def _fit(network: torch.nn.Module, conv: torch.nn.Conv2d, x: Tensor, wanted: Ten
     conv.weight[:count] = 0.0
     conv.weight[:count, :, middle, middle] = solved[:, :-1]
     conv.bias[:count] = solved[:, -1]
+
+
+def _inputs(network: torch.nn.Module, layer: torch.nn.Module, x: Tensor) -> Tensor:
+    """What `layer` is given when `network` is given x."""
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        network(x)
+    finally:
+        hook.remove()
+    return seen[0]
