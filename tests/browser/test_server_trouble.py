@@ -1,5 +1,7 @@
 """The page when the server is away, has no model, or forgot a task."""
 
+import pytest
+
 from tests.browser.conftest import generate, ready, task_of, wait_state
 from tests.support.page_server import RunningPage
 
@@ -52,6 +54,26 @@ def test_a_press_right_after_the_server_went_sends_nothing(visit, tmp_path):
         wait_state(tab, "done")
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_the_side_waits_for_the_restored_form_but_not_for_ever(visit, answered):
+    window = visit()
+    window.forgive = "500"
+    tab, held = window.page, []
+    tab.route("**/run/predict", lambda route: held.append(route))  # noqa: PLW0108
+    tab.reload()
+    tab.wait_for_function("() => document.querySelector('#make')?.children.length === 2")
+    assert tab.locator("#side").evaluate("(side) => side.inert")
+    if answered:
+        held[0].continue_()
+        ready(tab)
+    else:
+        held[0].fulfill(status=500, body="{}")
+    tab.wait_for_function("() => !document.querySelector('#side').inert", timeout=8_000)
+    tab.unroute("**/run/predict")
+    generate(tab, "quick hills", pictures=1)
+    wait_state(tab, "done")
 
 
 def test_an_answer_that_is_none_is_told_at_once(visit):

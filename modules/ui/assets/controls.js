@@ -1,6 +1,7 @@
 // What the buttons do, and the words about what the form will make.
 
 const ANSWER_MS = 15000;
+const RESTORE_MS = 4000;
 
 const controls = {
   nonce: "",
@@ -10,6 +11,7 @@ const controls = {
   cleared: false, // the next click on Generate is for Gradio
   shown: {}, // what the form's controls hold
   isRestored: false,
+  isWaiting: true, // a choice made before the form is restored would be overwritten
 
   /** A press of Generate. Presses are sent one after the other, so that none gets lost. */
   generate() {
@@ -166,7 +168,14 @@ const controls = {
   restored() {
     this.isRestored = true;
     document.documentElement.dataset.restored = "true";
+    this.admit();
     this.summarize();
+  },
+
+  /** The side can be used from now on. */
+  admit() {
+    this.isWaiting = false;
+    sheet.set(sheet.open);
   },
 
   /** "What this will make". */

@@ -80,6 +80,7 @@ function start() {
   document.body.append(make("div", { id: "backdrop" }));
   show($("backdrop"), false);
   sheet.fit();
+  setTimeout(() => controls.admit(), RESTORE_MS); // it may never be, where a request was lost
   theme.apply();
   nameFields();
   $("preset-note").setAttribute("aria-live", "polite");

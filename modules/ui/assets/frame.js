@@ -15,7 +15,7 @@ const sheet = {
   set(open) {
     document.documentElement.dataset.side = open ? "open" : "closed";
     if ($("advanced-toggle")) $("advanced-toggle").checked = open;
-    if ($("side")) $("side").inert = !open;
+    if ($("side")) $("side").inert = !open || controls.isWaiting;
     const covers = open && !WIDE.matches;
     if ($("main")) $("main").inert = covers;
     show($("backdrop"), covers);
