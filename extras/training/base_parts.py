@@ -11,16 +11,18 @@ from torch import Tensor
 from extras.training import builtin_model as builtin
 from extras.training.caption_tokens import used_ids
 from extras.training.errors import TrainingFolderError
+from extras.training.pages import page_sizes
 from extras.training.stage_text import load_text_encoders
 from extras.training.stage_vae import VAE_FILE
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL
 from ldm_patched.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm_patched.modules.model_base import SDXL, ModelType
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
-from ldm_patched.modules.sd import load_checkpoint_guess_config
+from ldm_patched.modules.sd import load_checkpoint_guess_config, read_model_metadata
 from ldm_patched.modules.sd1_clip import ClipTextModel
 
 MODEL_FILE = "easel-mini.safetensors"
+SDXL_AREA = 1024 * 1024
 PREDICTIONS = {
     ModelType.EPS: "eps",
     ModelType.V_PREDICTION: "v",
@@ -45,6 +47,17 @@ class BaseParts:
             network.to(device, memory_format=torch.channels_last)
         self.vae.eval().requires_grad_(False)
         return self
+
+
+def sizes_of(path: Path) -> tuple[tuple[int, int], ...]:
+    """(width, height) of the pages that a checkpoint was, or would be, trained on.
+
+    A file that tells nothing of it is taken for SDXL's. Raises EngineErrors.
+    """
+    told = read_model_metadata(path) if path.is_file() else None
+    sizes = page_sizes((told.area if told else None) or SDXL_AREA)
+    own = tuple(size for size in sizes if told and builtin.ratio_name(*size) in told.ratios)
+    return own or sizes
 
 
 def load_base(path: Path) -> BaseParts:

@@ -276,10 +276,11 @@ def _stored(weight: Tensor, dtype: torch.dtype) -> Tensor:
 def file_metadata(sizes: Sequence[tuple[int, int]] = SIZES) -> dict[str, object]:
     """What the file says of the pictures that it was trained on; sizes: (width, height), the
     square first."""
-    ratios = list(dict.fromkeys(_ratio(width, height) for width, height in sizes))
+    ratios = list(dict.fromkeys(ratio_name(*size) for size in sizes))
     area = sizes[0][0] * sizes[0][1]
     return {"easel.area": area, "easel.ratios": ratios, "modelspec.title": "Easel mini"}
 
 
-def _ratio(width: int, height: int) -> str:
+def ratio_name(width: int, height: int) -> str:
+    """Such as '5:3', for sides that are multiples of 32."""
     return f"{width // 32}:{height // 32}" if width != height else "1:1"

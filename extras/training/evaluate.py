@@ -28,7 +28,14 @@ from extras.training.painter import FEWSTEP_FILE, Order, Painter, PaintSettings
 from extras.training.stage_control import CONTROL_FILE
 from extras.training.stage_facts import accuracy
 from extras.training.stage_ip import IP_FILE, NEGATIVE_FILE
-from extras.training.trials import Trial, open_prompts, sheet_prompts, some_trials, words_for
+from extras.training.trials import (
+    Trial,
+    fitted,
+    open_prompts,
+    sheet_prompts,
+    some_trials,
+    words_for,
+)
 from ldm_patched.modules.errors import EngineError
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
 
@@ -67,6 +74,15 @@ class Evaluation:
         self._single: list[Trial] = []
         self._right: dict[str, tuple[float, int]] = {}
 
+    @property
+    def square(self) -> tuple[int, int]:
+        """(width, height) of what has no shape of its own."""
+        return self.painter.sizes[0]
+
+    def trials(self, count: int, groups: int, *needs: str) -> list[Trial]:
+        """See some_trials; on pages of the sizes that the model was trained on."""
+        return [fitted(trial, self.painter.sizes) for trial in some_trials(count, groups, *needs)]
+
     def read(self, images: Sequence[np.ndarray]) -> list[Reading]:
         """What the detector takes pictures for."""
         device = next(self.detector.parameters()).device
@@ -97,13 +113,13 @@ class Evaluation:
 
     def judge(self) -> list[Row]:
         """The detector on pages of the book."""
-        found = accuracy(self.detector, range(self.count), PagePlan())
+        found = accuracy(self.detector, range(self.count), PagePlan(sizes=self.painter.sizes))
         return [Row(f"detector on held-out pages: {key}", found[key][0], 0.97, found[key][1])
                 for key in PARTS if key in found]  # fmt: skip
 
     def prompts(self) -> list[Row]:
         """One subject: what of the prompt is in the picture."""
-        self._single = some_trials(self.count, 1, "subject")
+        self._single = self.trials(self.count, 1, "subject")
         self._right = self.judged(self._single, self.painter)
         goals = {"subject": 0.85, "colour": 0.90, "place": 0.90, "style": 0.90}
         return [Row(f"{key} right", self._right[key][0], goals[key], self._right[key][1])
@@ -111,12 +127,13 @@ class Evaluation:
 
     def pairs(self) -> list[Row]:
         """Two subjects in a prompt."""
-        found = self.judged(some_trials(self.some, 2, "subject"), self.painter)
+        found = self.judged(self.trials(self.some, 2, "subject"), self.painter)
         return [Row("two subjects both right", found["subject"][0], 0.60, found["subject"][1])]
 
     def negatives(self) -> list[Row]:
         """The place that a prompt leaves open, named by the negative prompt: is it gone?"""
-        orders = [Order(prompt=p, seed=n) for n, p in enumerate(open_prompts(self.some))]
+        prompts = open_prompts(self.some)
+        orders = [Order(prompt=p, seed=n, size=self.square) for n, p in enumerate(prompts)]
         before = [reading.place for reading in self.read(self.painter.paint(orders))]
         named = [
             replace(order, negative=words_for(place))
@@ -128,7 +145,7 @@ class Evaluation:
 
     def autoencoder(self) -> list[Row]:
         """Held-out pages there and back."""
-        pages = [picturebook.draw(seed, size=(256, 256)).image for seed in range(self.some)]
+        pages = [picturebook.draw(seed, size=self.square).image for seed in range(self.some)]
         values = []
         for page in pages:
             back = self.painter.round_trip(page[None])[0].numpy()
@@ -151,7 +168,7 @@ class Evaluation:
         """A picture instead of words: what of it comes back?"""
         if missing := self.painter.lacks(IP_FILE, NEGATIVE_FILE, TOWER_FILE):
             return [Row("image prompt alone", 0.0, 0.7, 0, missing=missing)]
-        scenes = [trial.scene for trial in some_trials(self.some, 1)]
+        scenes = [trial.scene for trial in self.trials(self.some, 1)]
         orders = [
             Order(prompt="", seed=n, size=s.size, reference=picturebook.draw_scene(s).image)
             for n, s in enumerate(scenes)
@@ -165,7 +182,7 @@ class Evaluation:
         """Edges of the result against the map, over those without a map."""
         if missing := self.painter.lacks(CONTROL_FILE):
             return [Row("control map followed", 0.0, 2.0, 0, missing=missing)]
-        trials = some_trials(self.some, 1, "subject")
+        trials = self.trials(self.some, 1, "subject")
         maps = [edges(picturebook.draw_scene(trial.scene).image) for trial in trials]
         free = [Order(prompt=t.prompt, seed=n, size=t.scene.size) for n, t in enumerate(trials)]
         led = [replace(order, edges=m) for order, m in zip(free, maps, strict=True)]
@@ -183,7 +200,7 @@ class Evaluation:
 
     def speed(self) -> list[Row]:
         """Seconds for one picture, once all is warm."""
-        order = [Order(prompt="a red house by a lake", seed=1)]
+        order = [Order(prompt="a red house by a lake", seed=1, size=self.square)]
         self.painter.paint(order)
         started = time.perf_counter()
         self.painter.paint(order)
@@ -249,7 +266,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         painter = Painter(args.models, settings, policy)
         if args.sheet:
             prompts = sheet_prompts()
-            orders = [Order(prompt=prompt, seed=n) for n, prompt in enumerate(prompts)]
+            size = painter.sizes[0]
+            orders = [Order(prompt=p, seed=n, size=size) for n, p in enumerate(prompts)]
             _write(args.sheet, contact_sheet(painter.paint(orders), prompts))
             return 0
         detector = load_detector(args.detector, policy.device)

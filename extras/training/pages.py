@@ -29,6 +29,15 @@ _RUN_STRIDE = 1_000_000_000
 SIZE_WEIGHTS = (34.0, 12, 12, 11, 11, 10, 10)
 
 
+def page_sizes(area: int) -> tuple[tuple[int, int], ...]:
+    """The picture book's sizes, (width, height), brought to about `area` pixels."""
+    factor = (area / (SIZES[0][0] * SIZES[0][1])) ** 0.5
+    return tuple(
+        (max(32, round(w * factor / 32) * 32), max(32, round(h * factor / 32) * 32))
+        for w, h in SIZES
+    )
+
+
 class PageGroup(NamedTuple):
     """images uint8 (G, H, W, 3); tokens int32 (G, captions, 77); numbers int32 (G, 6): original
     height and width, crop top and left, target height and width; facts uint8 (G, F), see

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from extras.ip_adapter import IPAdapterStore, patch_model
-from extras.training.base_parts import MODEL_FILE
+from extras.training.base_parts import MODEL_FILE, sizes_of
 from extras.training.detector import TOWER_FILE
 from extras.training.errors import TrainingFolderError
 from extras.training.stage_control import CONTROL_FILE
@@ -53,7 +53,9 @@ class Order:
 
 
 class Painter:
-    """Paints orders with the model of a folder and what else is there."""
+    """Paints orders with the model of a folder and what else is there.
+
+    sizes: (width, height) of what the model was trained on, the square first."""
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class Painter:
         self.model, self.clip, self.vae, _ = load_checkpoint_guess_config(
             models / MODEL_FILE, policy=self.policy
         )
+        self.sizes = sizes_of(models / MODEL_FILE)
         self._store = IPAdapterStore(self.policy)
 
     def lacks(self, *names: str) -> str:

@@ -5,19 +5,17 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from extras.training import builtin_model as builtin
-from extras.training.base_parts import MODEL_FILE
+from extras.training.base_parts import MODEL_FILE, sizes_of
 from extras.training.detector import MINI_TOWER, TOY_TOWER, Detector, FactNetwork, FactTower
-from extras.training.pages import GroupSource, PagePlan
+from extras.training.pages import SIZE_WEIGHTS, GroupSource, PagePlan, page_sizes
 from extras.training.picture_folder import open_folder
 from extras.training.run import Stage
 from extras.training.scenes.finishes import FINISHES
-from extras.training.scenes.scene import SIZES
 from extras.training.stage_base import BasePlan, BaseStage
 from extras.training.stage_control import ControlStage
 from extras.training.stage_diffusion import Preview, Workplace
@@ -29,10 +27,8 @@ from extras.training.stage_text import TextStage
 from extras.training.stage_vae import VaeStage
 from extras.training.window import WindowPlan
 from ldm_patched.modules.model_management import cpu_has_bf16
-from ldm_patched.modules.sd import read_model_metadata
 
 MODELS = {"mini": builtin.MINI, "toy": builtin.TOY}
-SDXL_AREA = 1024 * 1024
 
 
 class Pace(NamedTuple):
@@ -224,23 +220,10 @@ def make_lora_stage(args: argparse.Namespace, device: torch.device, scale: Scale
     )
 
 
-def sizes_of(base: Path) -> tuple[tuple[int, int], ...]:
-    """(width, height) of the pictures that a checkpoint was trained on. Raises EngineErrors."""
-    return page_sizes((read_model_metadata(base).area if base.is_file() else None) or SDXL_AREA)
-
-
-def page_sizes(area: int) -> tuple[tuple[int, int], ...]:
-    """The picture book's sizes, (width, height), brought to about `area` pixels."""
-    factor = (area / (SIZES[0][0] * SIZES[0][1])) ** 0.5
-    return tuple(
-        (max(32, round(w * factor / 32) * 32), max(32, round(h * factor / 32) * 32))
-        for w, h in SIZES
-    )
-
-
 def _pages(args: argparse.Namespace, **kinds: Any) -> PagePlan:
     """Pages of the picture book in the sizes that are asked for."""
-    return PagePlan(seed=args.seed, sizes=page_sizes(args.page**2), **kinds)
+    sizes = page_sizes(args.page**2)[: 1 if args.square else None]
+    return PagePlan(seed=args.seed, sizes=sizes, weights=SIZE_WEIGHTS[: len(sizes)], **kinds)
 
 
 def make_fewstep_stage(

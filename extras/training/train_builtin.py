@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="go on from the folder's last checkpoint")
     add("--batch", type=int, help="pictures or captions in a step")
     add("--page", type=int, default=256, help="side of a square page in pixels: 128 on a slow CPU")
+    add("--square", action="store_true", help="square pages only: there is one size to compile for")
     add("--side", type=int, help="vae: train on square pieces of this side (0: whole pages)")
     add("--learning-rate", type=float)
     add("--seed", type=int, default=0)

@@ -1,8 +1,9 @@
 """Held-out prompts with what each of them claims, by which paintings are judged."""
 
+import math
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
 
@@ -77,6 +78,13 @@ def held_out(groups: int, *, needs: frozenset[str] = frozenset()) -> Iterator[Tr
 def some_trials(count: int, groups: int, *needs: str) -> list[Trial]:
     """The first `count` of `held_out`."""
     return list(islice(held_out(groups, needs=frozenset(needs)), count))
+
+
+def fitted(trial: Trial, sizes: Sequence[tuple[int, int]]) -> Trial:
+    """The same trial on a page of the one of `sizes`, (width, height), nearest in shape."""
+    width, height = trial.scene.size
+    size = min(sizes, key=lambda s: abs(math.log(s[0] / s[1] * height / width)))
+    return replace(trial, scene=replace(trial.scene, size=size))
 
 
 def open_prompts(count: int) -> list[str]:

@@ -17,6 +17,7 @@ from extras.training.contact_sheet import BYTES, contact_sheet
 from extras.training.detector import DETECTOR_FILE, TOWER_FILE, TOY_TOWER, Detector, FactTower
 from extras.training.evaluate import Evaluation, Row, edge_f1, edges
 from extras.training.facts import Reading
+from extras.training.pages import page_sizes
 from extras.training.painter import FEWSTEP_FILE, Order, Painter, PaintSettings
 from extras.training.scenes import vocabulary as words
 from extras.training.scenes.scene import Scene, Thing
@@ -101,6 +102,12 @@ def test_trials_are_of_pages_that_training_never_draws():
             assert trial.scene.seed < 1_000_000
             assert len(trial.scene.things) == groups
             assert {"subject", "style"} <= trial.claims
+
+
+def test_trials_are_fitted_to_the_pages_of_the_model():
+    wide = Trial("a cat", scene(size=(320, 192)), frozenset({"subject"}))
+    assert trials.fitted(wide, page_sizes(128 * 128)).scene.size == (160, 96)
+    assert trials.fitted(wide, ((128, 128),)).scene == scene(size=(128, 128))
 
 
 def test_every_place_has_words_to_forbid_it():

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from extras.training import train_builtin
-from extras.training.base_parts import MODEL_FILE
+from extras.training.base_parts import MODEL_FILE, sizes_of
 from extras.training.errors import CheckpointError, TrainingFolderError
 from extras.training.low_rank import LowRankSet
+from extras.training.pages import page_sizes
 from extras.training.picture_folder import fitted, nearest, open_folder
 from extras.training.scenes.finishes import FINISHES
 from extras.training.scenes.scene import SIZES
 from extras.training.stage_fewstep import SKIP, FewstepStage
 from extras.training.stage_lora import LoraPlan, LoraStage
-from extras.training.stage_makers import page_sizes, sizes_of
 from ldm_patched.modules.lora import read_lora
 from ldm_patched.modules.sd import load_checkpoint_guess_config, load_lora_for_models
 from ldm_patched.modules.utils import load_metadata
@@ -231,6 +232,9 @@ def test_sizes_are_those_of_the_checkpoint(base, tmp_path):
     assert set(page_sizes(128 * 128)) == {(128, 128), (160, 96), (96, 160), (192, 96), (96, 192)}
     large = sizes_of(tmp_path / "an sdxl that tells nothing.safetensors")
     assert large[:3] == ((1024, 1024), (1152, 896), (896, 1152))
+    square = tmp_path / "square.safetensors"
+    save_file({"w": torch.zeros(1)}, square, {"easel.area": "16384", "easel.ratios": '["1:1"]'})
+    assert sizes_of(square) == ((128, 128),)
 
 
 def test_pictures_are_cut_to_the_nearest_size_and_tell_it():
