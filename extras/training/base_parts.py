@@ -57,7 +57,7 @@ def sizes_of(path: Path) -> tuple[tuple[int, int], ...]:
     told = read_model_metadata(path) if path.is_file() else None
     sizes = page_sizes((told.area if told else None) or SDXL_AREA)
     own = tuple(size for size in sizes if told and builtin.ratio_name(*size) in told.ratios)
-    return own or sizes
+    return tuple(dict.fromkeys(own or sizes))
 
 
 def load_base(path: Path) -> BaseParts:
