@@ -37,14 +37,14 @@ class AutoencoderConfig:
 def detect_autoencoder_config(shapes: Shapes) -> AutoencoderConfig | None:
     """The dimensions that these names (without prefix) and shapes have; None if not an autoencoder
     of this plan."""
-    out = shapes.get("decoder.conv_out.weight")
+    into = shapes.get("encoder.conv_in.weight")
     first = shapes.get("decoder.conv_in.weight")
     post = shapes.get("post_quant_conv.weight")
     quant = "quant_conv.weight" in shapes
     video = any("time_stack" in name for name in shapes)
-    if not (out and first and (post or video)) or len(out) != 4 or len(first) != 4:
+    if not (into and first and (post or video)) or len(into) != 4 or len(first) != 4:
         return None
-    ch, widths = out[1], []
+    ch, widths = into[0], []
     while tail := shapes.get(f"decoder.up.{len(widths)}.block.0.conv2.weight"):
         widths.append(tail[0])
     if not widths or not ch or any(width % ch for width in widths):

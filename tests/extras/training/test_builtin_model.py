@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from extras.training import builtin_model as builtin
 from extras.training.caption_tokens import caption_ids, framed, used_ids
 from extras.training.window import conditions
+from ldm_patched.ldm.models.autoencoder import AutoencoderKL, detect_autoencoder_config
 from ldm_patched.modules.latent_formats import SDXL as LATENT_FORMAT
 from ldm_patched.modules.model_base import LoadReport
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
@@ -77,6 +78,14 @@ def test_the_shipped_dimensions_are_as_small_as_promised():
     config = sizes.unet_config()
     assert config.num_head_channels == 64
     assert {sizes.clip_l_width % 64, sizes.clip_g_width % 64} == {0}
+
+
+@pytest.mark.parametrize("sizes", [builtin.MINI, builtin.TOY], ids=["mini", "toy"])
+def test_a_loader_reads_the_autoencoders_dimensions_from_its_shapes(sizes):
+    with torch.device("meta"):
+        vae = AutoencoderKL(sizes.vae_config())
+    shapes = {name: tuple(w.shape) for name, w in vae.state_dict().items()}
+    assert detect_autoencoder_config(shapes) == sizes.vae_config()
 
 
 def test_nothing_is_missing_or_left_over(loaded):

@@ -109,7 +109,7 @@ def test_the_dimensions_of_the_real_model_are_read_from_its_shapes():
 
 
 def test_no_dimensions_are_guessed_for_something_else():
-    assert detect_autoencoder_config({"decoder.conv_out.weight": (3, 32, 3, 3)}) is None
+    assert detect_autoencoder_config({"encoder.conv_in.weight": (32, 3, 3, 3)}) is None
 
 
 def test_decoding_stops_at_the_next_block(ours):
