@@ -17,7 +17,6 @@ from ldm_patched.ldm.modules.diffusionmodules.model import (
 )
 from ldm_patched.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
-from ldm_patched.modules.latent_formats import SDXL as LATENT_FORMAT
 from ldm_patched.modules.sd1_clip import CHUNK, ClipTextConfig, ClipTextModel
 
 UNET_PREFIX = "model.diffusion_model."
@@ -188,24 +187,6 @@ def make_text_encoders(
 
 
 # --- The file ---------------------------------------------------------------------------------
-
-
-def normalise_latents(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
-    """Change the two convolutions around the latents so that these get mean 0 and SDXL's spread.
-
-    mean, std: (4,) of the latents as they are. What the autoencoder does as a whole stays the same.
-    """
-    spread = 1.0 / LATENT_FORMAT.scale_factor
-    channels = vae.config.embed_dim
-    scale = (spread / std).to(vae.quant_conv.weight)
-    mean = mean.to(vae.quant_conv.weight)
-    with torch.no_grad():
-        inward, outward = vae.quant_conv, vae.post_quant_conv
-        inward.weight[:channels] *= scale[:, None, None, None]
-        inward.bias[:channels] = (inward.bias[:channels] - mean) * scale
-        inward.bias[channels:] += 2 * scale.log()
-        outward.bias += outward.weight[:, :, 0, 0] @ mean
-        outward.weight /= scale[None, :, None, None]
 
 
 def clip_l_file(model: ClipTextModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

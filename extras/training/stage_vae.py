@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from extras.training import picturebook
-from extras.training.builtin_model import BuiltinSizes, make_vae, normalise_latents
+from extras.training.builtin_model import BuiltinSizes, make_vae
 from extras.training.grids import tile
+from extras.training.latent_space import normalise_latents, preview_turn, whitener
 from extras.training.pages import PageGroup, PagePlan, draw_groups
 from extras.training.run import Stage
 from extras.training.vae_start import fit_to_colours
@@ -135,20 +137,25 @@ class VaeStage(Stage):
         return tile([*to_pixels(x).cpu().numpy(), *to_pixels(y).cpu().numpy()], columns=8)
 
     @torch.no_grad()
-    def _latent_statistics(self) -> tuple[Tensor, Tensor]:
+    def _latents_and_colours(self) -> tuple[Tensor, Tensor]:
+        """(N, 4) latents and (N, 3) mean colours of their places, of pages."""
         whole = replace(self.pages, side=0, captions=0)
-        rows = []
+        latents, colours = [], []
         for number in range(_STATISTICS_GROUP, _STATISTICS_GROUP + _STATISTICS_GROUPS):
             x = to_network(whole.draw_group(number).images.to(self.device))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                rows.append(self.model.encode(x).float().transpose(0, 1).flatten(1))
-        values = torch.cat(rows, dim=1)
-        return values.mean(dim=1), values.std(dim=1)
+                found = self.model.encode(x).float()
+            for rows, part in ((latents, found), (colours, F.avg_pool2d(x, 8))):
+                rows.append(part.permute(0, 2, 3, 1).flatten(0, 2))
+        return torch.cat(latents), torch.cat(colours)
 
     def finish(self) -> list[Path]:
-        """Write the autoencoder with its latents brought to SDXL's spread, in half precision."""
+        """Write the autoencoder with its latents brought to SDXL's, in half precision."""
         model = copy.deepcopy(self.model)
-        normalise_latents(model, *self._latent_statistics())
+        latents, colours = self._latents_and_colours()
+        mean, covariance = latents.mean(dim=0), latents.T.cov()
+        turn = preview_turn((latents - mean) @ whitener(covariance), colours)
+        normalise_latents(model, mean, covariance, turn)
         path = self.folder / VAE_FILE
         weights = {n: t.detach().to("cpu", torch.float16) for n, t in model.state_dict().items()}
         save_file({n: t.contiguous() for n, t in weights.items()}, path)

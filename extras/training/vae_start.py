@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from extras.training.latent_space import whitener
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL
 
 _RIDGE = 1e-2  # of the features' mean square
@@ -26,7 +27,7 @@ def fit_to_colours(vae: AutoencoderKL, x: Tensor) -> None:
     channels = vae.config.embed_dim
     colours = x.permute(0, 2, 3, 1).flatten(0, 2)
     into = vae.encoder.conv_in.weight
-    into.copy_(torch.einsum("ocyx,cd->odyx", into, _whitener(colours)))
+    into.copy_(torch.einsum("ocyx,cd->odyx", into, whitener(colours.T.cov())))
     for conv in (vae.quant_conv, vae.post_quant_conv):
         conv.weight[:channels] = torch.eye(channels, conv.in_channels)[:, :, None, None]
         conv.bias[:channels] = 0.0
@@ -53,13 +54,6 @@ def block_targets(x: Tensor, side: int) -> Tensor:
 def _axes(rows: Tensor) -> Tensor:
     """(D, D): the principal axes of rows (N, D) as columns, the strongest last."""
     return torch.linalg.eigh(rows.T @ rows / len(rows)).eigenvectors
-
-
-def _whitener(rows: Tensor) -> Tensor:
-    """(D, D): brings rows (N, D) to a covariance of 1."""
-    rows = rows - rows.mean(dim=0)
-    values, axes = torch.linalg.eigh(rows.T @ rows / len(rows))
-    return axes @ torch.diag(values.clamp(min=1e-4).rsqrt()) @ axes.T
 
 
 def _fit(network: torch.nn.Module, x: Tensor, wanted: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # rows: latent channels; columns: R, G, B in 0..255
-_SDXL_FACTORS = ((60.0, 60.0, 60.0), (-60.0, -5.0, 10.0), (25.0, 15.0, -5.0), (-70.0, -50.0, -35.0))
+SDXL_FACTORS = ((60.0, 60.0, 60.0), (-60.0, -5.0, 10.0), (25.0, 15.0, -5.0), (-70.0, -50.0, -35.0))
 _SDXL_BIAS = (150.0, 140.0, 130.0)
 
 
@@ -29,7 +29,7 @@ class LatentPreviewer:
         self.max_side = max_side
         factors = getattr(latent_format, "latent_rgb_factors", None)
         if factors is None:
-            self._factors, self._bias = torch.tensor(_SDXL_FACTORS), torch.tensor(_SDXL_BIAS)
+            self._factors, self._bias = torch.tensor(SDXL_FACTORS), torch.tensor(_SDXL_BIAS)
         else:
             bias = getattr(latent_format, "latent_rgb_bias", None) or (0.0, 0.0, 0.0)
             self._factors = torch.tensor(factors, dtype=torch.float32) * 127.5

@@ -10,7 +10,6 @@ from extras.training import builtin_model as builtin
 from extras.training.caption_tokens import caption_ids, framed, used_ids
 from extras.training.window import conditions
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL, detect_autoencoder_config
-from ldm_patched.modules.latent_formats import SDXL as LATENT_FORMAT
 from ldm_patched.modules.model_base import LoadReport
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
 from ldm_patched.modules.sd import load_checkpoint_guess_config, read_model_metadata
@@ -152,19 +151,3 @@ def test_unknown_words_share_one_row(networks):
     strange = [token for token in range(1000, 2000) if token not in known][:5]
     assert all(torch.equal(whole[token], table.weight[-1]) for token in strange)
     assert len(known) == len(table.weight) - 1
-
-
-def test_normalised_latents_have_sdxls_spread_and_the_same_pictures():
-    torch.manual_seed(3)
-    vae = builtin.make_vae(builtin.TOY)
-    pixels = torch.rand(4, 3, 64, 64) * 2 - 1
-    with torch.no_grad():
-        before = vae.encode(pixels)
-        picture = vae.decode(before)
-        rows = before.transpose(0, 1).flatten(1)
-        builtin.normalise_latents(vae, rows.mean(dim=1), rows.std(dim=1))
-        after = vae.encode(pixels)
-        torch.testing.assert_close(vae.decode(after), picture, rtol=1e-3, atol=1e-4)
-    scaled = LATENT_FORMAT().process_in(after).transpose(0, 1).flatten(1)
-    torch.testing.assert_close(scaled.mean(dim=1), torch.zeros(4), atol=1e-3, rtol=0)
-    torch.testing.assert_close(scaled.std(dim=1), torch.ones(4), atol=1e-3, rtol=0)
