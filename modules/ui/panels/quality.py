@@ -17,6 +17,7 @@ STEPS = {
     "guidance_start": 0.01,
     "guidance_end": 0.01,
     "rescale_cfg": 0.05,
+    "control_softness": 0.05,
 }
 
 

@@ -16,7 +16,7 @@ from modules.ui.form import Form
 from modules.ui.texts import Texts
 
 PRESET = """{"title": "Big", "settings": {"checkpoint": "big.safetensors", "cfg_scale": 9.0,
-"expand_prompt": true, "control_softness": 0.5, "loras": [{"name": "gone"}]}}"""
+"expand_prompt": true, "clip_skip": 3, "loras": [{"name": "gone"}]}}"""
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_choosing_says_what_changed_and_undo_puts_it_back(context):
     assert "big.safetensors is not there yet, so a.safetensors paints" in said
     assert "The LoRA gone is not there yet" in said
     assert "Prompt expansion off → on" in said
-    assert "It brings along Softness of controls: 0.5" in said
+    assert "It brings along CLIP skip: 3" in said
     page.set(prompt="words typed since")
     undone = page.fns["back"].fn(before)
     page.take(undone)
