@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from modules.gallery.inputs import InputStore
 from modules.library.preset_fit import with_preset
+from modules.prompt.books import Shelf
 
 if TYPE_CHECKING:
     from modules.library.catalog import Catalog
@@ -49,6 +50,10 @@ class ServerContext:
     catalog: "Catalog"
     presets: "Presets"
     notices: NoticeBoard = field(default_factory=NoticeBoard)
+    shelf: Shelf = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shelf = Shelf(self.settings.root, self.settings.presets_path)
 
     @property
     def inputs(self) -> InputStore:
@@ -57,7 +62,7 @@ class ServerContext:
 
     def complete(self, spec: "TaskSpec") -> "TaskSpec":
         """`spec` with what its preset sets besides. Raises SpecError for one that is not there."""
-        return with_preset(spec, self.presets, self.catalog)
+        return with_preset(spec, self.presets, self.catalog, self.shelf.styles())
 
     def submit(
         self, spec: "TaskSpec", owner: str = "local", idempotency_key: str | None = None

@@ -30,8 +30,8 @@ def add_prompt_routes(router: APIRouter, context: ServerContext) -> None:
     """GET /api/styles, /api/styles/{name}/picture, /api/loras and /api/loras/{name};
     POST /api/inspect."""
     pictures = StylePictures(context.settings.style_pictures_path)
-    shelf = Shelf(context.settings.root, context.settings.presets_path)
-    # One at a time: the books are not made for several readers, and are quick.
+    shelf = context.shelf
+    # One at a time: they are quick, and wait for each other anyway.
     limiter = anyio.CapacityLimiter(1)
 
     @router.get("/api/styles")
@@ -41,7 +41,7 @@ def add_prompt_routes(router: APIRouter, context: ServerContext) -> None:
     @router.get("/api/styles/{name:path}/picture")
     async def style_picture(name: Annotated[str, Path(max_length=255)]) -> Response:
         def read() -> StylePicture:
-            return pictures.read(shelf.books().styles.find(name))
+            return pictures.read(shelf.styles().find(name))
 
         data, mime_type = await anyio.to_thread.run_sync(read, limiter=limiter)
         headers = {"Cache-Control": "private, max-age=31536000, immutable"}
@@ -102,11 +102,12 @@ def _inspect(context: ServerContext, shelf: Shelf, body: bytes, picture: int) ->
     def misfits(names: Sequence[str]) -> list[str]:
         return _misfits(context, spec.checkpoint, [loras[name] for name in names if name in loras])
 
-    return inspect_spec(spec, shelf.books(tuple(loras)), vectors, picture, misfits)
+    with shelf.lock:
+        return inspect_spec(spec, shelf.books(tuple(loras)), vectors, picture, misfits)
 
 
 def _styles(shelf: Shelf, pictures: StylePictures) -> dict[str, Any]:
-    book = shelf.books().styles
+    book = shelf.styles()
     listed = [
         {
             "name": style.name,

@@ -1,6 +1,6 @@
 """A preset with what is there: what it names and nobody has is left out, and said."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,10 @@ class Fitted:
     sentences: tuple[str, ...] = ()
 
 
-def fit_preset(preset: Preset, catalog: Catalog, styles: Container[str] | None = None) -> Fitted:
+def fit_preset(preset: Preset, catalog: Catalog, styles: Container[str]) -> Fitted:
     """`preset` with a checkpoint that is there, and without LoRAs, VAE and styles that are not.
 
-    styles: names that there are; None takes them all for known.
+    styles: those that a request may name.
     """
     settings, sentences = dict(preset.settings), []
     wanted = settings.get("checkpoint", "")
@@ -43,16 +43,17 @@ def fit_preset(preset: Preset, catalog: Catalog, styles: Container[str] | None =
         sentences.append(_about_file(f"The refiner {refiner}", refiner, preset))
     if "loras" in settings:
         settings["loras"] = loras
-    if styles is not None and "styles" in settings:
-        known = [name for name in settings["styles"] if name == "random" or name in styles]
-        unknown = [name for name in settings["styles"] if name not in known]
-        settings["styles"] = known
+    if "styles" in settings:
+        unknown = [name for name in settings["styles"] if name not in styles]
+        settings["styles"] = [name for name in settings["styles"] if name in styles]
         if unknown:
-            sentences.append(f"There is no style {', '.join(unknown)}, so it is left out.")
+            sentences.append(_about_styles(unknown))
     return Fitted(settings, tuple(sentences))
 
 
-def with_preset(spec: TaskSpec, presets: Mapping[str, Preset], catalog: Catalog) -> TaskSpec:
+def with_preset(
+    spec: TaskSpec, presets: Mapping[str, Preset], catalog: Catalog, styles: Container[str]
+) -> TaskSpec:
     """`spec` with what its preset sets, as far as it is there, where the request says nothing.
 
     What the request names stands, even where it is as by default; so a second call changes
@@ -64,7 +65,7 @@ def with_preset(spec: TaskSpec, presets: Mapping[str, Preset], catalog: Catalog)
     named = spec.model_fields_set | (_PAIR if spec.model_fields_set & _PAIR else set())
     if preset.settings.keys() <= named:
         return spec
-    fitted = fit_preset(preset, catalog).settings
+    fitted = fit_preset(preset, catalog, styles).settings
     taken = {name: value for name, value in fitted.items() if name not in named}
     return TaskSpec.from_mapping({**spec.model_dump(exclude_unset=True), **taken})
 
@@ -82,6 +83,12 @@ def _about_checkpoint(wanted: str, other: str, preset: Preset, catalog: Catalog)
     except ModelMissing:
         return _about_file(f"The checkpoint {wanted}", wanted, preset)
     return f"{wanted} is not there yet, so {painter} paints{_source(wanted, preset)}."
+
+
+def _about_styles(unknown: Sequence[str]) -> str:
+    if len(unknown) == 1:
+        return f"There is no style {unknown[0]}, so it is left out."
+    return f"There are no styles {', '.join(unknown[:-1])} and {unknown[-1]}, so they are left out."
 
 
 def _about_file(what: str, file: str, preset: Preset) -> str:

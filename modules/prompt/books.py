@@ -5,6 +5,7 @@ presets/wildcards/*.txt        presets/styles/*.json                Easel's
 presets/expansion/phrases.json
 """
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +17,14 @@ from modules.spec.errors import ConfigError
 
 
 class Shelf:
-    """The folders of one start. Files are kept in memory until they change."""
+    """The folders of one start. Files are kept in memory until they change.
+
+    lock: held by whoever uses `books` where several threads do.
+    """
 
     def __init__(self, root: Path, presets_path: Path) -> None:
         """root: where the user's own folders are."""
+        self.lock = threading.RLock()
         self._style_folders = (root / "styles", presets_path / "styles")
         self._phrases = presets_path / "expansion" / "phrases.json"
         self._wildcards = WildcardBook((root / "wildcards", presets_path / "wildcards"))
@@ -30,6 +35,18 @@ class Shelf:
     def books(self, loras: Sequence[str] = ()) -> PromptBooks:
         """What the folders hold now. loras: names of the LoRA files that there are."""
         self._wildcards.refresh()
+        return PromptBooks(
+            wildcards=self._wildcards, styles=self.styles(), expander=self._expander, loras=loras
+        )
+
+    def styles(self) -> StyleBook:
+        """The styles that there are now. Any thread may call it and keep what it gets."""
+        with self.lock:
+            self._read_again()
+            return self._styles
+
+    def _read_again(self) -> None:
+        """Read the files of styles and phrases if any of them has changed."""
         stamps = self._look()
         if stamps != self._stamps:
             self._styles = StyleBook.load(self._style_folders)
@@ -38,9 +55,6 @@ class Shelf:
             except ConfigError:
                 self._expander = None  # a plan that wants it says that it is not there
             self._stamps = stamps
-        return PromptBooks(
-            wildcards=self._wildcards, styles=self._styles, expander=self._expander, loras=loras
-        )
 
     def _look(self) -> tuple[tuple[str, int, int], ...]:
         """Name, size and time of every file that a book is made of."""

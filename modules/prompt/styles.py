@@ -71,10 +71,13 @@ class StyleBook:
     def __len__(self) -> int:
         return len(self._styles)
 
+    def __contains__(self, name: str) -> bool:
+        """Whether a request may name it: what `find` finds, and the word for one by chance."""
+        return _is_random(name) or self._found(name) is not None
+
     def find(self, name: str) -> Style:
         """The style of that name or title, whatever its case. SpecError if there is none."""
-        key = name.casefold()
-        found = self._styles.get(key) or self._titles.get(key)
+        found = self._found(name)
         if found is None:
             raise SpecError(
                 f"The style {name!r} is not known; take it out, or put its file into the "
@@ -82,6 +85,10 @@ class StyleBook:
                 "styles",
             )
         return found
+
+    def _found(self, name: str) -> Style | None:
+        key = name.casefold()
+        return self._styles.get(key) or self._titles.get(key)
 
     def chosen(self, names: Sequence[str], seed: int) -> tuple[Style, ...]:
         """The styles of `names` in order, each once. `random` draws one by the seed.
@@ -91,7 +98,7 @@ class StyleBook:
         everything = tuple(self)
         chosen: dict[str, Style] = {}
         for place, name in enumerate(names):
-            if name.casefold() in (RANDOM_STYLE, RANDOM_STYLE_TITLE.casefold()):
+            if _is_random(name):
                 if not everything:
                     continue
                 draw = Random(f"{seed}:style:{place}").random()
@@ -100,6 +107,10 @@ class StyleBook:
                 style = self.find(name)
             chosen.setdefault(style.name, style)
         return tuple(chosen.values())
+
+
+def _is_random(name: str) -> bool:
+    return name.casefold() in (RANDOM_STYLE, RANDOM_STYLE_TITLE.casefold())
 
 
 def apply_styles(styles: Sequence[Style], prompt: str) -> StyledPrompt:

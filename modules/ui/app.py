@@ -108,7 +108,7 @@ def initial_spec(context: ServerContext) -> TaskSpec:
     preset = presets.get(name) or presets.get("default") or next(iter(presets.values()), None)
     if preset is None:
         return TaskSpec()
-    settings = fit_preset(preset, context.catalog).settings
+    settings = fit_preset(preset, context.catalog, context.shelf.styles()).settings
     return TaskSpec.from_mapping({**settings, "preset": preset.name})
 
 

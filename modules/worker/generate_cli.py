@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TextIO
 from modules.gallery.inputs import InputStore
 from modules.library.catalog import Catalog
 from modules.library.preset_fit import fit_preset
+from modules.prompt.books import Shelf
 from modules.settings.args import FLAGS
 from modules.settings.config import Settings, load_settings
 from modules.settings.presets import load_presets, preset_named
@@ -214,7 +215,8 @@ def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
     if not preset:
         return TaskSpec.from_mapping(values).with_fixed_seed(), settings, folder is not None
     presets = load_presets(settings.root)
-    fitted = fit_preset(preset_named(presets, preset), Catalog(settings, presets))
+    styles = Shelf(settings.root, settings.presets_path).styles()
+    fitted = fit_preset(preset_named(presets, preset), Catalog(settings, presets), styles)
     for sentence in fitted.sentences:
         sys.stderr.write(f"{sentence}\n")
     spec = TaskSpec.from_mapping({**fitted.settings, "preset": preset, **values})

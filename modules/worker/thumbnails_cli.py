@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given, rest = build_parser().parse_known_args(argv)
     try:
         spec, settings, _ = read_request([given.subject, "--seed", given.seed, *rest, "-n", "1"])
-        book = Shelf(settings.root, settings.presets_path).books().styles
+        book = Shelf(settings.root, settings.presets_path).styles()
         wanted = [book.find(name) for name in given.only] if given.only else list(book)
     except StudioError as error:
         sys.stderr.write(f"{error}\n")

@@ -193,7 +193,7 @@ class PresetPanel:
         preset = self.context.presets.get(held["preset"] or "")
         if preset is None:
             return {}
-        fitted = fit_preset(preset, self.context.catalog)
+        fitted = fit_preset(preset, self.context.catalog, self.context.shelf.styles())
         wanted = {k: v for k, v in field_defaults().items() if k not in KEPT} | fitted.settings
         updates = after(wanted, held.get("checkpoint"))
         plain = self.form.plain

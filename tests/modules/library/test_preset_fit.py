@@ -4,6 +4,7 @@ import pytest
 
 from modules.library.catalog import Catalog
 from modules.library.preset_fit import fit_preset, with_preset
+from modules.prompt.styles import Style, StyleBook
 from modules.settings.config import load_settings
 from modules.settings.presets import Preset
 from modules.spec.errors import SpecError
@@ -30,6 +31,8 @@ PRESET = Preset(
     instead=("other.safetensors", "older.safetensors"),
 )
 
+STYLES = StyleBook([Style("film", "Film", "{prompt}")])
+
 
 def catalog(tmp_path, *files):
     settings = load_settings([], {}, root=tmp_path)
@@ -48,13 +51,14 @@ def test_with_everything_there_nothing_is_said(tmp_path):
         "loras/ink.safetensors",
         "loras/oil.safetensors",
     )
-    fitted = fit_preset(PRESET, have)
+    every = StyleBook([Style("Film", "F", "{prompt}"), Style("x", "GONE", "{prompt}")])
+    fitted = fit_preset(PRESET, have, every)
     assert (fitted.settings, fitted.sentences) == (PRESET.settings, ())
 
 
 def test_what_is_missing_is_left_out_and_said(tmp_path):
     have = catalog(tmp_path, "checkpoints/older.safetensors", "loras/ink.safetensors")
-    fitted = fit_preset(PRESET, have, {"film"})
+    fitted = fit_preset(PRESET, have, STYLES)
     assert fitted.settings == {
         "checkpoint": "older.safetensors",
         "loras": [{"name": "ink", "weight": 0.5}],
@@ -67,16 +71,20 @@ def test_what_is_missing_is_left_out_and_said(tmp_path):
     assert lora.startswith("The LoRA oil.safetensors is not there yet")
     assert vae.startswith("The VAE v.safetensors")
     assert style == "There is no style gone, so it is left out."
+    more = PRESET.model_copy(update={"settings": {"styles": ["gone", "FILM", "lost", "Off"]}})
+    several = fit_preset(more, have, STYLES)
+    assert several.settings == {"styles": ["FILM"]}
+    assert several.sentences == ("There are no styles gone, lost and Off, so they are left out.",)
 
 
 def test_the_first_model_there_is_takes_over(tmp_path):
-    fitted = fit_preset(PRESET, catalog(tmp_path, "checkpoints/any.safetensors"))
+    fitted = fit_preset(PRESET, catalog(tmp_path, "checkpoints/any.safetensors"), STYLES)
     assert fitted.settings["checkpoint"] == ""
     assert "any.safetensors paints" in fitted.sentences[0]
 
 
 def test_without_any_model_it_says_what_to_get(tmp_path):
-    fitted = fit_preset(PRESET, catalog(tmp_path))
+    fitted = fit_preset(PRESET, catalog(tmp_path), STYLES)
     assert "so it is left out; save https://example.org/big" in fitted.sentences[0]
 
 
@@ -85,12 +93,12 @@ def test_a_request_takes_from_its_preset_what_it_does_not_name(tmp_path):
     settings = {"steps": 9, "cfg_scale": 5.0, "width": 512, "height": 512, "vae": "gone"}
     presets = {"p": Preset(name="p", title="P", settings=settings)}
     spec = TaskSpec(preset="p", steps=TaskSpec().steps, prompt="a cat")
-    whole = with_preset(spec, presets, have)
+    whole = with_preset(spec, presets, have, STYLES)
     assert (whole.prompt, whole.steps, whole.cfg_scale) == ("a cat", TaskSpec().steps, 5.0)
     assert (whole.width, whole.height, whole.vae) == (512, 512, "")
-    assert with_preset(whole, presets, have) == whole
-    other = with_preset(TaskSpec(preset="p", width=640, height=448), presets, have)
+    assert with_preset(whole, presets, have, STYLES) == whole
+    other = with_preset(TaskSpec(preset="p", width=640, height=448), presets, have, STYLES)
     assert (other.width, other.height, other.steps) == (640, 448, 9)
-    assert with_preset(TaskSpec(), presets, have) == TaskSpec()
+    assert with_preset(TaskSpec(), presets, have, STYLES) == TaskSpec()
     with pytest.raises(SpecError, match="'q' is not there; choose one of p"):
-        with_preset(TaskSpec(preset="q"), presets, have)
+        with_preset(TaskSpec(preset="q"), presets, have, STYLES)

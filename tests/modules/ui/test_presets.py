@@ -7,6 +7,7 @@ import pytest
 
 from modules.api.context import ServerContext
 from modules.library.catalog import Catalog
+from modules.prompt.plan import make_plan
 from modules.settings.config import load_settings
 from modules.settings.preset_files import save_preset
 from modules.settings.presets import load_presets
@@ -94,6 +95,27 @@ def test_what_has_no_control_goes_with_the_preset(context):
     }
     assert submit(context, form, page.held)["id"] == "t1"
     assert (sent[0].expand_prompt, sent[0].loras) == (True, ())
+
+
+def test_a_preset_of_fooocus_leaves_out_the_styles_that_are_not_here(context):
+    own = context.settings.root / "presets" / "own"
+    own.mkdir()
+    names = ["Fooocus V2", "Fooocus Enhance", "watercolor", "Fooocus Sharp"]
+    (own / "theirs.json").write_text(json.dumps({"default_styles": names}))
+    (context.settings.presets_path / "styles").mkdir()
+    style = {"name": "aquarelle", "title": "Watercolor", "prompt": "watercolor of {prompt}"}
+    (context.settings.presets_path / "styles" / "few.json").write_text(json.dumps([style]))
+    context.presets |= load_presets(context.settings.root)
+    page = Page(context)
+    page.set(preset="theirs", prompt="a cat")
+    said = page.take(page.fns["choose"].fn(page.held))
+    assert "There are no styles Fooocus Enhance and Fooocus Sharp, so they are left out." in said
+    assert json.loads(page.value("styles-value")) == ["watercolor"]
+    spec = context.complete(TaskSpec(preset="theirs", prompt="a cat", seed=1))
+    plan = make_plan(spec, context.shelf.books())
+    assert plan.pictures[0].positive[0] == "watercolor of a cat"
+    context.settings = load_settings(["--preset", "theirs"], {}, root=context.settings.root)
+    assert initial_spec(context).styles == ("watercolor",)
 
 
 def test_deleting_asks_once(context):
