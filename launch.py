@@ -39,6 +39,7 @@ TORCH_INDEXES = {
     "rocm": "https://download.pytorch.org/whl/rocm7.2",
     "xpu": "https://download.pytorch.org/whl/xpu",
 }
+ASKED = "asked:"
 
 
 class LaunchError(Exception):
@@ -106,12 +107,12 @@ def requirement_files(part: str) -> list[tuple[Path, list[str]]]:
     ]
 
 
-def fingerprint(part: str) -> str:
-    """Hash of all that decides what an install of `part` gives."""
+def fingerprint(part: str, choice: str) -> str:
+    """Hash of all that decides what an install of `part` gives; choice: see torch_choice."""
     digest = hashlib.sha256()
     for file, options in requirement_files(part):
         digest.update(file.read_bytes() + repr(options).encode())
-    digest.update(f"{sys.version_info[:2]} {os.environ.get('EASEL_TORCH_INDEX', '')}".encode())
+    digest.update(f"{sys.version_info[:2]} {choice if part == 'base' else ''}".encode())
     return digest.hexdigest()
 
 
@@ -182,33 +183,64 @@ def find_accelerator() -> str:
     if sys.platform.startswith("linux"):
         if Path("/dev/kfd").exists():
             return "rocm"
-        drivers = Path("/sys/bus/pci/drivers/xe")
-        if drivers.is_dir() and any(drivers.glob("0000:*")):
+        drivers = Path("/sys/bus/pci/drivers")
+        # The older i915 also drives the graphics inside processors, always on bus 00; PyTorch
+        # runs on few of those.
+        older = [card for card in drivers.glob("i915/*:*") if card.name.split(":")[1] != "00"]
+        if older or any(drivers.glob("xe/*:*")):
             return "xpu"
     return "cpu"
 
 
-def torch_index(accelerator: str) -> tuple[str | None, str]:
+def torch_choice(venv: Path) -> str:
+    """Which PyTorch build `venv` should hold: an accelerator, or ASKED and EASEL_TORCH_INDEX.
+
+    What was asked for once stays until something else is; a card that is away (its driver not
+    loaded, a dock not plugged in) does not change the build either.
+    """
+    asked = os.environ.get("EASEL_TORCH_INDEX")
+    if asked:
+        return ASKED + asked
+    held = held_torch(venv)
+    if held.startswith(ASKED):
+        return held
+    found = find_accelerator()
+    return held if held and found == "cpu" else found
+
+
+def held_torch(venv: Path) -> str:
+    """The choice of the PyTorch build that `venv` holds, empty when that is not known."""
+    try:
+        held = (venv / "easel-torch").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+    return held if held.startswith(ASKED) or held in (*TORCH_INDEXES, "mps") else ""
+
+
+def torch_index(choice: str) -> tuple[str | None, str]:
     """(wheel index to add or None, sentence that says what was chosen and why)."""
-    override = os.environ.get("EASEL_TORCH_INDEX")
-    if override:
-        index = TORCH_INDEXES.get(override, override)
-        if override == "default":
-            return None, "PyTorch: the registry's own build, as EASEL_TORCH_INDEX asks."
-        return index, f"PyTorch: from {index}, as EASEL_TORCH_INDEX asks."
-    if accelerator == "mps" or sys.platform == "darwin":
+    if choice.startswith(ASKED):
+        asked = choice[len(ASKED) :]
+        index = TORCH_INDEXES.get(asked, asked)
+        if asked == "default":
+            return None, "PyTorch: the registry's own build, as EASEL_TORCH_INDEX asked."
+        return index, f"PyTorch: from {index}, as EASEL_TORCH_INDEX asked."
+    if choice == "mps" or sys.platform == "darwin":
         return None, "PyTorch: the macOS build."
-    if accelerator == "cuda" and sys.platform.startswith("linux"):
+    if choice == "cuda" and sys.platform.startswith("linux"):
         return None, "PyTorch: the CUDA build, for the NVIDIA card that was found."
-    index = TORCH_INDEXES[accelerator]
-    what = {"cuda": "CUDA", "rocm": "ROCm (AMD)", "xpu": "XPU (Intel)", "cpu": "CPU"}[accelerator]
+    index = TORCH_INDEXES[choice]
+    what = {"cuda": "CUDA", "rocm": "ROCm (AMD)", "xpu": "XPU (Intel)", "cpu": "CPU"}[choice]
     host = index.split("/")[2]
     if not reachable(host):
         return None, (
             f"PyTorch: the registry's own build; {host}, which has the {what} builds, "
             "cannot be reached."
         )
-    return index, f"PyTorch: the {what} build, from {index} (EASEL_TORCH_INDEX overrides)."
+    hint = "EASEL_TORCH_INDEX overrides"
+    if choice == "cpu" and sys.platform == "win32":
+        hint = "no NVIDIA card was found; for an Intel card, set EASEL_TORCH_INDEX to xpu"
+    return index, f"PyTorch: the {what} build, from {index} ({hint})."
 
 
 def reachable(host: str) -> bool:
@@ -257,7 +289,8 @@ def only_one_install():
 def ensure_installed(parts: tuple[str, ...]) -> Path:
     """Make the environment hold `parts`; returns its interpreter. Quick when the stamp says so."""
     venv = venv_folder()
-    wanted = {part: fingerprint(part) for part in parts}
+    choice = torch_choice(venv)
+    wanted = {part: fingerprint(part, choice) for part in parts}
     if wanted.items() <= installed_parts(venv).items():
         return venv_python(venv)
     log_file()
@@ -265,16 +298,18 @@ def ensure_installed(parts: tuple[str, ...]) -> Path:
         done = installed_parts(venv)
         missing = [part for part in parts if done.get(part) != wanted[part]]
         if missing:
-            install(venv, missing, dict(done), wanted)
+            install(venv, missing, dict(done), wanted, choice)
     return venv_python(venv)
 
 
-def install(venv: Path, missing: list[str], done: dict[str, str], wanted: dict[str, str]) -> None:
-    """Install the missing parts, writing the stamp after each."""
+def install(
+    venv: Path, missing: list[str], done: dict[str, str], wanted: dict[str, str], choice: str
+) -> None:
+    """Install the missing parts, then write the stamp. choice: see torch_choice."""
     started = time.monotonic()
     check_venv_module()
-    accelerator = find_accelerator()
-    check_disk(venv, accelerator)
+    named = choice.replace(ASKED, "")
+    check_disk(venv, named if named in TORCH_INDEXES else find_accelerator())
     log = log_file()
     log.write_text("", encoding="utf-8")
     # A stamp that is there while the install runs would hide an interruption.
@@ -284,13 +319,26 @@ def install(venv: Path, missing: list[str], done: dict[str, str], wanted: dict[s
     for part in missing:
         for file, options in requirement_files(part):
             if part == "base" and not options:
-                index, sentence = torch_index(accelerator)
-                say(sentence)
-                options = ["--extra-index-url", index] if index else []
-            run_pip(venv, ["install", *options, "-r", str(file)], log, file.name)
+                install_base(venv, file, choice, log)
+            else:
+                run_pip(venv, ["install", *options, "-r", str(file)], log, file.name)
         done[part] = wanted[part]
     write_stamp(venv, done)
     say(f"Installed in {time.monotonic() - started:.0f} s.")
+
+
+def install_base(venv: Path, file: Path, choice: str, log: Path) -> None:
+    """Install requirements.txt with the PyTorch build that was chosen, and note which it is."""
+    index, sentence = torch_index(choice)
+    say(sentence)
+    options = ["--extra-index-url", index] if index else []
+    held = held_torch(venv)
+    if held and held != choice and re.search(r"^torch\b", file.read_text("utf-8"), re.M):
+        # To pip any build of the pinned version is as good as another.
+        again = ["--force-reinstall", "--no-deps", "-c", str(file), "torch"]
+        run_pip(venv, ["install", *options, *again], log, "PyTorch")
+    run_pip(venv, ["install", *options, "-r", str(file)], log, file.name)
+    (venv / "easel-torch").write_text(choice, encoding="utf-8")
 
 
 def make_venv(venv: Path, log: Path) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,18 @@ def write_checkout(folder):
     (folder / "webui.py").write_text("import sys; print('PAGE', sys.argv[1:], sys.prefix)")
 
 
+def write_wheel(folder, name, code=""):
+    """A package that pip installs without a network: one module, and no needs."""
+    info = f"{name}-1.0.dist-info"
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{name}.py", code)
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
 @pytest.fixture
 def checkout(tmp_path):
     """A folder with launch.py and a program that only says that it ran, needing no packages."""
@@ -32,13 +45,19 @@ def checkout(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """The environment that launch.py made of the checkout, to copy: making one takes long."""
+def first_start(tmp_path_factory):
+    """(environment at a place that was not there, finished process): making one takes long."""
     folder = tmp_path_factory.mktemp("installed")
     write_checkout(folder)
-    done = launch(folder, "setup")
-    assert done.returncode == 0, done.stderr
-    return folder / ".venv"
+    environment = folder / "not" / "yet" / "venv"
+    return environment, launch(folder, "--port", "9000", EASEL_VENV=str(environment))
+
+
+@pytest.fixture
+def environment(first_start):
+    """The environment that launch.py made of the checkout, to copy."""
+    assert first_start[1].returncode == 0, first_start[1].stderr
+    return first_start[0]
 
 
 @pytest.fixture
@@ -69,17 +88,21 @@ def launcher(monkeypatch):
     return module
 
 
-def test_first_start_installs_and_the_second_skips_it_quickly(checkout):
-    first = launch(checkout, "--port", "9000")
+def test_first_start_makes_the_environment_and_hands_over(first_start):
+    environment, first = first_start
     assert first.returncode == 0, first.stderr
+    assert "Making a virtual environment" in first.stdout
     assert "PAGE ['--port', '9000']" in first.stdout
-    assert str(checkout / ".venv") in first.stdout
+    assert str(environment) in first.stdout
+
+
+def test_second_start_skips_the_install_quickly(installed):
     quickest = 99.0
     for _ in range(12):
         if quickest < 0.5:
             break  # the machine was busy with something else before
         started = time.monotonic()
-        second = launch(checkout)
+        second = launch(installed)
         quickest = min(quickest, time.monotonic() - started)
         assert "Installing" not in second.stdout and "PAGE []" in second.stdout
     assert quickest < 0.5
@@ -89,6 +112,30 @@ def test_changed_requirements_are_installed_again(installed):
     (installed / "requirements.txt").write_text("# nothing, in other words\n")
     again = launch(installed, "setup")
     assert again.returncode == 0 and "Completing the environment" in again.stdout
+
+
+def test_generate_gets_its_arguments_and_gives_its_exit_status(installed):
+    worker = installed / "modules" / "worker"
+    worker.mkdir(parents=True)
+    (worker / "generate_cli.py").write_text("import sys; print(sys.argv[1:]); sys.exit(7)")
+    words = ["two words", "-n", "1", "--seed", "7", "-o", "folder"]
+    done = launch(installed, "generate", *words)
+    assert done.stdout == f"{words}\n"
+    assert done.returncode == 7
+
+
+def test_test_installs_the_reference_libraries_and_runs_pytest(installed):
+    pytest_stub = write_wheel(installed, "pytest", "import sys; print(sys.argv[1:]); sys.exit(3)")
+    (installed / "requirements-dev.txt").write_text(f"{pytest_stub}\n")
+    stamp = installed / ".venv" / "easel-stamp.json"
+    base = json.loads(stamp.read_text())
+    assert list(base) == ["base"]
+    done = launch(installed, "test", "tests/test_launch.py", PIP_NO_INDEX="1")
+    assert done.returncode == 3, done.stderr
+    given = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "tests/test_launch.py"]
+    assert done.stdout.splitlines()[-1] == str(given)
+    after = json.loads(stamp.read_text())
+    assert after.keys() == {"base", "dev"} and after["base"] == base["base"]
 
 
 def test_interrupted_install_is_repaired(installed):
@@ -205,19 +252,105 @@ def test_failures_are_explained(launcher, text, package, words):
     assert "install.log" in sentence
 
 
+@pytest.mark.parametrize(
+    ("system", "there", "accelerator"),
+    [
+        ("linux", [], "cpu"),
+        ("linux", ["nvidia-smi"], "cuda"),
+        ("linux", ["proc/driver/nvidia/version"], "cuda"),
+        ("linux", ["nvidia-smi", "dev/kfd"], "cuda"),
+        ("linux", ["dev/kfd"], "rocm"),
+        ("linux", ["sys/bus/pci/drivers/xe/0000:03:00.0"], "xpu"),
+        ("linux", ["sys/bus/pci/drivers/xe/bind"], "cpu"),
+        ("linux", ["sys/bus/pci/drivers/i915/0000:03:00.0"], "xpu"),
+        ("linux", ["sys/bus/pci/drivers/i915/0000:00:02.0"], "cpu"),
+        ("win32", [], "cpu"),
+        ("win32", ["nvidia-smi"], "cuda"),
+        ("darwin", [], "mps"),
+        ("darwin x86_64", [], "cpu"),
+    ],
+)
+def test_accelerator_is_found(launcher, monkeypatch, tmp_path, system, there, accelerator):
+    system, _, machine = system.partition(" ")
+    for name in there:
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setattr(launcher.sys, "platform", system)
+    monkeypatch.setattr(launcher.platform, "machine", lambda: machine or "arm64")
+    monkeypatch.setattr(launcher.shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(launcher, "Path", lambda path: tmp_path / path.lstrip("/"))
+    assert launcher.find_accelerator() == accelerator
+
+
+@pytest.fixture
+def starts(launcher, monkeypatch, tmp_path):
+    """A function: start with this accelerator, and what pip was told to install of PyTorch."""
+    write_checkout(tmp_path)
+    (tmp_path / "requirements.txt").write_text("torch==2.0\n")
+    python = launcher.venv_python(tmp_path / ".venv")
+    python.parent.mkdir(parents=True)
+    python.touch()
+    told = []
+    monkeypatch.delenv("EASEL_VENV", raising=False)
+    monkeypatch.setattr(launcher, "ROOT", tmp_path)
+    monkeypatch.setattr(launcher, "make_venv", lambda *_: None)
+    monkeypatch.setattr(launcher, "check_disk", lambda *_: None)
+    monkeypatch.setattr(launcher, "reachable", lambda _host: True)
+    monkeypatch.setattr(launcher, "run_pip", lambda _venv, words, *_: told.append(words))
+    monkeypatch.setattr(launcher.sys, "platform", "win32" if os.name == "nt" else "linux")
+
+    def start(accelerator):
+        told.clear()
+        monkeypatch.setattr(launcher, "find_accelerator", lambda: accelerator)
+        launcher.ensure_installed(("base",))
+        return [words for words in told if "requirements-vocab" not in words[-1]]
+
+    return start
+
+
+def test_a_card_added_later_gets_its_build_and_one_taken_out_changes_nothing(launcher, starts):
+    (first,) = starts("cpu")
+    assert launcher.TORCH_INDEXES["cpu"] in first
+    assert starts("cpu") == []
+    again, rest = starts("rocm")
+    assert "--force-reinstall" in again and again[-1] == "torch"
+    assert launcher.TORCH_INDEXES["rocm"] in again and launcher.TORCH_INDEXES["rocm"] in rest
+    assert "--force-reinstall" not in rest
+    assert starts("rocm") == starts("cpu") == []
+
+
+def test_a_change_of_build_that_failed_is_made_at_the_next_start(launcher, starts, monkeypatch):
+    starts("cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, "run_pip", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            starts("xpu")
+    assert "--force-reinstall" in starts("xpu")[0]
+    assert starts("xpu") == []
+
+
+def test_a_build_that_was_asked_for_stays_until_another_is(launcher, starts, monkeypatch):
+    starts("cpu")
+    monkeypatch.setenv("EASEL_TORCH_INDEX", "xpu")
+    assert launcher.TORCH_INDEXES["xpu"] in starts("cpu")[0]
+    monkeypatch.delenv("EASEL_TORCH_INDEX")
+    assert starts("cpu") == starts("cuda") == []
+    monkeypatch.setenv("EASEL_TORCH_INDEX", "https://mirror.test/whl")
+    assert "https://mirror.test/whl" in starts("cpu")[0]
+
+
 def test_torch_index_is_chosen_by_accelerator_and_overridden(launcher, monkeypatch):
     monkeypatch.setattr(launcher, "reachable", lambda _host: True)
     monkeypatch.setattr(launcher.sys, "platform", "win32")
     assert launcher.torch_index("cuda")[0].endswith("/cu130")
-    assert launcher.torch_index("cpu")[0].endswith("/cpu")
+    index, sentence = launcher.torch_index("cpu")
+    assert index.endswith("/cpu") and "set EASEL_TORCH_INDEX to xpu" in sentence
     monkeypatch.setattr(launcher.sys, "platform", "linux")
     assert launcher.torch_index("cuda")[0] is None
     assert launcher.torch_index("rocm")[0].split("/")[-1].startswith("rocm")
-    monkeypatch.setenv("EASEL_TORCH_INDEX", "xpu")
-    index, sentence = launcher.torch_index("cuda")
+    index, sentence = launcher.torch_index("asked:xpu")
     assert index == launcher.TORCH_INDEXES["xpu"] and index in sentence
-    monkeypatch.setenv("EASEL_TORCH_INDEX", "https://mirror.test/whl")
-    assert launcher.torch_index("cpu")[0] == "https://mirror.test/whl"
+    assert launcher.torch_index("asked:https://mirror.test/whl")[0] == "https://mirror.test/whl"
+    assert launcher.torch_index("asked:default")[0] is None
 
 
 def test_unreachable_index_falls_back_and_says_so(launcher, monkeypatch):
@@ -269,9 +402,9 @@ def test_signal_ends_an_install_with_its_pip(installed, number):
     assert process.returncode == 130 and "Interrupted" in said
     _, alive = psutil.wait_procs(children, timeout=3)
     assert not alive
-
-
-def test_a_place_for_the_environment_that_is_not_there_yet_is_made(checkout, tmp_path):
-    done = launch(checkout, EASEL_VENV=str(tmp_path / "not" / "yet" / "venv"))
-    assert done.returncode == 0, done.stderr
-    assert "PAGE" in done.stdout
+    # The next start goes on from there, now with a package to be had.
+    write_wheel(checkout, "easel_no_such_package")
+    again = launch(checkout, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(checkout))
+    assert again.returncode == 0, again.stderr
+    assert "Installed in" in again.stdout and "PAGE" in again.stdout
+    assert json.loads((checkout / ".venv" / "easel-stamp.json").read_text())["base"]
