@@ -1,6 +1,7 @@
 """End to end on a small real model: from a request to pictures on disk."""
 
 import errno
+import os
 import weakref
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ldm_patched.ldm.modules.diffusionmodules import openaimodel
 from ldm_patched.modules import sample as sampling
 from ldm_patched.modules import sd
 from modules.async_worker import AsyncTask, apply_control_nets, handler, run_task
 from modules.gallery import save as gallery_save
 from modules.gallery.recipe import read_full_recipe
+from modules.patch_precision import patched_timestep_embedding
 from modules.settings.config import load_settings
 from modules.spec.errors import Cancelled, ModelMissing, OutOfMemory
 from modules.spec.flags import OutputFormat, Sampler, TaskState
@@ -23,6 +26,7 @@ from modules.tasks.records import ClaimLost
 from modules.worker.studio import Studio
 from tests.modules.conftest import put_checkpoint
 from tests.support.recording_task import RecordingTask
+from tests.support.wrong_files import WRONG_FILES
 
 
 def request(**values):
@@ -62,6 +66,19 @@ def test_two_pictures_with_their_recipes(studio):
         assert recipe.resolved == task.resolved
         assert (recipe.image.index, recipe.image.seed) == (index, 7 + index)
     assert len(files(studio)) == 2
+
+
+def test_the_patches_are_in_force_when_a_model_is_loaded(studio, monkeypatch):
+    load, found = sd.load_checkpoint_guess_config, []
+
+    def loading(*args, **kwargs):
+        found.append(openaimodel.timestep_embedding)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(openaimodel, "timestep_embedding", None)  # as if no task had run before
+    monkeypatch.setattr(sd, "load_checkpoint_guess_config", loading)
+    paint(studio, steps=1)
+    assert found == [patched_timestep_embedding]
 
 
 def test_the_same_seed_gives_the_same_pixels_and_another_does_not(studio):
@@ -295,14 +312,20 @@ def put_changed(studio, tiny_checkpoint, name, change):
     )
 
 
-def fails(studio, code, **values):
-    """The request fails with this code and one clean sentence, and then the next task runs."""
+def refused(studio, code, **values):
+    """The request's task, which fails with this code and one clean sentence."""
     task = run(studio, RecordingTask(request(**values)))
     assert (task.state, task.code) == (TaskState.FAILED, code), task.message
     assert task.message.endswith(".")
     assert str(studio.settings.root) not in task.message
     assert "Traceback" not in task.message
-    paint(studio, checkpoint="tiny.safetensors")
+    return task
+
+
+def fails(studio, code, **values):
+    """A refused request, after which the next task runs."""
+    task = refused(studio, code, **values)
+    paint(studio, checkpoint="tiny.safetensors", steps=1)
     return task
 
 
@@ -313,10 +336,13 @@ def test_a_corrupt_checkpoint_fails_alone(studio, tiny_checkpoint, content):
     fails(studio, "E_MODEL_CORRUPT", checkpoint="bad.safetensors")
 
 
-def test_a_lora_is_no_checkpoint(studio):
-    lora = {"lora_unet_x.lora_down.weight": torch.zeros(4, 8), "lora_unet_x.alpha": torch.ones(())}
-    save_file(lora, studio.settings.models_path / "checkpoints" / "lora.safetensors")
-    fails(studio, "E_MODEL_UNSUPPORTED", checkpoint="lora.safetensors")
+def test_a_file_that_is_no_checkpoint_fails_alone(studio):
+    for number, (looks_like, weights) in enumerate(WRONG_FILES.items()):
+        name = f"wrong{number}.safetensors"
+        save_file(weights, studio.settings.models_path / "checkpoints" / name)
+        task = fails(studio, "E_MODEL_UNSUPPORTED", checkpoint=name)
+        assert looks_like.split(" of the")[0] in task.message
+        assert name in task.message
 
 
 class Marks:
@@ -463,16 +489,27 @@ def test_decoding_in_tiles_gives_the_picture_too(studio, monkeypatch):
     assert np.abs(plain.astype(int) - tiled).mean() < 2
 
 
-def test_a_full_disk_fails_the_task_and_not_the_next(studio, monkeypatch):
-    def full(*_args):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize(
+    ("number", "code", "reason"),
+    [
+        (errno.ENOSPC, "E_DISK_FULL", "is full"),
+        (errno.EROFS, "E_OUTPUT", "read-only"),
+        (errno.EACCES, "E_OUTPUT", "may not write"),
+    ],
+    ids=["full", "read-only", "forbidden"],
+)
+def test_an_output_folder_that_takes_nothing_fails_the_task_and_not_the_next(
+    studio, monkeypatch, number, code, reason
+):
+    def refuse(*_args):
+        raise OSError(number, os.strerror(number), str(studio.settings.output_path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(gallery_save, "write_new", full)
-        task = run(studio, RecordingTask(request(image_count=3)))
-    assert (task.state, task.code) == (TaskState.FAILED, "E_DISK_FULL")
+        patch.setattr(gallery_save, "write_new", refuse)
+        task = refused(studio, code, image_count=3)
+    assert reason in task.message
     assert not task.commits
-    paint(studio)
+    paint(studio, steps=1)
 
 
 def test_a_picture_that_cannot_be_saved_ends_the_next_one_at_its_first_step(studio, monkeypatch):

@@ -27,6 +27,7 @@ from tests.support.tiny_checkpoint import (
     write_tiny_sdxl,
     write_zeros,
 )
+from tests.support.wrong_files import WRONG_FILES
 
 CPU = Hardware(kind="cpu")
 # 180 million weights: large beside what Python and one tensor's buffer take.
@@ -256,25 +257,6 @@ def test_whole_numbers_are_no_weights(tmp_path, tiny):
     path = changed(tmp_path / "int8.safetensors", tiny, quantise)
     with pytest.raises(UnsupportedModel, match=r"int8\.safetensors is quantised.*int8.*fp16"):
         load(path)
-
-
-LORA = {
-    "lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight": torch.zeros(4, 8),
-    "lora_unet_down_blocks_1_attentions_0_proj_in.lora_up.weight": torch.zeros(8, 4),
-    "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": torch.zeros(()),
-}
-WRONG_FILES = {
-    "a LoRA": LORA,
-    "a LoRA of the other layout": {"unet.mid_block.to_q.lora_A.weight": torch.zeros(4, 8)},
-    "a VAE": {"encoder.conv_in.weight": torch.zeros(1), "decoder.conv_in.bias": torch.zeros(1)},
-    "a ControlNet": {"control_model.zero_convs.0.0.weight": torch.zeros(1)},
-    "an IP-Adapter": {"ip_adapter.1.to_k_ip.weight": torch.zeros(1)},
-    "an embedding": {"emb_params": torch.zeros(2, 768)},
-    "Stable Diffusion 3": {"model.diffusion_model.joint_blocks.0.x_block.weight": torch.zeros(1)},
-    "Flux": {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": torch.zeros(1)},
-    "AuraFlow": {"model.double_layers.0.attn.w1q.weight": torch.zeros(1)},
-    "no diffusion model": {"something": torch.zeros(1)},
-}
 
 
 @pytest.mark.parametrize("looks_like", WRONG_FILES)
