@@ -9,7 +9,7 @@ from modules.spec.errors import ModelMissing
 from modules.spec.performance import PerformanceMode
 from modules.spec.resolving import resolve_spec
 from modules.spec.task_spec import TaskSpec
-from modules.tasks.forecast import forecast, forecast_memory
+from modules.tasks.forecast import forecast, forecast_memory, prompt_types
 
 
 def seconds_by_mode(context: ServerContext, spec: TaskSpec) -> dict[str, Any]:
@@ -39,12 +39,13 @@ def seconds_by_mode(context: ServerContext, spec: TaskSpec) -> dict[str, Any]:
     except ModelMissing:
         return answer
     timings, sizes = context.store.timings(), model_sizes(file)
+    steered_by = prompt_types(prompt.model_dump() for prompt in spec.image_prompts)
     for name, each in modes.items():
         resolved = resolve_spec(spec, each, checkpoint=file.name, sizes=sizes)
-        seconds = forecast(timings, resolved)
+        seconds = forecast(timings, resolved, steered_by)
         if seconds is not None:
             answer["modes"][name] = seconds
-        memory = forecast_memory(timings, resolved)
+        memory = forecast_memory(timings, resolved, steered_by)
         if memory is not None:
             answer["memory_modes"][name] = memory
         if each is mode:

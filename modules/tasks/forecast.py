@@ -3,9 +3,11 @@
 A picture's seconds are taken for a + b · work, where work counts what the network computes: steps
 times calls a step times pixels. a and b come from the pictures of the same checkpoint by the
 median of all slopes (Theil 1950, Sen 1968), so that a picture that had to wait for a model to
-load, or for another program, moves nothing.
+load, or for another program, moves nothing. A refiner and image prompts cost what only pictures
+with the same ones can tell; until there is one, the checkpoint's others stand for it.
 """
 
+import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from itertools import combinations
 from typing import Any
 
 from modules.spec.flags import Sampler
+from modules.spec.image_prompt import ImagePromptType
 from modules.spec.task_spec import ResolvedSpec
 
 PICTURES_READ = 400
@@ -38,13 +41,15 @@ _TWICE = frozenset(
 class Timing:
     """A picture that was painted: what it came from, and the seconds since the one before.
 
-    cold: its model had to be loaded first. peak: the most memory in bytes that it took.
+    cold: a model had to be loaded first. peak: the most memory in bytes that it took.
+    image_prompts: types of those that steered it, sorted.
     """
 
     resolved: ResolvedSpec
     seconds: float
     cold: bool = False
     peak: int | None = None
+    image_prompts: tuple[str, ...] = ()
 
 
 def work_of(resolved: ResolvedSpec) -> float:
@@ -59,8 +64,8 @@ def work_of(resolved: ResolvedSpec) -> float:
 def timings_of(rows: Iterable[Mapping[str, Any]]) -> list[Timing]:
     """Timings from pictures, newest first as they are.
 
-    rows: `task_id`, `idx`, `created`, `peak` of each picture; `started`, `resolved` of its task;
-    `server_start`, when the program was started before it, or None.
+    rows: `task_id`, `idx`, `created`, `peak` of each picture; `started`, `resolved` of its task
+    and `image_prompts` as JSON; `server_start`, when the program was started before it, or None.
     """
     pictures = list(rows)
     made = {(picture["task_id"], picture["idx"]): picture["created"] for picture in pictures}
@@ -74,25 +79,45 @@ def timings_of(rows: Iterable[Mapping[str, Any]]) -> list[Timing]:
         begun = picture["started"] if index == 0 else made.get((task, index - 1))
         cold = index == 0 and (
             before is None
-            or specs[before["task_id"]].checkpoint != specs[task].checkpoint
+            or _models(specs[before["task_id"]]) != _models(specs[task])
             or before["created"] < (picture["server_start"] or 0.0)
         )
         before = picture
         # where the one before was skipped, or the clock was set back, nothing is known
         if begun is not None and picture["created"] > begun:
             seconds, peak = picture["created"] - begun, picture["peak"]
-            found.append(Timing(specs[task], seconds, cold, peak))
+            types = prompt_types(json.loads(picture["image_prompts"] or "[]"))
+            found.append(Timing(specs[task], seconds, cold, peak, types))
     return found[::-1]
 
 
-def forecast(timings: Sequence[Timing], resolved: ResolvedSpec) -> float | None:
+def prompt_types(prompts: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The types of image prompts in JSON form, sorted; those that count for nothing left out."""
+    usual = ImagePromptType.IMAGE_PROMPT
+    named = [(ImagePromptType(each.get("type", usual)), each) for each in prompts]
+    return tuple(sorted(kind for kind, each in named if _counts(each)))
+
+
+def _counts(prompt: Mapping[str, Any]) -> bool:
+    return prompt.get("weight") != 0.0 and prompt.get("stop") != 0.0
+
+
+def _models(resolved: ResolvedSpec) -> tuple[str, str]:
+    return resolved.checkpoint, resolved.refiner
+
+
+def forecast(
+    timings: Sequence[Timing], resolved: ResolvedSpec, image_prompts: tuple[str, ...] = ()
+) -> float | None:
     """Seconds for one picture of `resolved`; None until its checkpoint has painted something.
 
-    timings: newest first.
+    timings: newest first. image_prompts: as Timing has them.
     """
     known = [t for t in timings if t.resolved.checkpoint == resolved.checkpoint]
     if not known:
         return None
+    wanted_kind = (_models(resolved), image_prompts)
+    known = [t for t in known if (_models(t.resolved), t.image_prompts) == wanted_kind] or known
     wanted = work_of(resolved)
     alike = [t for t in known if abs(work_of(t.resolved) - wanted) <= _SAME * wanted]
     usual = [t.seconds for t in alike if not t.cold][:_PICTURES_USED]
@@ -104,15 +129,19 @@ def forecast(timings: Sequence[Timing], resolved: ResolvedSpec) -> float | None:
     return max(fixed + rate * wanted, rate * wanted * 0.1)
 
 
-def forecast_memory(timings: Sequence[Timing], resolved: ResolvedSpec) -> int | None:
+def forecast_memory(
+    timings: Sequence[Timing], resolved: ResolvedSpec, image_prompts: tuple[str, ...] = ()
+) -> int | None:
     """Bytes with which such a picture was painted; None until there was one.
 
-    Such a picture is of the same checkpoint, refiner and size, and asks the network for as many
-    predictions at once; steps do not matter. The least of the newest counts: other models that
-    happened to be in memory only ever add. timings: newest first.
+    Such a picture is of the same checkpoint, refiner, size and types of image prompts, and asks
+    the network for as many predictions at once; steps do not matter. The least of the newest
+    counts: other models that happened to be in memory only ever add. timings: newest first.
     """
-    wanted = _memory_key(resolved)
-    alike = [t.peak for t in timings if t.peak and _memory_key(t.resolved) == wanted]
+    wanted = (_memory_key(resolved), image_prompts)
+    alike = [
+        t.peak for t in timings if t.peak and (_memory_key(t.resolved), t.image_prompts) == wanted
+    ]
     return min(alike[:_PEAKS_USED], default=None)
 
 

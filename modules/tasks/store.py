@@ -278,7 +278,7 @@ class TaskStore:
         with self._database.read() as connection:
             rows = connection.execute(
                 "SELECT image.task_id, image.idx, image.created, image.peak, task.started, "
-                "task.resolved, "
+                "task.resolved, json_extract(task.spec, '$.image_prompts') AS image_prompts, "
                 "(SELECT max(at) FROM start WHERE at <= task.started) AS server_start "
                 "FROM image JOIN task ON task.id = image.task_id WHERE task.attempt = 1 "
                 "AND task.resolved IS NOT NULL ORDER BY image.number DESC LIMIT ?",

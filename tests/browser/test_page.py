@@ -98,6 +98,16 @@ def test_long_times_are_told_in_hours(visit):
     assert "4 h 8 min · 5.2 GB of memory" in tab.locator("#make").inner_text()
 
 
+def test_a_forecast_is_asked_with_the_refiner(visit):
+    tab = visit().page
+    tab.locator("#tab-advanced").click()
+    tab.locator("#refiner-switch input[type=number]").fill("0.6")
+    with tab.expect_request(lambda r: "forecast" in r.url and '_switch":7' in r.post_data) as asked:
+        tab.locator("#overwrite-switch").locator("textarea, input").fill("7")
+    sent = asked.value.post_data_json
+    assert (sent["refiner"], sent["refiner_switch"], sent["image_prompts"]) == ("", 0.6, [])
+
+
 def test_a_reload_goes_on_showing_the_running_task(visit, server):
     tab = visit().page
     generate(tab, "hills that stay holds", pictures=2)

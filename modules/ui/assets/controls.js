@@ -190,8 +190,7 @@ const controls = {
     const images = imagePrompts.facts ? imagePrompts.inForce() : 0;
     if (images) parts.push(imageCount(images));
     if (picture) parts.push(say("make.time", { time: duration(picture * count) }));
-    // What image prompts add is not known.
-    if (memory && !images) parts.push(say("make.memory", { size: gigabytes(memory) }));
+    if (memory) parts.push(say("make.memory", { size: gigabytes(memory) }));
     const lines = [make("span", { className: "title", text: say("make.title") })];
     lines.push(make("span", { text: parts.join(" · ") }));
     $("make").replaceChildren(...lines);

@@ -2,7 +2,8 @@
 // whenever a setting changes that matters for it.
 
 const performanceMode = {
-  fields: ["performance", "checkpoint", "aspect_ratio", "steps", "sampler", "cfg_scale", "guidance_start", "guidance_end"],
+  fields: ["performance", "checkpoint", "aspect_ratio", "steps", "sampler", "cfg_scale", "guidance_start", "guidance_end",
+    "refiner", "refiner_switch"],
   asked: 0,
   timer: 0,
   answer: null, // of /api/forecast, for the settings of this moment
@@ -22,7 +23,10 @@ const performanceMode = {
     const [width, height] = [whole("width", 64, 2048, 8), whole("height", 64, 2048, 8)];
     const size = width && height ? { width, height } : { width: null, height: null };
     const known = Object.fromEntries(this.fields.map((name) => [name, shown[name]]));
-    const values = { ...known, ...size, overwrite_step: whole("overwrite_step", 1, 200, 1) };
+    const steps = Object.fromEntries(
+      ["overwrite_step", "overwrite_switch"].map((name) => [name, whole(name, 1, 200, 1)]),
+    );
+    const values = { ...known, ...size, ...steps, image_prompts: imagePrompts.list.read() };
     const given = Object.entries(values).filter(([, value]) => value !== null && value !== undefined);
     const body = JSON.stringify(Object.fromEntries(given));
     try {

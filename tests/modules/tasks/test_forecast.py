@@ -1,5 +1,6 @@
 """How well the seconds of a picture are foretold from few pictures, some of them spoiled."""
 
+import json
 import random
 import statistics
 
@@ -93,6 +94,7 @@ def row(task, index, created, **values):
         "resolved": resolved().model_dump_json(),
         "server_start": 90.0,
         "peak": None,
+        "image_prompts": "[]",
         **values,
     }
 
@@ -110,6 +112,34 @@ def test_what_had_a_model_to_load_is_known():
     assert [timing.cold for timing in timings_of(rows)] == [True, False, True]
     rows[0] |= {"server_start": 90.0, "resolved": other}
     assert [timing.cold for timing in timings_of(rows)] == [True, False, True]
+    rows[0]["resolved"] = resolved(refiner="r.safetensors").model_dump_json()
+    assert [timing.cold for timing in timings_of(rows)] == [True, False, True]
+
+
+def test_image_prompts_that_count_are_known():
+    prompts = [
+        {"type": "canny", "weight": None},
+        {"type": "face", "stop": 0.0},
+        {"weight": 0.0},
+        {},
+    ]
+    rows = [row("a", 0, 107.0, image_prompts=json.dumps(prompts))]
+    assert timings_of(rows)[0].image_prompts == ("canny", "image_prompt")
+    assert timings_of([row("a", 0, 107.0, image_prompts=None)])[0].image_prompts == ()
+
+
+def test_a_refiner_and_image_prompts_are_foretold_from_pictures_with_the_same():
+    refined = resolved(refiner="r.safetensors")
+    plain = [Timing(resolved(steps=steps), float(steps), peak=1_000) for steps in (10, 20, 30)]
+    steered = Timing(resolved(), 75.0, peak=3_000, image_prompts=("canny",))
+    assert forecast(plain, refined) == pytest.approx(30.0)  # until there is something better
+    assert forecast_memory(plain, refined) is None
+    timings = [Timing(refined, 45.0, peak=2_000), steered, *plain]
+    assert forecast(timings, refined) == 45.0
+    assert forecast(timings, resolved()) == 30.0
+    assert forecast(timings, resolved(), ("canny",)) == 75.0
+    assert forecast_memory(timings, resolved(), ("canny",)) == 3_000
+    assert forecast_memory(timings, resolved(), ("face",)) is None
 
 
 def test_a_cold_picture_counts_only_where_there_is_no_other():
