@@ -15,7 +15,7 @@ from modules.spec.sizes import SizeTable
 from modules.spec.task_spec import ResolvedSpec, TaskSpec
 from modules.tasks.cancel import CancelToken
 from modules.tasks.events import Event
-from modules.worker.progress import StepClock
+from modules.worker.progress import PreviewPace, StepClock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,6 +82,7 @@ class Job:
     controls_ready: bool = False  # control; both of them are what the spec asks for
     unet: "ModelPatcher | None" = None  # control; a clone, so that nothing sticks to the model
     clock: StepClock = field(default_factory=StepClock)
+    preview_pace: PreviewPace = field(default_factory=PreviewPace)
     is_sparing: bool = False  # everything in small parts: since memory ran out once
 
     index: int = 0

@@ -19,6 +19,8 @@ from PIL import Image
 from modules.tasks.events import Preview
 
 PREVIEW_SECONDS = 0.25
+PREVIEW_SHARE = 1 / 40
+"""Of the sampler's time, at most. 3 % are promised; the rest is for the thread beside it."""
 _STEPS_REMEMBERED = 20
 
 
@@ -72,28 +74,49 @@ class Previewer(Protocol):
         """uint8 (H, W, 3) of the first of the latents (B, C, H, W)."""
 
 
+@dataclass(slots=True)
+class PreviewPace:
+    """When a task's next preview is due: every_seconds after the last, later if that was dear.
+
+    A preview that holds the sampler up for t seconds is followed by none for t / PREVIEW_SHARE.
+    So there is one a second as long as t is at most 25 ms; a dearer one comes less often, for
+    sampling must not wait for it. A single dear one may have been a warm-up and is answered with
+    a second's pause; two in a row are believed.
+    """
+
+    every_seconds: float = PREVIEW_SECONDS
+    now: Callable[[], float] = time.monotonic
+    _due: float = float("-inf")
+    _cost_before: float = PREVIEW_SHARE  # seconds: what makes the first pause a second at most
+
+    def is_due(self) -> bool:
+        """Whether the next preview may be made."""
+        return self.now() >= self._due
+
+    def made(self, began: float) -> None:
+        """A preview was made just now; `began`: when the sampler began to wait for it."""
+        cost = self.now() - began
+        pause = min(cost, self._cost_before) / PREVIEW_SHARE
+        self._due, self._cost_before = began + max(self.every_seconds, pause), cost
+
+
 class LivePreview:
-    """Sends a Preview now and then; at most one is being made at any time."""
+    """Sends a Preview when one is due; at most one is being made at any time."""
 
     def __init__(
-        self,
-        threads: ThreadPoolExecutor,
-        emit: Callable[[Preview], None],
-        *,
-        every_seconds: float = PREVIEW_SECONDS,
-        now: Callable[[], float] = time.monotonic,
+        self, threads: ThreadPoolExecutor, emit: Callable[[Preview], None], pace: PreviewPace
     ) -> None:
-        self._threads, self._emit, self._every, self._now = threads, emit, every_seconds, now
-        self._due = now()
+        self._threads, self._emit, self._pace = threads, emit, pace
         self._pending: Future[None] | None = None
 
     def offer(self, previewer: Previewer, denoised: Any) -> bool:
-        """A step's prediction; True if a preview is made of it."""
-        now = self._now()
-        if now < self._due or (self._pending is not None and not self._pending.done()):
+        """A step's prediction (B, C, H, W); True if a preview is made of it."""
+        if not self._pace.is_due() or (self._pending is not None and not self._pending.done()):
             return False
-        self._due = now + self._every
+        denoised[(0,) * denoised.ndim].item()  # what a GPU still owes the step is no preview's cost
+        began = self._pace.now()
         pixels = previewer.to_jpeg_ready(denoised)
+        self._pace.made(began)
         self._pending = self._threads.submit(self._send, pixels)
         return True
 

@@ -22,7 +22,7 @@ def run(job: Job, studio: "Studio") -> None:
     """
     if job.model is None:
         raise RuntimeError("the prompts stage has not run yet")
-    preview = LivePreview(studio.threads, job.task.emit)
+    preview = LivePreview(studio.threads, job.task.emit, job.preview_pace)
     previewer = job.model.previewer
     images = job.settled.seeds
 
