@@ -32,7 +32,11 @@ from tests.modules.api.support import free_port, make_settings, read_events, ser
 
 ROOT = Path(__file__).parents[3]
 STUB = "tests.support.stub_worker:worker_main"
-STARTER = f"import sys, webui; webui.leave(webui.main(sys.argv[1:], {STUB!r}))"
+STARTER = f"""import sys, webui
+from modules.settings import config
+config.DEFAULT_PORT = int(sys.argv[1])
+webui.leave(webui.main(sys.argv[2:], {STUB!r}))
+"""
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -274,17 +278,22 @@ class Program:
         return [me, *me.children(recursive=True)]
 
 
-def command(folder: Path, *more: str) -> list[str]:
-    return [sys.executable, "-c", STARTER, "--data-path", str(folder / "data"), "--output-path",
-            str(folder / "out"), "--disable-in-browser", *more]  # fmt: skip
+def command(folder: Path, *more: str, default_port: int = 0) -> list[str]:
+    return [sys.executable, "-c", STARTER, str(default_port or free_port()), "--data-path",
+            str(folder / "data"), "--output-path", str(folder / "out"), "--disable-in-browser",
+            *more]  # fmt: skip
 
 
 @contextmanager
-def program(folder: Path, *more: str) -> Iterator[Program]:
+def program(folder: Path, default_port: int = 0) -> Iterator[Program]:
     began = time.monotonic()
     log = (folder / "stderr").open("w+")
     process = subprocess.Popen(
-        command(folder, *more), cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True
+        command(folder, default_port=default_port),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
     )
     family: list[psutil.Process] = []
     try:
@@ -326,7 +335,7 @@ def end(running: Program, number: signal.Signals) -> float:
 def test_a_signal_ends_every_process_within_three_seconds(tmp_path, number):
     """With a task running and pages attached."""
     with (
-        program(tmp_path, "--port", str(free_port())) as running,
+        program(tmp_path) as running,
         httpx.Client(base_url=running.url, timeout=20, trust_env=False) as client,
     ):
         task = {"prompt": "slow", "steps": 200, "image_count": 3}
@@ -340,7 +349,7 @@ def test_a_signal_ends_every_process_within_three_seconds(tmp_path, number):
         assert (tmp_path / "stderr").read_text().count("Traceback") == 0
     # The task was not lost.
     with (
-        program(tmp_path, "--port", str(free_port())) as again,
+        program(tmp_path) as again,
         httpx.Client(base_url=again.url, timeout=20, trust_env=False) as client,
     ):
         assert client.get(f"/api/tasks/{task_id}").json()["state"] in ("queued", "running")
@@ -349,9 +358,7 @@ def test_a_signal_ends_every_process_within_three_seconds(tmp_path, number):
 @posix
 @pytest.mark.parametrize("moment", [0.5, 1.5, 2.5])
 def test_a_signal_while_starting_ends_it_too(tmp_path, moment):
-    process = subprocess.Popen(
-        command(tmp_path, "--port", str(free_port())), cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command(tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     time.sleep(moment)
     family = [*psutil.Process(process.pid).children(recursive=True)]
     began = time.monotonic()
@@ -366,9 +373,15 @@ def test_a_signal_while_starting_ends_it_too(tmp_path, moment):
 @posix
 def test_from_the_request_to_the_picture_over_http(tmp_path):
     with (
-        program(tmp_path, "--port", str(free_port())) as running,
+        socket.create_server(("127.0.0.1", 0)) as other,
+        program(tmp_path, default_port=other.getsockname()[1]) as running,
         httpx.Client(base_url=running.url, timeout=20, trust_env=False) as client,
     ):
+        # Another program has the usual port.
+        taken, port = other.getsockname()[1], httpx.URL(running.url).port
+        assert port > taken
+        told = f"Port {taken} is taken, so the page is on port {port}.\n"
+        assert told in (tmp_path / "stderr").read_text()
         task = {"prompt": "a house", "steps": 3, "image_count": 2, "seed": 5}
         task_id = client.post("/api/tasks", json=task).json()["id"]
         with client.stream("GET", f"/api/tasks/{task_id}/events") as stream:
