@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modules.gallery.inputs import InputStore
+from modules.library.embedding_info import require_embeddings
 from modules.library.preset_fit import with_preset
 from modules.prompt.books import Shelf
+from modules.prompt.plan import make_plan
+from modules.settings.presets import ModelFolder
 
 if TYPE_CHECKING:
     from modules.library.catalog import Catalog
@@ -64,14 +67,29 @@ class ServerContext:
         """`spec` with what its preset sets besides. Raises SpecError for one that is not there."""
         return with_preset(spec, self.presets, self.catalog, self.shelf.styles())
 
+    def require_paintable(self, spec: "TaskSpec") -> None:
+        """Refuse words that cannot be painted, as the worker would, but before they wait.
+
+        Raises SpecError for an unknown style or a tag that cannot be read, LimitError for more
+        than may be written, ModelMissing for a LoRA or an embedding without a file.
+        """
+        loras = tuple(file.name for file in self.catalog.files(ModelFolder.LORAS))
+        with self.shelf.lock:
+            plan = make_plan(spec, self.shelf.books(loras))
+        plan.raise_if_missing()
+        require_embeddings(plan.embeddings, self.catalog)
+
     def submit(
         self, spec: "TaskSpec", owner: str = "local", idempotency_key: str | None = None
     ) -> str:
         """Queue a request from the page or the API, completed, and return its task's id.
 
-        Raises SpecError for a preset or an input picture that is not there, and what
-        WorkerPool.submit raises.
+        Raises SpecError for a preset or an input picture that is not there, what
+        `require_paintable` raises, and what WorkerPool.submit raises.
         """
         spec = self.complete(spec)
+        if idempotency_key is None:  # a key must find the request as it came
+            spec = spec.with_fixed_seed()  # it decides on words
         self.inputs.require(spec.image_prompts)
+        self.require_paintable(spec)
         return self.pool.submit(spec, owner, idempotency_key)

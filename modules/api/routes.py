@@ -35,7 +35,7 @@ from modules.api.pictures import open_picture
 from modules.api.prompt_routes import add_prompt_routes
 from modules.api.security import USER_KEY
 from modules.api.thumbnails import MIME_TYPE, Thumbnails
-from modules.spec.errors import LimitError, NotFound
+from modules.spec.errors import LimitError, NotFound, QueueFull
 from modules.spec.task_spec import TaskSpec
 from modules.spec.version import VERSION
 from modules.tasks.events import TaskView
@@ -82,16 +82,12 @@ def _add_task_routes(router: APIRouter, context: ServerContext) -> None:
         owner = request.scope.get(USER_KEY, "local")
 
         def store() -> str:
-            spec = TaskSpec.from_json(body)
-            try:
-                return context.submit(spec, owner, idempotency_key)
-            except LimitError as error:
-                raise _QueueFull(error) from None
+            return context.submit(TaskSpec.from_json(body), owner, idempotency_key)
 
         try:
             task_id = await anyio.to_thread.run_sync(store)
-        except _QueueFull as full:
-            return studio_response(full.error, 429)
+        except QueueFull as error:
+            return studio_response(error, 429)
         headers = {"Location": f"/api/tasks/{task_id}"}
         return JSONResponse({"id": task_id}, status_code=201, headers=headers)
 
@@ -213,11 +209,6 @@ def _add_status_routes(router: APIRouter, context: ServerContext) -> None:
     @router.get("/healthz")
     async def health() -> dict[str, bool]:
         return {"ok": True}
-
-
-class _QueueFull(Exception):
-    def __init__(self, error: LimitError) -> None:
-        self.error = error
 
 
 def _spec_in_body() -> dict[str, Any]:

@@ -1,17 +1,33 @@
-"""How many tokens a learned word (embedding) stands for, read from its file's header alone."""
+"""Learned words (embeddings): whether they are there, and how many tokens each stands for."""
 
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from modules.library.catalog import ModelFile
+from modules.library.catalog import Catalog, ModelFile
 from modules.library.lora_info import read_header
+from modules.prompt.lora_tags import find_name, index_of_names
+from modules.settings.presets import ModelFolder
+from modules.spec.errors import ModelMissing
 
 _PAIR = ("clip_l", "clip_g", "clip_h")
 
 
+def require_embeddings(names: Sequence[str], catalog: Catalog) -> None:
+    """Raises ModelMissing for a learned word without a file."""
+    if not names:
+        return
+    index = index_of_names([file.name for file in catalog.files(ModelFolder.EMBEDDINGS)])
+    for name in names:
+        if find_name(index, name) is None:
+            raise ModelMissing(
+                f"The embedding {name[:80]!r} is not in models/embeddings; put the file there, or "
+                f"take embedding:{name[:80]} out of the prompt."
+            )
+
+
 def embedding_tokens(file: ModelFile) -> int | None:
-    """Tokens in the prompt; None for a file that does not say, such as a pickle."""
+    """Tokens in the prompt by the file's header; None if it does not say, such as a pickle."""
     if file.path.suffix.lower() != ".safetensors":
         return None
     try:

@@ -54,7 +54,7 @@ def _read_tag(content: str) -> LoraTag:
     weights = [plain_number(number) for number in numbers]
     if not name or len(weights) > 2 or any(weight is None for weight in weights):
         raise SpecError(
-            f"<lora:{content[:80]}> cannot be read; write <lora:name:weight>, such as "
+            f"The tag <lora:{content[:80]}> cannot be read; write <lora:name:weight>, such as "
             "<lora:ink:0.8>.",
             "prompt",
         )

@@ -3,6 +3,7 @@
     StudioError                 base; `code` is stable, `str(error)` is the sentence for the page
     ├── SpecError      E_INPUT          a field of the request is wrong; `field` names it
     ├── LimitError     E_LIMIT          a cap of limits.py was reached
+    │   └── QueueFull                   by the tasks that wait
     ├── Conflict       E_CONFLICT       the request contradicts an earlier one
     ├── ModelMissing   E_MODEL_MISSING  a named file is not there
     ├── ModelCorrupt   E_MODEL_CORRUPT  a file is truncated or not what its name says
@@ -50,6 +51,10 @@ class LimitError(StudioError):
     def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
         self.field = field
+
+
+class QueueFull(LimitError):
+    """As many tasks wait as may; the same request can be sent again later."""
 
 
 class Conflict(StudioError):

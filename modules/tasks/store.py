@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from modules.spec import limits
-from modules.spec.errors import LimitError, NotFound, StudioError, WorkerCrashed
+from modules.spec.errors import NotFound, QueueFull, StudioError, WorkerCrashed
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import SCHEMA_VERSION, ResolvedSpec, TaskSpec
 from modules.tasks.database import BUSY_SECONDS, Database
@@ -60,7 +60,7 @@ class TaskStore:
         """Append a task and return its id, once it is safely on disk. The seed is fixed here.
 
         A key that `owner` used before returns that task's id and adds nothing; Conflict if that
-        task is another one. LimitError when QUEUE_LENGTH tasks wait already.
+        task is another one. QueueFull when QUEUE_LENGTH tasks wait already.
         """
         task_id = self._ids.make()
         values = (task_id, owner, idempotency_key, SCHEMA_VERSION, spec.with_fixed_seed().to_json())
@@ -74,7 +74,7 @@ class TaskStore:
                     insist_on_same(spec, known["spec"])
                     return known["id"]
             if self._count_queued(connection) >= limits.QUEUE_LENGTH:
-                raise LimitError(
+                raise QueueFull(
                     f"The queue holds {limits.QUEUE_LENGTH:,} tasks, which is its limit; wait "
                     "until some are finished, or stop some of them."
                 )

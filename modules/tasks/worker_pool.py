@@ -93,7 +93,7 @@ class LocalWorkerPool:
     def submit(
         self, spec: TaskSpec, owner: str = "local", idempotency_key: str | None = None
     ) -> str:
-        """Queue a task and return its id, once it is safely stored. LimitError if full."""
+        """Queue a task and return its id, once it is safely stored. QueueFull if full."""
         task_id = self._store.submit(spec, owner=owner, idempotency_key=idempotency_key)
         self._wake()
         return task_id

@@ -4,13 +4,11 @@
 whose words and LoRAs may differ from those of the picture before.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from modules.prompt.lora_tags import find_name, index_of_names
+from modules.library.embedding_info import require_embeddings
 from modules.prompt.plan import make_plan
 from modules.settings.presets import ModelFolder
-from modules.spec.errors import ModelMissing
 from modules.tasks.events import Loading
 from modules.worker.job import Job
 
@@ -31,7 +29,7 @@ def run(job: Job, studio: "Studio") -> None:
     job.lora_files = {file.name: file for file in loras}
     job.plan = make_plan(job.spec, studio.shelf.books(tuple(job.lora_files)))
     job.plan.raise_if_missing()
-    _require_embeddings(job.plan.embeddings, studio)
+    require_embeddings(job.plan.embeddings, studio.catalog)
     job.base = job.model = studio.pipeline.refresh(
         job.file,
         lambda words: job.task.emit(Loading(message=words)),
@@ -58,19 +56,6 @@ def run(job: Job, studio: "Studio") -> None:
         job.check_stop()
         studio.pipeline.lora(job.base, file)
     studio.hashes.compute_soon(job.file, *loras)
-
-
-def _require_embeddings(names: Sequence[str], studio: "Studio") -> None:
-    """Raises ModelMissing for a learned word without a file, before anything is loaded."""
-    if not names:
-        return
-    index = index_of_names([file.name for file in studio.catalog.files(ModelFolder.EMBEDDINGS)])
-    for name in names:
-        if find_name(index, name) is None:
-            raise ModelMissing(
-                f"The embedding {name[:80]!r} is not in models/embeddings; put the file there, or "
-                f"take embedding:{name[:80]} out of the prompt."
-            )
 
 
 def encode(job: Job, studio: "Studio") -> None:

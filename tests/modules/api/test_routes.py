@@ -11,7 +11,7 @@ from PIL import Image
 
 from modules.settings.presets import Preset
 from modules.spec import limits
-from modules.spec.errors import DiskFull, InstanceRunning, LimitError
+from modules.spec.errors import DiskFull, InstanceRunning, QueueFull
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import TaskSpec
 from modules.spec.version import VERSION
@@ -62,6 +62,42 @@ def test_a_preset_counts_where_the_request_says_nothing(server):
     assert server.client.post("/api/forecast", json={"preset": "soft"}).json()["steps"] == 9
     assert server.client.post("/api/forecast", json={"preset": "no"}).status_code == 422
     del server.context.presets["soft"]
+
+
+UNPAINTABLE = [
+    ({"prompt": "[[1,2,3,4,5,6,7,8,9,0]]" * 7}, "E_LIMIT", "combinations"),
+    ({"prompt": "__loop__"}, "E_LIMIT", "names itself"),
+    ({"prompt": "x <lora:x:nan>"}, "E_INPUT", "cannot be read"),
+    ({"styles": ["no such"]}, "E_INPUT", "'no such' is not known"),
+    ({"prompt": "x <lora:gone:1>"}, "E_MODEL_MISSING", "'gone' is not in the loras folder"),
+    ({"loras": [{"name": "gone"}]}, "E_MODEL_MISSING", "take it out of the list"),
+    ({"prompt": "embedding:gone"}, "E_MODEL_MISSING", "'gone' is not in models/embeddings"),
+]
+
+
+@pytest.mark.parametrize(("body", "code", "words"), UNPAINTABLE)
+def test_words_that_cannot_be_painted_do_not_wait(server, body, code, words):
+    folder = server.context.settings.root / "wildcards"
+    folder.mkdir(exist_ok=True)
+    (folder / "loop.txt").write_text("__loop__\n")
+    before = server.context.store.queue_length()
+    answer = server.client.post("/api/tasks", json=body)
+    assert (answer.status_code, error_of(answer)["code"]) == (422, code)
+    assert words in error_of(answer)["message"]
+    assert server.context.store.queue_length() == before
+
+
+def test_the_words_looked_at_are_those_that_the_seed_will_draw(server):
+    words = {"prompt": "{a <lora:x:nan>|good}", "image_count": 1}
+    answers = [
+        server.client.post("/api/tasks", json=words | {"seed": seed}).status_code
+        for seed in range(8)
+    ]
+    assert set(answers) == {201, 422}
+    server.client.post("/api/tasks", json={})
+    server.client.post("/api/tasks", json={}, headers={"Idempotency-Key": "drawn later"})
+    drawn, later = (spec.seed for spec, _ in server.pool.submitted[-2:])
+    assert drawn is not None and later is None
 
 
 def test_a_repeated_key_gives_the_first_task_again(server):
@@ -163,7 +199,7 @@ def test_bad_requests_name_the_field_and_queue_nothing(server, text, field):
 
 
 def test_a_full_queue_answers_429_in_words(server):
-    server.pool.refuse = LimitError("The queue holds 10,000 tasks, which is its limit; wait.")
+    server.pool.refuse = QueueFull("The queue holds 10,000 tasks, which is its limit; wait.")
     answer = server.client.post("/api/tasks", json={})
     assert answer.status_code == 429
     assert error_of(answer)["code"] == "E_LIMIT"

@@ -96,6 +96,9 @@ def test_two_presses_give_two_tickets(context):
         ({"prompt": "", "width": "1001", "height": "1000"}, "width", "multiple of 8"),
         ({"prompt": "", "width": "wide", "height": ""}, "width", "whole number"),
         ({"prompt": "", "width": "1024", "height": ""}, "", "both width and height"),
+        ({"prompt": "[[1,2]]" * 24, "width": "", "height": ""}, "prompt", "combinations"),
+        ({"prompt": "x <lora:x:nan>", "width": "", "height": ""}, "prompt", "cannot be read"),
+        ({"prompt": "x <lora:gone:1>", "width": "", "height": ""}, "", "not in the loras folder"),
     ],
 )
 def test_a_wrong_value_is_one_sentence_with_its_field(context, values, field, said):
