@@ -6,6 +6,12 @@ from tests.browser.conftest import generate, wait_state
 
 DESKTOP = {"viewport": {"width": 1400, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+# What user scripts and assistive tools hold on to. All of it is built.
+IDS = """
+prompt generate skip stop stage progress strip gallery queue preset performance size image-number
+negative-prompt seed styles checkpoint lora-1 lora-2 guidance sampler scheduler advanced-toggle
+input-image-toggle ip-slot-1 ip-slot-2 ip-type-1 ip-stop-1 ip-weight-1 error
+"""
 STILL = ("#stage", "#progress", "#strip", "#prompt", "#generate", "#stop", "#toggles")
 
 CONTRAST = """
@@ -177,8 +183,12 @@ def test_words_stand_out(visit, theme):
     assert tab.evaluate(CONTRAST, ["#progress-words", "#skip span", "#stop span", "#clock"]) == []
 
 
-def test_controls_have_names_and_keys(visit):
+def test_controls_have_ids_names_and_keys(visit):
     tab = visit().page
+    tab.wait_for_selector("#lora-1", state="attached")
+    count = "(ids) => ids.map((id) => [id, document.querySelectorAll(`[id=${id}]`).length])"
+    assert [found for found in tab.evaluate(count, IDS.split()) if found[1] != 1] == []
+    assert tab.locator("#gallery #strip").count() == 1
     for role, name in [
         ("textbox", "Prompt"),
         ("button", "Generate"),

@@ -95,7 +95,13 @@ def test_without_a_model_the_page_says_what_to_put_where(visit, tmp_path):
     try:
         tab = visit(at=server).page
         tab.wait_for_selector("#no-model:not([hidden])")
-        assert "models/checkpoints" in tab.locator("#no-model").inner_text()
+        said = tab.locator("#no-model").inner_text()
+        assert "models/checkpoints" in said
+        known = tab.locator("#no-model li", has_text="sd_xl_base_1.0.safetensors")
+        assert "6.9 GB · save into models/checkpoints" in known.inner_text()
+        link = known.locator("a").get_attribute("href")
+        assert link.startswith("https://")
+        assert link.endswith("/sd_xl_base_1.0.safetensors")
         assert str(tmp_path) not in tab.content()
         tab.locator("#look-again").click()
         tab.wait_for_selector("#look-result:not(:empty)")

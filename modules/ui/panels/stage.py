@@ -17,7 +17,7 @@ KNOWN_SHOWN = 3  # of the checkpoints that can be had; the models' tab has them 
 
 
 def build(context: ServerContext, texts: Texts) -> None:
-    """Top bar, #stage with #error in it, #progress and #strip."""
+    """Top bar, #stage with #error in it, #progress, and #gallery with the pictures of #strip."""
     markup(_top_bar(context, texts), "top-block")
     markup(_stage(context, texts), "stage-block")
     markup(_progress(texts), "progress-block")
@@ -109,4 +109,5 @@ def _progress(texts: Texts) -> str:
 
 def _strip(texts: Texts) -> str:
     label, empty = escape(texts("strip")), escape(texts("strip.empty"))
-    return f'<div id="strip" role="group" aria-label="{label}" data-empty="{empty}"></div>'
+    row = f'<div id="strip" role="group" aria-label="{label}" data-empty="{empty}"></div>'
+    return f'<div id="gallery">{row}</div>'
