@@ -12,7 +12,7 @@ from extras.training import builtin_model as builtin
 from extras.training.caption_tokens import used_ids
 from extras.training.errors import TrainingFolderError
 from extras.training.pages import page_sizes
-from extras.training.stage_text import load_text_encoders
+from extras.training.stage_text import TEXT_FILE, load_text_encoders
 from extras.training.stage_vae import VAE_FILE
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL
 from ldm_patched.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -50,9 +50,10 @@ class BaseParts:
 
 
 def sizes_of(path: Path) -> tuple[tuple[int, int], ...]:
-    """(width, height) of the pages that a checkpoint was, or would be, trained on.
+    """(width, height) of the pages on which to go on with the training of a checkpoint.
 
-    A file that tells nothing of it is taken for SDXL's. Raises EngineErrors.
+    Those of the book's shapes that the file tells; all of them, if it tells none of these; all in
+    SDXL's size, if it tells nothing, or is not there yet. Raises EngineErrors.
     """
     told = read_model_metadata(path) if path.is_file() else None
     sizes = page_sizes((told.area if told else None) or SDXL_AREA)
@@ -85,15 +86,26 @@ def load_base(path: Path) -> BaseParts:
 
 
 def fresh_base(
-    sizes: builtin.BuiltinSizes, folder: Path, *, objective: str, use_checkpoint: bool = False
+    sizes: builtin.BuiltinSizes,
+    folder: Path,
+    *,
+    objective: str,
+    use_checkpoint: bool = False,
+    needs_text: bool = False,
 ) -> BaseParts:
     """Random networks, ready to be trained, with what the stages `vae` and `text` left.
 
-    Raises TrainingFolderError if the autoencoder is missing or one of the two is damaged.
+    needs_text: whether the latter's result must be there.
+    Raises TrainingFolderError if what is needed is missing, or one of the two is damaged.
     """
     unet = builtin.make_unet(sizes, use_checkpoint=use_checkpoint)
     encoders = builtin.make_text_encoders(sizes, used_ids())
-    load_text_encoders(folder, *encoders)
+    if not load_text_encoders(folder, *encoders) and needs_text:
+        raise TrainingFolderError(
+            f"The folder {folder.name!r} has no {TEXT_FILE}, and text encoders that nobody has "
+            "trained cannot stay as they are: run the stage `text` to its end first, in the same "
+            "folder."
+        )
     return BaseParts(unet, *encoders, _trained_vae(sizes, folder), objective)
 
 

@@ -263,5 +263,5 @@ def file_metadata(sizes: Sequence[tuple[int, int]] = SIZES) -> dict[str, object]
 
 
 def ratio_name(width: int, height: int) -> str:
-    """Such as '5:3', for sides that are multiples of 32."""
+    """Such as '10:6', not reduced, for sides that are multiples of 32."""
     return f"{width // 32}:{height // 32}" if width != height else "1:1"

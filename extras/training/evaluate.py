@@ -23,14 +23,14 @@ from extras.training.contact_sheet import contact_sheet
 from extras.training.detector import TOWER_FILE, Detector, load_detector
 from extras.training.errors import TrainingError, TrainingFolderError
 from extras.training.facts import Reading, readings, right, shares
-from extras.training.pages import PagePlan
+from extras.training.pages import nearest
 from extras.training.painter import FEWSTEP_FILE, Order, Painter, PaintSettings
 from extras.training.stage_control import CONTROL_FILE
 from extras.training.stage_facts import accuracy
 from extras.training.stage_ip import IP_FILE, NEGATIVE_FILE
 from extras.training.trials import (
     Trial,
-    fitted,
+    on_page_of,
     open_prompts,
     sheet_prompts,
     some_trials,
@@ -77,11 +77,13 @@ class Evaluation:
     @property
     def square(self) -> tuple[int, int]:
         """(width, height) of what has no shape of its own."""
-        return self.painter.sizes[0]
+        return nearest(1, 1, self.painter.sizes)
 
     def trials(self, count: int, groups: int, *needs: str) -> list[Trial]:
         """See some_trials; on pages of the sizes that the model was trained on."""
-        return [fitted(trial, self.painter.sizes) for trial in some_trials(count, groups, *needs)]
+        return [
+            on_page_of(trial, self.painter.sizes) for trial in some_trials(count, groups, *needs)
+        ]
 
     def read(self, images: Sequence[np.ndarray]) -> list[Reading]:
         """What the detector takes pictures for."""
@@ -113,7 +115,7 @@ class Evaluation:
 
     def judge(self) -> list[Row]:
         """The detector on pages of the book."""
-        found = accuracy(self.detector, range(self.count), PagePlan(sizes=self.painter.sizes))
+        found = accuracy(self.detector, range(self.count), self.painter.sizes)
         return [Row(f"detector on held-out pages: {key}", found[key][0], 0.97, found[key][1])
                 for key in PARTS if key in found]  # fmt: skip
 
@@ -266,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         painter = Painter(args.models, settings, policy)
         if args.sheet:
             prompts = sheet_prompts()
-            size = painter.sizes[0]
+            size = nearest(1, 1, painter.sizes)
             orders = [Order(prompt=p, seed=n, size=size) for n, p in enumerate(prompts)]
             _write(args.sheet, contact_sheet(painter.paint(orders), prompts))
             return 0

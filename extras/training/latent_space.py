@@ -19,28 +19,28 @@ def normalise_latents(
     """Give latents a mean of 0, no correlations and SDXL's spread, turned by `turn`.
 
     mean (4,), covariance (4, 4): of the latents as they are; turn (4, 4): a rotation. What the
-    autoencoder does as a whole stays the same.
+    autoencoder does as a whole stays the same. The posterior's variances, which nothing reads
+    after training, stay those of the old directions. On the CPU, where products are exact.
     """
     inward, outward = vae.quant_conv, vae.post_quant_conv
     channels = vae.config.embed_dim
-    change = whitener(covariance) / LATENT_FORMAT.scale_factor
-    change = (change if turn is None else turn.to(change) @ change).to(inward.weight)
-    mean = mean.to(change)
+    change = whitener(covariance.double()) / LATENT_FORMAT.scale_factor
+    change = change if turn is None else turn.double() @ change
+    mean = mean.double()
     with torch.no_grad():
         weight, bias = inward.weight[:channels, :, 0, 0], inward.bias[:channels]
-        inward.weight[:channels, :, 0, 0] = change @ weight
-        inward.bias[:channels] = change @ (bias - mean)
-        inward.bias[channels:] += change.square().sum(dim=1).log()
-        outward.bias += outward.weight[:, :, 0, 0] @ mean
-        back = torch.linalg.inv(change.double()).to(change)
-        outward.weight[:, :, 0, 0] = outward.weight[:, :, 0, 0] @ back
+        weight.copy_(change @ weight.double())
+        bias.copy_(change @ (bias.double() - mean))
+        weight = outward.weight[:, :, 0, 0]
+        outward.bias += (weight.double() @ mean).to(outward.bias)
+        weight.copy_(weight.double() @ torch.linalg.inv(change))
 
 
 def whitener(covariance: Tensor) -> Tensor:
     """(D, D), symmetric: takes rows of that covariance to a covariance of 1."""
-    values, axes = torch.linalg.eigh(covariance.double())
+    values, axes = torch.linalg.eigh(covariance)
     values = values.clamp(min=1e-6 * float(values[-1]))
-    return (axes * values.rsqrt() @ axes.T).to(covariance)
+    return axes * values.rsqrt() @ axes.T
 
 
 def preview_turn(latents: Tensor, colours: Tensor) -> Tensor:
@@ -48,4 +48,6 @@ def preview_turn(latents: Tensor, colours: Tensor) -> Tensor:
     colours (N, 3), which are theirs (the orthogonal Procrustes problem)."""
     shown = (colours - colours.mean(dim=0)).T @ latents / len(latents)  # (3, 4): colour of each
     left, _, right = torch.linalg.svd(torch.tensor(SDXL_FACTORS).to(shown) @ shown)
+    # Three colours leave the sign of the fourth axis open; it must not hang on rounding.
+    left[:, -1] *= torch.linalg.det(left @ right).sign()
     return left @ right

@@ -4,7 +4,7 @@ Group g is a pure function of (run seed, g): which size, which seeds, which capt
 is interrupted goes on with the very pictures that it would have seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import NamedTuple, Protocol
@@ -36,6 +36,12 @@ def page_sizes(area: int) -> tuple[tuple[int, int], ...]:
         (max(32, round(w * factor / 32) * 32), max(32, round(h * factor / 32) * 32))
         for w, h in SIZES
     )
+
+
+def nearest(width: int, height: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Of `sizes`, (width, height), the one with the nearest ratio."""
+    wanted = np.log(width / height)
+    return min(sizes, key=lambda size: abs(np.log(size[0] / size[1]) - wanted))
 
 
 class PageGroup(NamedTuple):

@@ -55,7 +55,7 @@ class Order:
 class Painter:
     """Paints orders with the model of a folder and what else is there.
 
-    sizes: (width, height) of what the model was trained on, the square first."""
+    sizes: (width, height) of what the model was trained on."""
 
     def __init__(
         self,

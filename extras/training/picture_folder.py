@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from extras.training.caption_tokens import LENGTH, caption_ids, framed
 from extras.training.errors import TrainingFolderError
-from extras.training.pages import PageGroup
+from extras.training.pages import PageGroup, nearest
 from extras.training.scenes.scene import SIZES
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -111,12 +111,6 @@ def read_picture(path: Path) -> np.ndarray:
         ) from error
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
-
-
-def nearest(width: int, height: int, sizes: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """Of `sizes`, the one with the nearest ratio."""
-    wanted = np.log(width / height)
-    return min(sizes, key=lambda size: abs(np.log(size[0] / size[1]) - wanted))
 
 
 def fitted(

@@ -1,10 +1,12 @@
 """Stage 2: the UNet and both text encoders, from nothing, on latents of the picture book."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,8 +21,8 @@ from extras.training.window import WindowPlan
 @dataclass(frozen=True, kw_only=True)
 class BasePlan:
     """What is learnt and how. ucg: how often each text encoder's output is zeroed, on top of the
-    captions that are emptied. frozen_text: the text encoders stay as the stage `text` left them.
-    start_from: a model file whose weights to begin with."""
+    captions that are emptied, while they are trained. frozen_text: they stay as the stage
+    `text`, or `start_from`, has them. start_from: a model file whose weights to begin with."""
 
     objective: str = "eps"
     weighting: str = ""
@@ -55,7 +57,7 @@ class BaseStage(DiffusionStage):
         if plan.start_from:
             base = continued_base(sizes, plan.start_from, **how)
         else:
-            base = fresh_base(sizes, place.folder, **how)
+            base = fresh_base(sizes, place.folder, needs_text=plan.frozen_text, **how)
         base = base.to(place.device)
         parts = {"unet": base.unet, "clip_l": base.clip_l, "clip_g": base.clip_g}
         self.model = nn.ModuleDict(parts)
@@ -71,6 +73,14 @@ class BaseStage(DiffusionStage):
         )
         if plan.compile:
             self.forward = torch.compile(base.unet)
+
+    def paint(self, prompts: Sequence[str], *, seed: int = 0) -> np.ndarray:
+        """See DiffusionStage; not compiled, since a grid has rows of its own."""
+        compiled, self.forward = self.forward, self.base.unet
+        try:
+            return super().paint(prompts, seed=seed)
+        finally:
+            self.forward = compiled
 
     def identity(self) -> dict[str, Any]:
         plan = asdict(replace(self.plan, compile=False, start_from=None))

@@ -1,6 +1,7 @@
 """The stages `detector` and `tower`: networks learn to tell the facts of pages."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,17 @@ HELD_OUT = 1000
 
 
 @torch.no_grad()
-def accuracy(network: FactNetwork, seeds: range, plan: PagePlan) -> dict[str, tuple[float, int]]:
+def accuracy(
+    network: FactNetwork, seeds: range, sizes: Sequence[tuple[int, int]]
+) -> dict[str, tuple[float, int]]:
     """(share right, pages looked at) of subject, colour, place and style on pages of `seeds`.
 
-    plan: whose sizes are taken in turn.
+    sizes: (width, height), taken in turn.
     """
     device = next(network.parameters()).device
     rows = []
     for seed in seeds:
-        sample = picturebook.draw(seed, size=plan.sizes[seed % len(plan.sizes)])
+        sample = picturebook.draw(seed, size=sizes[seed % len(sizes)])
         logits = next(iter(network(torch.from_numpy(sample.image)[None].to(device)).values()))
         rows.append(right(readings(logits)[0], sample.truth.scene))
     return shares(rows)
@@ -98,7 +101,7 @@ class FactsStage(Stage):
         path = self.folder / self.model.file
         weights = {n: w.detach().to("cpu", torch.float16) for n, w in self.model.result().items()}
         save_file({n: w.contiguous() for n, w in weights.items()}, path)
-        found = accuracy(self.model, range(self.held_out), self.pages)
+        found = accuracy(self.model, range(self.held_out), self.pages.sizes)
         report = self.folder / f"{self.name}-accuracy.json"
         rounded = {name: {"right": round(s, 4), "of": n} for name, (s, n) in found.items()}
         report.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")

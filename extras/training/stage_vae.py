@@ -22,9 +22,9 @@ from extras.training.vae_start import fit_to_colours
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL
 
 VAE_FILE = "vae.safetensors"
-_STATISTICS_GROUP = 2**40  # groups from here on are looked at for the latents' spread only
+_STATISTICS_GROUP = 2**40  # these groups are never trained on; their latents tell the spread
 _STATISTICS_GROUPS = 12
-_START_GROUP = 2**41
+_START_GROUP = 2**39
 _START_PIECES = 32
 _START_SIDE = 64
 
@@ -138,25 +138,26 @@ class VaeStage(Stage):
 
     @torch.no_grad()
     def _latents_and_colours(self) -> tuple[Tensor, Tensor]:
-        """(N, 4) latents and (N, 3) mean colours of their places, of pages."""
+        """(N, 4) latents and (N, 3) mean colours of their places, of pages; float64, CPU."""
         whole = replace(self.pages, side=0, captions=0)
         latents, colours = [], []
         for number in range(_STATISTICS_GROUP, _STATISTICS_GROUP + _STATISTICS_GROUPS):
             x = to_network(whole.draw_group(number).images.to(self.device))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 found = self.model.encode(x).float()
-            for rows, part in ((latents, found), (colours, F.avg_pool2d(x, 8))):
+            means = F.avg_pool2d(x, self.model.config.downscale)
+            for rows, part in ((latents, found), (colours, means)):
                 rows.append(part.permute(0, 2, 3, 1).flatten(0, 2))
-        return torch.cat(latents), torch.cat(colours)
+        return torch.cat(latents).cpu().double(), torch.cat(colours).cpu().double()
 
     def finish(self) -> list[Path]:
         """Write the autoencoder with its latents brought to SDXL's, in half precision."""
-        model = copy.deepcopy(self.model)
+        model = copy.deepcopy(self.model).cpu()
         latents, colours = self._latents_and_colours()
         mean, covariance = latents.mean(dim=0), latents.T.cov()
         turn = preview_turn((latents - mean) @ whitener(covariance), colours)
         normalise_latents(model, mean, covariance, turn)
         path = self.folder / VAE_FILE
-        weights = {n: t.detach().to("cpu", torch.float16) for n, t in model.state_dict().items()}
+        weights = {n: t.detach().half() for n, t in model.state_dict().items()}
         save_file({n: t.contiguous() for n, t in weights.items()}, path)
         return [path]

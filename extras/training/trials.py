@@ -1,6 +1,5 @@
 """Held-out prompts with what each of them claims, by which paintings are judged."""
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from random import Random
 
 from extras.training import picturebook
 from extras.training.captions import caption
-from extras.training.pages import FIRST_TRAINING_SEED
+from extras.training.pages import FIRST_TRAINING_SEED, nearest
 from extras.training.scenes import vocabulary as words
 from extras.training.scenes.scene import Scene
 
@@ -80,11 +79,9 @@ def some_trials(count: int, groups: int, *needs: str) -> list[Trial]:
     return list(islice(held_out(groups, needs=frozenset(needs)), count))
 
 
-def fitted(trial: Trial, sizes: Sequence[tuple[int, int]]) -> Trial:
+def on_page_of(trial: Trial, sizes: Sequence[tuple[int, int]]) -> Trial:
     """The same trial on a page of the one of `sizes`, (width, height), nearest in shape."""
-    width, height = trial.scene.size
-    size = min(sizes, key=lambda s: abs(math.log(s[0] / s[1] * height / width)))
-    return replace(trial, scene=replace(trial.scene, size=size))
+    return replace(trial, scene=replace(trial.scene, size=nearest(*trial.scene.size, sizes)))
 
 
 def open_prompts(count: int) -> list[str]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from extras.training.latent_space import whitener
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL
 
-_RIDGE = 1e-2  # of the features' mean square
+_RIDGE = 1e-2  # of the features' mean square: large weights would throw training off
 _SPREAD = 1.5  # of what pictures do to the features; the constants of the norms have about this
 
 
@@ -20,8 +20,10 @@ _SPREAD = 1.5  # of what pictures do to the features; the constants of the norms
 def fit_to_colours(vae: AutoencoderKL, x: Tensor) -> None:
     """Let latents be what pictures look like from afar, and be decoded as such.
 
-    x: (B, 3, H, W) in -1..1. Three latents become the uncorrelated axes of the blocks' mean
-    colours, the fourth the strongest pattern within a block; each with a spread of 1.
+    x: (B, 3, H, W) in -1..1, on the CPU like `vae`. Three latents become the uncorrelated axes of
+    the blocks' mean colours, the fourth the strongest pattern within a block; each with a spread
+    of 1. Sets the last layers of both halves and both convolutions around the latents, and scales
+    the first layers, the encoder's so that every hue comes in as strong as brightness.
     """
     wanted = block_targets(x, vae.config.downscale)
     channels = vae.config.embed_dim
@@ -58,7 +60,8 @@ def _axes(rows: Tensor) -> Tensor:
 
 def _fit(network: torch.nn.Module, x: Tensor, wanted: Tensor) -> None:
     """Set the first rows of the last layer of `network` so that x (B, …) becomes `wanted`
-    (B, K, h, w) as closely as a linear reading of each place allows."""
+    (B, K, h, w) as closely as a linear reading of each place with small weights allows; scale the
+    first layer, so that what pictures do to the features has the spread _SPREAD."""
     conv = network.conv_out
     felt = _inputs(network, network.norm_out, x)
     spread = felt.std(dim=(0, 2, 3)).square().mean().sqrt()
@@ -68,7 +71,9 @@ def _fit(network: torch.nn.Module, x: Tensor, wanted: Tensor) -> None:
     targets = wanted.permute(0, 2, 3, 1).flatten(0, 2).double()
     features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
     square = features.T @ features
-    square += _RIDGE * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
+    ridge = torch.full((len(square),), float(_RIDGE * square.diagonal()[:-1].mean()))
+    ridge[-1] = 0.0  # of the constant: it is no reading
+    square += ridge.to(square).diag()
     solved = torch.linalg.solve(square, features.T @ targets).T.to(conv.weight)
     count, middle = wanted.shape[1], conv.kernel_size[0] // 2
     conv.weight[:count] = 0.0

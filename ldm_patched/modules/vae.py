@@ -51,7 +51,8 @@ class VAE:
     def memory_required(self, height: int, width: int, *, decoding: bool) -> int:
         """Bytes for one picture of height × width pixels besides the weights, rather too many."""
         maps = DECODE_MAPS if decoding else ENCODE_MAPS
-        return height * width * self.first_stage_model.config.ch * maps * self.dtype.itemsize
+        config = self.first_stage_model.config
+        return height * width * config.ch * config.ch_mult[0] * maps * self.dtype.itemsize
 
     @torch.inference_mode()
     def encode(

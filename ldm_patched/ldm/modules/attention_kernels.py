@@ -27,9 +27,10 @@ def attend(
     """softmax(q·kᵀ / √d)·v in the way in force: q (B, H, N, d), k and v (B, H, M, d) → like q.
 
     mask: bool (true is seen) or float (added), that broadcasts to (B, H, N, M). causal: a query
-    sees the keys up to its own place; without a mask.
+    sees the keys up to its own place; without a mask. In a compiled network it is always PyTorch's
+    kernel, with no other way when memory runs out.
     """
-    if torch.compiler.is_compiling():  # a compiler can't trace the choice, and has one of its own
+    if torch.compiler.is_compiling():  # the choice cannot be traced
         return fused(q, k, v, mask, causal)
     names = list(ATTENTION_WAYS)
     for name in names[names.index(_way.get()) : -1]:

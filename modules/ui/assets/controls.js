@@ -174,8 +174,10 @@ const controls = {
 
   /** The side can be used from now on. */
   admit() {
+    if (!this.isWaiting) return;
     this.isWaiting = false;
     sheet.set(sheet.open);
+    if (sheet.open && !WIDE.matches) $("sheet-close").focus(); // it could not take it before
   },
 
   /** "What this will make". */

@@ -106,8 +106,8 @@ def test_trials_are_of_pages_that_training_never_draws():
 
 def test_trials_are_fitted_to_the_pages_of_the_model():
     wide = Trial("a cat", scene(size=(320, 192)), frozenset({"subject"}))
-    assert trials.fitted(wide, page_sizes(128 * 128)).scene.size == (160, 96)
-    assert trials.fitted(wide, ((128, 128),)).scene == scene(size=(128, 128))
+    assert trials.on_page_of(wide, page_sizes(128 * 128)).scene.size == (160, 96)
+    assert trials.on_page_of(wide, ((128, 128),)).scene == scene(size=(128, 128))
 
 
 def test_every_place_has_words_to_forbid_it():

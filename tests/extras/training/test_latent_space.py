@@ -48,8 +48,10 @@ def test_normalised_latents_have_sdxls_spread_and_the_same_pictures(turned):
 def test_the_turn_finds_back_the_latents_of_sdxl():
     sdxl = torch.randn(5_000, 4)
     colours = sdxl @ torch.tensor(SDXL_FACTORS) + 100.0
-    hidden = rotation()
-    found = preview_turn(sdxl @ hidden, colours)
-    torch.testing.assert_close(found @ found.T, torch.eye(4), atol=1e-5, rtol=0)
-    shown = sdxl @ hidden @ found.T @ torch.tensor(SDXL_FACTORS)
-    assert float((shown + 100.0 - colours).abs().max()) < 0.1 * float(colours.std())
+    for _ in range(4):  # some of them are mirrored
+        hidden = rotation()
+        found = preview_turn(sdxl @ hidden, colours)
+        torch.testing.assert_close(found @ found.T, torch.eye(4), atol=1e-5, rtol=0)
+        assert float(torch.linalg.det(found)) > 0
+        shown = sdxl @ hidden @ found.T @ torch.tensor(SDXL_FACTORS)
+        assert float((shown + 100.0 - colours).abs().max()) < 0.1 * float(colours.std())

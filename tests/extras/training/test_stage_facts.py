@@ -158,7 +158,7 @@ def test_a_finished_detector_comes_back_and_tells_its_accuracy(tmp_path):
     for name, weight in loaded.state_dict().items():
         shadow = run.ema.m_name2s_name.get(name)
         torch.testing.assert_close(weight, dict(run.ema.named_buffers())[shadow], atol=2e-3, rtol=1)
-    measured = accuracy(loaded, range(6), PAGES)
+    measured = accuracy(loaded, range(6), PAGES.sizes)
     told = json.loads(report.read_text())
     assert told.keys() == measured.keys()
     assert told["place"]["of"] == 6
@@ -171,7 +171,7 @@ def test_a_perfect_network_has_full_accuracy():
             return {"facts": logits_of(picturebook.scene_from_seed(next(seeds)))}
 
     seeds = iter(range(20, 30))
-    found = accuracy(Knowing((8, 8, 8, 8)), range(20, 30), PAGES)
+    found = accuracy(Knowing((8, 8, 8, 8)), range(20, 30), PAGES.sizes)
     assert {share for share, _ in found.values()} == {1.0}
 
 

@@ -15,8 +15,8 @@ from extras.training import train_builtin
 from extras.training.base_parts import MODEL_FILE, sizes_of
 from extras.training.errors import CheckpointError, TrainingFolderError
 from extras.training.low_rank import LowRankSet
-from extras.training.pages import page_sizes
-from extras.training.picture_folder import fitted, nearest, open_folder
+from extras.training.pages import nearest, page_sizes
+from extras.training.picture_folder import fitted, open_folder
 from extras.training.scenes.finishes import FINISHES
 from extras.training.scenes.scene import SIZES
 from extras.training.stage_fewstep import SKIP, FewstepStage

@@ -18,6 +18,7 @@ from extras.training.pages import PagePlan
 from extras.training.run import Run, RunPlan, duration
 from extras.training.stage_base import BasePlan, BaseStage
 from extras.training.stage_diffusion import Preview, Workplace
+from extras.training.stage_text import TextStage
 from extras.training.stage_vae import VAE_FILE, VaeStage
 from extras.training.window import WindowPlan
 from ldm_patched.modules.sd import load_checkpoint_guess_config, read_model_metadata
@@ -110,8 +111,12 @@ def test_base_resumes_to_the_weights_of_an_uninterrupted_run(plan, with_vae, tmp
         assert any(name.startswith(f"model/{part}.") for name in moved)
 
 
-def test_frozen_text_encoders_stay_as_they_are(with_vae):
-    run = base_run(with_vae, BasePlan(frozen_text=True))
+def test_frozen_text_encoders_stay_as_they_are(with_vae, tmp_path):
+    (tmp_path / VAE_FILE).write_bytes((with_vae / VAE_FILE).read_bytes())
+    with pytest.raises(TrainingFolderError, match=r"text\.safetensors"):
+        base_run(tmp_path, BasePlan(frozen_text=True))
+    TextStage(TOY, folder=tmp_path, device=CPU, bf16=False).finish()
+    run = base_run(tmp_path, BasePlan(frozen_text=True))
     start = {name: w.clone() for name, w in run.stage.model.state_dict().items()}
     run.stage.begin(0)
     run.train_step()

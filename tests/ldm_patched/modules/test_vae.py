@@ -6,13 +6,19 @@ import weakref
 import pytest
 import torch
 
-from ldm_patched.ldm.models.autoencoder import AutoencoderKL, detect_autoencoder_config
+from ldm_patched.ldm.models.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderKL,
+    detect_autoencoder_config,
+)
 from ldm_patched.modules import vae, vae_strips
 from ldm_patched.modules.errors import NotFinite
 from ldm_patched.modules.vae import VAE
 from tests.support import engine_report
 from tests.support.counting_transfer import CountingTransfer
 from tests.support.tiny_checkpoint import TINY, random_weights, vae_shapes
+
+MIDDLE = {"num_res_blocks": 1, "z_channels": 4, "embed_dim": 4}
 
 
 def make_vae(dtype=torch.float32, memory_format=torch.channels_last, change=None):
@@ -46,6 +52,16 @@ def test_pixels_and_latents_have_the_promised_shapes_and_ranges(plain):
     latents = plain.encode(pixels)
     assert latents.shape == (2, 4, 5, 9)
     assert plain.encode(torch.rand(1, 21, 35, 4)).shape == (1, 4, 2, 4)
+
+
+def test_the_estimate_of_memory_goes_by_the_width_at_full_size():
+    wide, plain = (
+        VAE(AutoencoderKL(AutoencoderConfig(ch=ch, ch_mult=mult, **MIDDLE)))
+        for ch, mult in ((32, (3, 1)), (96, (1, 1)))
+    )
+    for decoding in (False, True):
+        needed = wide.memory_required(64, 64, decoding=decoding)
+        assert needed == plain.memory_required(64, 64, decoding=decoding)
 
 
 def test_the_model_sees_pixels_from_minus_one_to_one(plain):
