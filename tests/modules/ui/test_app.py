@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -168,7 +169,9 @@ def test_an_idle_page_does_not_poll(context, monkeypatch):
         naps.append(seconds)
         queue.stopped = len(naps) % 2 == 0
 
-    monkeypatch.setattr("gradio.queueing.asyncio.sleep", nap)
+    # of that module alone: other threads may have loops of their own
+    own = SimpleNamespace(**vars(asyncio) | {"sleep": nap})
+    monkeypatch.setattr("gradio.queueing.asyncio", own)
     for loop in (queue.start_processing, queue.start_progress_updates):
         queue.stopped = False
         asyncio.run(loop())
