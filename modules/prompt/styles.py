@@ -71,9 +71,9 @@ class StyleBook:
     def __len__(self) -> int:
         return len(self._styles)
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         """Whether a request may name it: what `find` finds, and the word for one by chance."""
-        return _is_random(name) or self._found(name) is not None
+        return isinstance(name, str) and (_is_random(name) or self._found(name) is not None)
 
     def find(self, name: str) -> Style:
         """The style of that name or title, whatever its case. SpecError if there is none."""

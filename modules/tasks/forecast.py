@@ -93,9 +93,8 @@ def timings_of(rows: Iterable[Mapping[str, Any]]) -> list[Timing]:
 
 def prompt_types(prompts: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """The types of image prompts in JSON form, sorted; those that count for nothing left out."""
-    usual = ImagePromptType.IMAGE_PROMPT
-    named = [(ImagePromptType(each.get("type", usual)), each) for each in prompts]
-    return tuple(sorted(kind for kind, each in named if _counts(each)))
+    usual = ImagePromptType.IMAGE_PROMPT.value
+    return tuple(sorted(str(each.get("type", usual)) for each in prompts if _counts(each)))
 
 
 def _counts(prompt: Mapping[str, Any]) -> bool:
