@@ -6,6 +6,7 @@ its field. Gradio hands the values over as a mapping keyed by control, so order 
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -31,12 +32,14 @@ class Form:
         self.components: dict[str, Component] = {}
         self._digits: set[str] = set()
         self._lists: set[str] = set()
+        self._groups: dict[str, _Group] = {}
 
     def add(self, name: str, component: C) -> C:
         """Let `component` hold field `name`. ValueError if the field has one already."""
         if name in self.components:
             raise ValueError(f"two controls for {name}")
-        if name not in TaskSpec.model_fields and name != RANDOM_SEED:
+        parts = [part for group in self._groups.values() for part in group.parts]
+        if name not in TaskSpec.model_fields and name not in (RANDOM_SEED, *parts):
             raise ValueError(f"{name} is not a field of TaskSpec")
         self.components[name] = component
         return component
@@ -54,6 +57,9 @@ class Form:
         named = {name: values[control] for name, control in self.components.items()}
         if named.pop(RANDOM_SEED, False):
             named["seed"] = None
+        for name, group in self._groups.items():
+            is_on, *numbers = (named.pop(part) for part in group.parts)
+            named[name] = tuple(numbers) if is_on else ()
         for name, value in named.items():
             if name in self._digits:
                 named[name] = self._whole_number(name, value)
@@ -68,9 +74,12 @@ class Form:
 
         A seed in `settings` fixes it; `seed: None` goes back to random.
         """
+        every = dict(settings)
+        for name in self._groups.keys() & settings.keys():
+            every |= self._groups[name].spread(every.pop(name))
         changes = {
             self.components[name]: gr.update(value=self.shown(name, value))
-            for name, value in settings.items()
+            for name, value in every.items()
             if name in self.components
         }
         if "seed" in settings and RANDOM_SEED in self.components:
@@ -102,6 +111,23 @@ class Form:
     def switch(self, name: str, **options: Any) -> gr.Checkbox:
         """On or off."""
         return self.add(name, gr.Checkbox(value=self.value(name), **self._common(name, options)))
+
+    def group(self, name: str, numbers: Sequence[tuple[str, float, float]]) -> None:
+        """A switch, and a slider for each number of a field that is empty where it is off.
+
+        numbers: (name, usual value, greatest value) of each; the least is 0. The controls bear
+        their names after the field's, as in freeu_on and freeu_b1.
+        """
+        parts = (f"{name}_on", *(f"{name}_{number}" for number, _, _ in numbers))
+        self._groups[name] = _Group(parts, tuple(usual for _, usual, _ in numbers))
+        held = self._groups[name].spread(getattr(self.initial, name))
+        for part in parts:
+            words = self._common(part, {"elem_id": part.replace("_", "-"), "value": held[part]})
+            if part == parts[0]:
+                self.add(part, gr.Checkbox(**words))
+                continue
+            most = numbers[parts.index(part) - 1][2]
+            self.add(part, Slider(minimum=0, maximum=most, step=0.01, buttons=[], **words))
 
     def listed(self, name: str, **options: Any) -> gr.Textbox:
         """A list as JSON in a box that nobody sees; the page's script shows and changes it."""
@@ -159,6 +185,18 @@ class Form:
             label = self.texts.label(name)
             raise SpecError(f"{label} must be a whole number, or left empty.", name)
         return int(text)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Controls that hold one field together: a switch, then numbers with their usual values."""
+
+    parts: tuple[str, ...]
+    usual: tuple[float, ...]
+
+    def spread(self, numbers: Sequence[float]) -> dict[str, Any]:
+        """What each control shows of the field's value."""
+        return dict(zip(self.parts, (bool(numbers), *(numbers or self.usual)), strict=True))
 
 
 def field_range(name: str) -> tuple[float, float]:

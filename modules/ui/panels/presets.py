@@ -1,7 +1,7 @@
 """Presets: choosing one, saving, renaming and deleting one's own, and a way back.
 
 A preset sets every control but the words, so choosing one says what it changed, and Undo puts it
-all back. Settings that the page has no control for go with the preset when a request is sent.
+all back.
 """
 
 from collections.abc import Callable, Mapping
@@ -203,7 +203,7 @@ class PresetPanel:
             if control in updates
         }
         changed = {name: (old, new) for name, (old, new) in both.items() if old != new}
-        sentences = [*fitted.sentences, self._changes(changed), self._besides(fitted.settings)]
+        sentences = [*fitted.sentences, self._changes(changed)]
         return updates | {self.note: self._said(*filter(None, sentences))}
 
     def _changes(self, changed: Mapping[str, tuple[Any, Any]]) -> str:
@@ -219,15 +219,6 @@ class PresetPanel:
         texts = self.form.texts
         words = texts("preset.more", changes=listed, count=more) if more > 0 else listed
         return texts("preset.changes", changes=words)
-
-    def _besides(self, settings: Mapping[str, Any]) -> str:
-        """What goes with the preset without a control of its own."""
-        hidden = {k: v for k, v in settings.items() if k not in self.form.components and v}
-        if not hidden:
-            return ""
-        label = self.form.texts.label
-        told = ", ".join(f"{label(name)}: {_word(value)}" for name, value in hidden.items())
-        return self.form.texts("preset.besides", settings=told)
 
     @staticmethod
     def _said(*sentences: str) -> str:

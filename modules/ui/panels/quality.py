@@ -1,6 +1,8 @@
-"""Picture quality: sharpness and what guidance does from step to step."""
+"""Picture quality: sharpness, what guidance does from step to step, FreeU, and the refiner."""
 
 from html import escape
+
+import gradio as gr
 
 from modules.api.context import ServerContext
 from modules.spec.flags import RefinerMethod
@@ -19,14 +21,19 @@ STEPS = {
     "rescale_cfg": 0.05,
     "control_softness": 0.05,
 }
+# Name, usual value and greatest value; the usual ones suit SDXL.
+FREEU = (("b1", 1.01, 2.0), ("b2", 1.02, 2.0), ("s1", 0.99, 4.0), ("s2", 0.95, 4.0))
 
 
 def build(context: ServerContext, form: Form) -> None:
-    """A control for each field, with the field's name as id."""
+    """A control for each field, with the field's name as id; folded, #freeu with its numbers."""
     title = escape(form.texts("quality.title"))
     markup(f'<h3 class="group">{title}</h3>', "quality-title")
     for name, step in STEPS.items():
         form.slider(name, elem_id=name.replace("_", "-"), step=step)
+    form.digits("clip_skip", elem_id="clip-skip", placeholder=form.texts("clip_skip.placeholder"))
+    with gr.Accordion(form.texts.label("freeu"), open=False, elem_id="freeu"):
+        form.group("freeu", FREEU)
     words = form.texts("overwrite.placeholder")
     form.digits("overwrite_step", elem_id="overwrite-step", placeholder=words)
     form.choice("refiner", refiner_choices(context, form.texts), elem_id="refiner")

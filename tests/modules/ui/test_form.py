@@ -7,6 +7,7 @@ from modules.spec import limits
 from modules.spec.errors import SpecError
 from modules.spec.task_spec import LoraSpec, TaskSpec
 from modules.ui.form import RANDOM_SEED, Form, field_range
+from modules.ui.panels.quality import FREEU
 from modules.ui.texts import TEXTS, Texts
 
 
@@ -23,6 +24,8 @@ def form():
         form.listed("styles")
         form.listed("loras")
         form.add(RANDOM_SEED, gr.Checkbox(False))
+        form.digits("clip_skip")
+        form.group("freeu", FREEU)
     return form
 
 
@@ -39,6 +42,21 @@ def test_an_untouched_form_asks_for_what_it_started_with(form):
 
 def test_a_random_seed_empties_the_seed(form):
     assert form.read(values(form, random_seed=True)).seed is None
+
+
+def test_the_numbers_of_a_group_count_where_it_is_on(form):
+    assert form.read(values(form, freeu_b1=1.4)).freeu == ()
+    assert form.read(values(form, freeu_on=True)).freeu == (1.01, 1.02, 0.99, 0.95)
+    spec = form.read(values(form, freeu_on=True, freeu_b1=1.4, freeu_s2=0.2, clip_skip="2"))
+    assert (spec.freeu, spec.clip_skip) == ((1.4, 1.02, 0.99, 0.2), 2)
+    changes = form.updates({"freeu": spec.freeu, "clip_skip": spec.clip_skip})
+    shown = {name: changes[c]["value"] for name, c in form.components.items() if c in changes}
+    assert form.read(values(form, **shown)) == spec
+    off = form.updates({"freeu": ()})
+    assert off[form.components["freeu_on"]]["value"] is False
+    with pytest.raises(SpecError, match="takes b1 and b2 from 0 to 2") as caught:
+        form.read(values(form, freeu_on=True, freeu_b1=9.0))
+    assert caught.value.field == "freeu"
 
 
 def test_empty_boxes_and_choices_mean_the_default(form):

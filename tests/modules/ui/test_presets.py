@@ -17,7 +17,8 @@ from modules.ui.form import Form
 from modules.ui.texts import Texts
 
 PRESET = """{"title": "Big", "settings": {"checkpoint": "big.safetensors", "cfg_scale": 9.0,
-"expand_prompt": true, "clip_skip": 3, "loras": [{"name": "gone"}]}}"""
+"expand_prompt": true, "clip_skip": 3, "freeu": [1.3, 1.4, 0.9, 0.2],
+"loras": [{"name": "gone"}]}}"""
 
 
 @pytest.fixture
@@ -72,15 +73,32 @@ def test_choosing_says_what_changed_and_undo_puts_it_back(context):
     assert "big.safetensors is not there yet, so a.safetensors paints" in said
     assert "The LoRA gone is not there yet" in said
     assert "Prompt expansion off → on" in said
-    assert "It brings along CLIP skip: 3" in said
+    assert (page.value("clip-skip"), page.value("freeu-on"), page.value("freeu-s2")) == (
+        "3",
+        True,
+        0.2,
+    )
     page.set(prompt="words typed since")
     undone = page.fns["back"].fn(before)
     page.take(undone)
     assert page.value("prompt") == "words typed since"
     assert undone[page.by_id["size"]]["choices"]  # those of the checkpoint that is back
     assert (page.value("guidance"), page.value("sharpness")) == (6.5, 5.0)
+    assert (page.value("clip-skip"), page.value("freeu-on"), page.value("freeu-s2")) == (
+        "",
+        False,
+        0.95,
+    )
     assert page.value("preset") == "default"
     assert "nothing to undo" in page.take(page.fns["back"].fn(None))
+
+
+def test_every_field_of_a_request_has_a_control(context):
+    page = Page(context)
+    submitted = next(fn for fn in page.app.fns.values() if fn.name == "press")
+    cells = [cell.cell_contents for cell in submitted.fn.__closure__]
+    form = next(held for held in cells if isinstance(held, Form))
+    assert form.read(page.held).model_fields_set == TaskSpec.model_fields.keys()
 
 
 def test_what_has_no_control_goes_with_the_preset(context):
