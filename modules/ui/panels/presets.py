@@ -1,7 +1,7 @@
 """Presets: choosing one, saving, renaming and deleting one's own, and a way back.
 
-A preset sets every control but the words, so choosing one says what it changed, and Undo puts it
-all back.
+A preset sets every control but the words, unless it names some, so choosing one says what it
+changed, words first, and Undo puts it all back. Words of a preset that nobody touched go with it.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,9 @@ from modules.ui.form import Form, field_defaults
 # What a preset leaves alone: the user's words and pictures, and how many, unless it names them.
 KEPT = frozenset({"prompt", "negative_prompt", "image_prompts", "seed", "image_count", "preset"})
 _DIRECT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_WORDS = ("prompt", "negative_prompt")
 _TOLD = 6  # changes that are told one by one
+_TOLD_CHARACTERS = 160  # of a text
 
 Updates = dict[Component, Any]
 Work = Callable[[Mapping[Component, Any]], tuple[str, str]]  # (the preset chosen, a sentence)
@@ -96,7 +98,7 @@ class PresetPanel:
 
         def choose(values: Mapping[Component, Any]) -> Updates:
             held = {name: values[control] for name, control in self.form.components.items()}
-            updates = self._chosen(held, after)
+            updates = self._chosen(held, values[last], after)
             # What the preset leaves alone is the user's, and stays so when it is undone.
             touched = {name: held[name] for name, c in self.form.components.items() if c in updates}
             kept = {before: touched | {"preset": values[last]}, last: held["preset"]}
@@ -187,14 +189,22 @@ class PresetPanel:
         self.delete.click(ask, needed, [self.asked, *shown], **_DIRECT)
 
     def _chosen(
-        self, held: Mapping[str, Any], after: Callable[[dict[str, Any], str | None], Updates]
+        self,
+        held: Mapping[str, Any],
+        previous: str | None,
+        after: Callable[[dict[str, Any], str | None], Updates],
     ) -> Updates:
-        """What choosing the preset in `held` does to the controls, and what to say of it."""
+        """What choosing the preset in `held` after `previous` does to the controls, and what to
+        say of it."""
         preset = self.context.presets.get(held["preset"] or "")
         if preset is None:
             return {}
         fitted = fit_preset(preset, self.context.catalog, self.context.shelf.styles())
-        wanted = {k: v for k, v in field_defaults().items() if k not in KEPT} | fitted.settings
+        before = self.context.presets.get(previous or "")
+        theirs = before.settings if before is not None else {}
+        unset = {k for k in _WORDS if held.get(k) and held[k] == theirs.get(k)}
+        defaults = {k: v for k, v in field_defaults().items() if k not in KEPT or k in unset}
+        wanted = defaults | fitted.settings
         updates = after(wanted, held.get("checkpoint"))
         plain = self.form.plain
         both = {
@@ -202,6 +212,7 @@ class PresetPanel:
             for name, control in self.form.components.items()
             if control in updates
         }
+        both = {name: both[name] for name in _WORDS if name in both} | both  # those come first
         changed = {name: (old, new) for name, (old, new) in both.items() if old != new}
         sentences = [*fitted.sentences, self._changes(changed)]
         return updates | {self.note: self._said(*filter(None, sentences))}
@@ -240,4 +251,5 @@ def _word(value: Any) -> str:
         return ", ".join(_word(item) for item in value)
     if isinstance(value, Mapping):
         return f"{value.get('name', '')} at {value.get('weight', 1):g}"
-    return str(value)
+    text = str(value)
+    return text if len(text) <= _TOLD_CHARACTERS else f"{text[:_TOLD_CHARACTERS]}…"

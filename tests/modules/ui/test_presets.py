@@ -1,6 +1,7 @@
 """Choosing, undoing, saving and comparing presets, as the page's listeners do it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from modules.ui.app import build_app, initial_spec, submit
 from modules.ui.form import Form
 from modules.ui.texts import Texts
 
+SHIPPED = Path(__file__).parents[3] / "presets"
 PRESET = """{"title": "Big", "settings": {"checkpoint": "big.safetensors", "cfg_scale": 9.0,
 "expand_prompt": true, "clip_skip": 3, "freeu": [1.3, 1.4, 0.9, 0.2],
 "loras": [{"name": "gone"}]}}"""
@@ -91,6 +93,27 @@ def test_choosing_says_what_changed_and_undo_puts_it_back(context):
     )
     assert page.value("preset") == "default"
     assert "nothing to undo" in page.take(page.fns["back"].fn(None))
+
+
+def test_words_that_a_preset_replaces_are_told_first_and_go_with_it(context):
+    for name in ("realistic", "anime"):
+        shutil.copy(SHIPPED / f"{name}.json", context.settings.presets_path)
+    context.presets |= load_presets(context.settings.root)
+    theirs = context.presets["realistic"].settings["negative_prompt"]
+    page = Page(context)
+    page.set(prompt="my words", negative_prompt="fog, rain", preset="realistic")
+    said = page.take(page.fns["choose"].fn(page.held))
+    assert f"Changed: Negative prompt fog, rain → {theirs}" in said
+    mine = dict(page.held)
+    page.set(preset="anime")
+    said = page.take(page.fns["choose"].fn(page.held))
+    assert (page.value("prompt"), page.value("negative-prompt")) == ("my words", "")
+    assert f"Changed: Negative prompt {theirs} → –" in said
+    page.held = mine  # the user changes them: they stay
+    page.set(negative_prompt=f"{theirs}, fog", preset="anime")
+    said = page.take(page.fns["choose"].fn(page.held))
+    assert page.value("negative-prompt") == f"{theirs}, fog"
+    assert "Negative prompt" not in said
 
 
 def test_every_field_of_a_request_has_a_control(context):
