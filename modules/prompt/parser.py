@@ -146,7 +146,14 @@ def _weight_before(
     number = text[colon + 1 : close]
     weight = plain_number(number)
     if weight is None:
-        if _is_odd_number(number) and len(notices) < _NOTICES:
+        if len(notices) >= _NOTICES:
+            return close, None
+        if not number.strip():
+            notices.append(
+                "A colon before ')' has no weight after it, so it is read as words; write "
+                "(words:1.3)."
+            )
+        elif _is_odd_number(number):
             notices.append(
                 f"The weight {number.strip()!r} is no plain number such as 1.3; it is read as "
                 "words."
@@ -156,7 +163,9 @@ def _weight_before(
 
 
 def _is_odd_number(text: str) -> bool:
-    """Whether it is a number to Python, though not to `plain_number`: nan, inf, 1e9."""
+    """Whether it is a number to programs, though not to `plain_number`: nan, inf, 1e9, none."""
+    if text.strip().casefold() in ("none", "null"):
+        return True
     try:
         float(text)
     except ValueError:

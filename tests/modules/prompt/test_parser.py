@@ -45,6 +45,9 @@ def test_weights(text, expected):
         ("(a:1000000000)", [("a", 10)], "beyond ±10"),
         ("(a:nan)", [("a:nan", 1.1)], "no plain number"),
         ("(a:1e9)", [("a:1e9", 1.1)], "no plain number"),
+        ("(a:None )", [("a:None", 1.1)], "The weight 'None' is no plain number"),
+        ("(a:)", [("a:", 1.1)], "has no weight after it"),
+        ("(a: )", [("a:", 1.1)], "has no weight after it"),
     ],
 )
 def test_what_cannot_be_read_stays_and_is_said(text, expected, notice):
