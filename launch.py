@@ -62,7 +62,7 @@ VERBS = {
     "test": Verb(
         "also install requirements-dev.txt and run every test",
         ("base", "dev"),
-        ["-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"],
+        ["-m", "pytest", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"],
     ),
     "bench": Verb(
         "measure speed against diffusers (installs requirements-dev.txt)",

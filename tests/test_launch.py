@@ -132,7 +132,7 @@ def test_test_installs_the_reference_libraries_and_runs_pytest(installed):
     assert list(base) == ["base"]
     done = launch(installed, "test", "tests/test_launch.py", PIP_NO_INDEX="1")
     assert done.returncode == 3, done.stderr
-    given = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "tests/test_launch.py"]
+    given = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", "tests/test_launch.py"]
     assert done.stdout.splitlines()[-1] == str(given)
     after = json.loads(stamp.read_text())
     assert after.keys() == {"base", "dev"} and after["base"] == base["base"]

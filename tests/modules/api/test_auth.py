@@ -16,7 +16,6 @@ from modules.api.login import safe_next
 from modules.api.server import check_doors
 from modules.api.sessions import SESSION_SECONDS, Sessions, Throttle
 from modules.spec.errors import ConfigError
-from modules.spec.task_spec import TaskSpec
 from tests.modules.api.support import make_settings, serve
 
 CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
@@ -131,7 +130,8 @@ def test_gradio_s_own_calls_work_once_logged_in(visitor):
 def test_tasks_belong_to_who_sent_them(guarded, visitor):
     log_in(visitor)
     visitor.post("/api/tasks", json={"prompt": "mine"})
-    assert guarded.pool.submitted[-1] == (TaskSpec(prompt="mine"), "anna")
+    spec, owner = guarded.pool.submitted[-1]
+    assert (spec.prompt, owner) == ("mine", "anna")
 
 
 def test_the_way_back_leads_to_the_page_asked_for(visitor):
