@@ -73,10 +73,7 @@ class FactsStage(Stage):
         self.window = LatentWindow(
             self.pages,
             self.window_plan,
-            lambda group: {
-                "images": group.images.to(self.device),
-                "facts": group.facts.to(self.device),
-            },
+            self.rows,
             device=self.device,
             workers=self.workers,
             first_step=step,
