@@ -64,7 +64,7 @@ def interleave(
     candidates: Mapping[str, Candidate],
     *,
     rounds: int,
-    warm_ups: int = 1,
+    warm_ups: int = 2,
     after: Mapping[str, Candidate] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each candidate in each round; every round runs all of them, in a new order.

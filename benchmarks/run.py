@@ -31,6 +31,7 @@ ROWS: dict[str, Callable[[Options], Row]] = {
     "unet_overhead": rows_network.unet_overhead,
     "unet_bf16": rows_network.unet_bf16,
     "unet_fp32": rows_network.unet_fp32,
+    "unet_guided": rows_network.unet_guided,
     "vae_decode_bf16": rows_network.vae_decode_bf16,
     "sampler_loop": rows_network.sampler_loop,
     "guidance_cost": rows_guidance.guidance_cost,
