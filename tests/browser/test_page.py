@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.browser.conftest import generate, ready, task_of, wait_state
+from tests.support.page_server import RunningPage
 
 
 @pytest.mark.parametrize("how", ["click", "Control+Enter", "Meta+Enter"])
@@ -452,6 +453,58 @@ def test_a_mode_greys_what_it_decides_and_says_so(visit):
     tab.wait_for_function("() => document.querySelector('#make').innerText.includes('9 steps')")
 
 
+FEW_STEPS = (
+    "sharpness guidance adaptive-cfg adm-positive adm-negative adm-end refiner refiner-switch "
+    "sampler scheduler steps"
+)
+GREYED = """() => [...document.querySelectorAll('.forced')].filter((box) => box.inert).map((box) =>
+  [box.id, box.querySelector('[data-testid=block-info]').dataset.forced ?? ''])"""
+
+
+def test_every_mode_of_few_steps_greys_all_that_it_decides_with_its_values(visit):
+    tab = visit().page
+    lcm = {"sampler": "lcm", "scheduler": "lcm", "steps": "8"}
+    lightning = {"sampler": "euler", "scheduler": "sgm_uniform", "steps": "4"}
+    hyper = {"sampler": "dpmpp_sde_gpu", "scheduler": "karras", "steps": "4"}
+    turbo = {"sampler": "euler_ancestral", "scheduler": "turbo", "steps": "4"}
+    modes = {"Extreme Speed": lcm, "Lightning": lightning, "Hyper-SD": hyper, "Turbo": turbo}
+    for title, values in modes.items():
+        tab.locator("#performance label", has_text=title).click()
+        tab.wait_for_function(
+            "value => document.querySelector('#scheduler [data-testid=block-info]')"
+            ".dataset.forced === `· ${value} in this mode`",
+            arg=values["scheduler"],
+        )
+        greyed = dict(tab.evaluate(GREYED))
+        assert greyed.keys() == {*FEW_STEPS.split(), "negative-prompt"}, title
+        values |= {"guidance": "1", "sharpness": "0", "adm-end": "0", "refiner": "none"}
+        told = {name: f"· {value} in this mode" for name, value in values.items()}
+        assert {name: greyed[name] for name in told} == told
+        note = tab.locator("#performance-note").inner_text()
+        assert note.startswith("This mode decides what is greyed: "), title
+
+
+def test_a_mode_of_ones_own_is_on_the_page_and_goes_with_the_request(visit, tmp_path):
+    (tmp_path / "performance").mkdir()
+    forced = {"cfg_scale": 3.0, "sampler": "euler"}
+    mode = {"title": "My draft", "steps": 7, "forced": forced}
+    (tmp_path / "performance" / "draft.json").write_text(json.dumps(mode))
+    server = RunningPage(tmp_path)
+    try:
+        tab = visit(at=server).page
+        tab.locator("#performance label", has_text="My draft").click()
+        tab.wait_for_function(
+            "() => document.querySelector('#performance-note').innerText.includes('Steps 7')"
+        )
+        assert dict(tab.evaluate(GREYED)).keys() == {"guidance", "sampler", "steps"}
+        generate(tab, "quick hills", pictures=1)
+        wait_state(tab, "done")
+        resolved = server.store.get(task_of(tab)).resolved
+        assert (resolved.steps, resolved.cfg_scale, resolved.sampler) == (7, 3.0, "euler")
+    finally:
+        server.close()
+
+
 def test_modes_tell_how_long_they_take_once_that_is_known(visit):
     tab = visit().page
     generate(tab, "quick hills", pictures=1)
@@ -460,6 +513,13 @@ def test_modes_tell_how_long_they_take_once_that_is_known(visit):
     times = "labels => labels.map(label => label.dataset.time)"
     shown = tab.locator("#performance label").evaluate_all(times)
     assert all(re.fullmatch(r"~\d+ (s|min \d+ s)", time) for time in shown), shown
+
+
+def wait_note(tab, words):
+    """Until the note of the presets has `words`."""
+    tab.wait_for_function(
+        "words => document.querySelector('#preset-note').innerText.includes(words)", arg=words
+    )
 
 
 def test_a_preset_of_ones_own_and_the_way_back(visit, server):
@@ -471,28 +531,35 @@ def test_a_preset_of_ones_own_and_the_way_back(visit, server):
     tab.locator("#preset-manage > button").click()
     tab.locator("#preset-name textarea, #preset-name input").fill("My look")
     tab.locator("#preset-save").click()
-    tab.wait_for_function(
-        "() => document.querySelector('#preset-note').innerText.includes('saved')"
-    )
+    wait_note(tab, "My look is saved.")
     assert tab.locator("#preset input").input_value() == "My look"
     assert server.context.presets["My look"].settings["cfg_scale"] == 6.5
+    tab.locator("#preset-compare").click()
+    wait_note(tab, "Everything is as the preset has it.")
+    tab.locator("#tab-advanced").click()
+    tab.locator("#sharpness input[type=number]").fill("3")
+    tab.locator("#tab-settings").click()
+    tab.locator("#preset-compare").click()
+    wait_note(tab, "Changed: Sharpness 2.0 → 3.0.")
+    tab.locator("#preset-name textarea, #preset-name input").fill("Our look")
+    tab.locator("#preset-rename").click()
+    wait_note(tab, "Our look is saved.")
+    assert tab.locator("#preset input").input_value() == "Our look"
+    assert tab.locator("#sharpness input[type=number]").input_value() == "3"
+    assert "My look" not in server.context.presets
     tab.locator("#preset input").click()
     tab.get_by_role("option", name="Default").click()
-    tab.wait_for_function(
-        "() => document.querySelector('#preset-note').innerText.includes('6.5 →')"
-    )
+    wait_note(tab, "6.5 →")
     assert tab.locator("#guidance input[type=number]").input_value() == "4"
     tab.locator("#preset-undo").click()
     tab.wait_for_function("() => document.querySelector('#guidance input').value === '6.5'")
     assert tab.locator("#prompt textarea").input_value() == "my words"
-    assert tab.locator("#preset input").input_value() == "My look"
+    assert tab.locator("#preset input").input_value() == "Our look"
     tab.reload()
-    tab.wait_for_function("() => document.querySelector('#preset input')?.value === 'My look'")
+    tab.wait_for_function("() => document.querySelector('#preset input')?.value === 'Our look'")
     tab.locator("#preset-manage > button").click()
     assert tab.locator("#preset-note").get_attribute("aria-live") == "polite"
     tab.locator("#preset-delete").click()
     tab.locator("#preset-gone").click()
-    tab.wait_for_function(
-        "() => document.querySelector('#preset-note').innerText.includes('deleted')"
-    )
-    assert "My look" not in server.context.presets
+    wait_note(tab, "The preset is deleted.")
+    assert "Our look" not in server.context.presets

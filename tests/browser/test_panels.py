@@ -1,8 +1,20 @@
 """Styles, LoRAs and the prompt inspector, as a visitor uses them."""
 
+import base64
+import io
 import json
 
-from tests.browser.conftest import SCREENSHOTS, generate, ready, require_thumb_room, task_of
+from PIL import Image
+
+from modules.prompt.plan import make_plan
+from tests.browser.conftest import (
+    SCREENSHOTS,
+    generate,
+    ready,
+    require_thumb_room,
+    task_of,
+    wait_state,
+)
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
@@ -27,7 +39,9 @@ def test_styles_are_found_chosen_in_order_kept_and_sent(visit, server):
     listed = tab.locator("#style-list .style")
     tab.wait_for_selector("#style-list .style span:text-is('My Haze')")
     assert listed.first.inner_text() == "My Haze"  # the user's own come first
-    assert listed.count() == 263
+    assert listed.count() == 269
+    assert chosen_styles(tab) == ["Polished", "Crisp"]  # of the default preset
+    tab.locator("#clear-styles").click()
     photograph(tab, "styles-desktop")
 
     tab.locator("#style-search").fill("gothic cathedral")
@@ -41,8 +55,9 @@ def test_styles_are_found_chosen_in_order_kept_and_sent(visit, server):
     assert tab.locator("#random-style").get_attribute("aria-pressed") == "true"
     photograph(tab, "styles-chosen-desktop")
 
-    tab.locator("#expand-prompt input").check()
-    tab.wait_for_function("() => JSON.parse(sessionStorage['easel.form']).expand_prompt")
+    assert tab.locator("#expand-prompt input").is_checked()
+    tab.locator("#wildcards-in-order input").check()
+    tab.wait_for_function("() => JSON.parse(sessionStorage['easel.form']).wildcards_in_order")
     tab.reload()
     ready(tab)
     tab.locator("#tab-styles").click()
@@ -53,7 +68,7 @@ def test_styles_are_found_chosen_in_order_kept_and_sent(visit, server):
     spec = server.pool.view(task_of(tab)).spec
     assert spec.styles == ("arch-gothic", "My Haze", "random")
     assert spec.expand_prompt
-    assert not spec.wildcards_in_order
+    assert spec.wildcards_in_order
 
     tab.locator("#style-chosen button").first.click()
     assert chosen_styles(tab) == ["My Haze", "Random style"]
@@ -68,6 +83,7 @@ def test_styles_fit_on_a_phone(visit):
     tab.locator("#advanced-label").click()
     tab.locator("#tab-styles").click()
     tab.wait_for_selector("#style-list .style")
+    tab.locator("#clear-styles").click()
     tab.locator("#random-style").click()
     tab.locator("#style-list .style span:text-is('Gothic Cathedral')").click()
     photograph(tab, "styles-phone")
@@ -117,12 +133,16 @@ def test_a_lora_for_another_family_is_told_in_its_slot_and_in_the_inspector(visi
 
 
 def test_loras_are_chosen_weighed_kept_sent_and_missed(visit, server):
+    drawn = io.BytesIO()
+    Image.new("RGB", (6, 4), "teal").save(drawn, "PNG")
+    picture = base64.b64encode(drawn.getvalue()).decode()
     ink = put_lora(
         server,
         "ink.safetensors",
         modelspec__architecture="stable-diffusion-xl-v1-base/lora",
         modelspec__title="Ink <b>wash",
         modelspec__trigger_phrase="inkwash, brush strokes",
+        modelspec__thumbnail=f"data:image/png;base64,{picture}",
     )
     tab = visit().page
     tab.locator("#tab-models").click()
@@ -133,6 +153,10 @@ def test_loras_are_chosen_weighed_kept_sent_and_missed(visit, server):
     assert tab.locator("#lora-1 .lora-note").inner_text() == (
         "Ink <b>wash · made for SDXL\nTrigger words: inkwash brush strokes"
     )
+    preview = tab.locator("#lora-1 .lora-note img")
+    assert preview.get_attribute("alt") == "Ink <b>wash"
+    preview.evaluate("image => image.decode()")
+    assert preview.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [6, 4]
     tab.locator("#prompt textarea").fill("quick hills")
     tab.locator("#lora-1 .trigger").first.click()
     assert tab.locator("#prompt textarea").input_value() == "quick hills, inkwash"
@@ -206,7 +230,7 @@ def test_the_inspector_shows_what_will_be_painted(visit, server):
     notes = tab.locator("#inspect-notes").inner_text()
     assert "asks for 'soft lantern light', which the negative prompt rules out" in notes
     assert "these are an example" in notes
-    assert tab.locator("#inspect-picture dd").inner_text() == "brush at 0.5"
+    assert fact(tab, "LoRAs") == "brush at 0.5"
     assert tab.locator(".weighted").first.get_attribute("data-weight") == "×1.3"
     tab.locator(".prompt-line").nth(1).click()
     tab.wait_for_selector("#inspect-picture h3:text-is('Picture 2')")
@@ -219,6 +243,33 @@ def test_the_inspector_shows_what_will_be_painted(visit, server):
     tab.keyboard.press("Escape")
     assert tab.locator("#inspector").is_hidden()
     assert tab.locator("#stage").get_attribute("data-state") == "idle"
+
+
+def fact(tab, name):
+    """What the inspector tells under `name`."""
+    return tab.locator(f"#inspect-picture dt:text-is('{name}') + dd").inner_text()
+
+
+def test_the_inspector_tells_the_added_words_and_the_time(visit, server):
+    tab = visit().page
+    generate(tab, "quick cat garden", pictures=2, seed=5)  # how long one takes is known then
+    wait_state(tab, "done")
+    tab.locator("#prompt textarea").fill("cat in garden")
+    tab.locator("#inspect-toggle").click()
+    tab.wait_for_selector("#inspect-picture dt:text-is('Added words')")
+    books = server.context.shelf.books()
+    spec = server.store.get(task_of(tab)).spec.model_copy(update={"prompt": "cat in garden"})
+    added = make_plan(spec, books).pictures[0].expansion
+    assert len(added.split(", ")) == 6
+    assert fact(tab, "Added words") == added
+    assert fact(tab, "Styles") == "Polished, Crisp"
+    texts = tab.locator("#inspect-picture h4:text-is('Painted from') ~ .text-box").all_inner_texts()
+    assert any(text.startswith(f"cat in garden, {added}") for text in texts)
+    tab.wait_for_function(
+        r"() => / · about \d+ /.test(document.querySelector('#inspect-summary').innerText)"
+    )
+    tab.locator("#expand-prompt input").evaluate("box => box.click()")
+    tab.wait_for_selector("#inspect-picture dt:text-is('Added words')", state="detached")
 
 
 def test_the_inspector_fits_on_a_phone(visit):

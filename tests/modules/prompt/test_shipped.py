@@ -32,7 +32,8 @@ def test_a_shipped_style_is_sound(style):
     assert style.name == style.name.lower().strip()
     for text in (style.prompt, style.negative_prompt):
         assert parse(text).notices == ()
-        assert not set(text.replace(PLACE, "")) & set("{}[]|<>_")
+        assert not set(text.replace(PLACE, "")) & set("{}[]|<>")
+        assert "__" not in text
         assert text.isascii()
     # Room for the user's own words in one chunk of 75 tokens.
     assert 3 <= len(style.prompt.replace(PLACE, "").split()) <= 45 or style.group == "builtin"

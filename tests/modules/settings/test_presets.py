@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from modules.prompt.styles import StyleBook
 from modules.settings.presets import load_presets, read_preset
 from modules.spec.errors import ConfigError, SpecError
 from modules.spec.task_spec import TaskSpec
@@ -35,45 +36,51 @@ def test_the_presets_that_ship_are_sound():
 
 
 JUGGERNAUT = "juggernautXL_v8Rundiffusion"
-OFFSET = ("sd_xl_offset_example-lora_1.0", 0.1)
-FILM = ("SDXL_FILM_PHOTOGRAPHY_STYLE_V1", 0.25)
-USUAL = ("dpmpp_2m_sde_gpu", "karras")
-TALL, WIDE = "896:1152", "1152:896"
+OFFSET = "sd_xl_offset_example-lora_1.0"
+FILM = "SDXL_FILM_PHOTOGRAPHY_STYLE_V1"
+FINE = ("finish-polished", "finish-crisp")
+TALL, WIDE, SQUARE = "896:1152", "1152:896", "1:1"
+REFINER = ("sd_xl_refiner_1.0_0.9vae.safetensors", 0.75)
+
+# name, model, refiner and switch, LoRAs, guidance, styles, expansion, ratio, mode
+TABLE = [
+    ("default", JUGGERNAUT, ("", 0.5), [(OFFSET, 0.1)], 4.0, FINE, True, WIDE, "speed"),
+    ("realistic", "realisticStockPhoto_v20", ("", 0.5), [(FILM, 0.25)], 3.0,
+     ("photo-natural", "finish-clean"), True, TALL, "speed"),
+    ("anime", "animaPencilXL_v500", ("", 0.5), [], 6.0,
+     ("semi-realistic", "finish-masterly"), True, TALL, "speed"),
+    ("lcm", JUGGERNAUT, ("", 0.5), [], 4.0, FINE, True, WIDE, "extreme_speed"),
+    ("lightning", JUGGERNAUT, ("", 0.5), [], 4.0, FINE, True, WIDE, "lightning"),
+    ("playground_v2.5", "playground-v2.5-1024px-aesthetic.fp16", ("", 0.5), [], 2.0, (), True,
+     SQUARE, "speed"),
+    ("pony_v6", "ponyDiffusionV6XL", ("", 0.5), [], 7.0, ("pony-scores",), False, TALL, "speed"),
+    ("sai", "sd_xl_base_1.0_0.9vae", REFINER, [(OFFSET, 0.5)], 7.0, ("cinema-still",), True, WIDE,
+     "speed"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "model", "loras", "cfg", "size", "mode", "sampling"),
-    [
-        ("default", JUGGERNAUT, [OFFSET], 4.0, WIDE, "speed", USUAL),
-        ("realistic", "realisticStockPhoto_v20", [FILM], 3.0, TALL, "speed", USUAL),
-        ("anime", "animaPencilXL_v500", [], 6.0, TALL, "speed", USUAL),
-        ("lcm", JUGGERNAUT, [], 4.0, WIDE, "extreme_speed", USUAL),
-        ("lightning", JUGGERNAUT, [], 4.0, WIDE, "lightning", USUAL),
-        (
-            "playground_v2.5",
-            "playground-v2.5-1024px-aesthetic.fp16",
-            [],
-            2.0,
-            "1:1",
-            "speed",
-            ("dpmpp_2m", "edm_playground_v2.5"),
-        ),
-        ("pony_v6", "ponyDiffusionV6XL", [], 7.0, TALL, "speed", USUAL),
-        ("sai", "sd_xl_base_1.0_0.9vae", [(OFFSET[0], 0.5)], 7.0, WIDE, "speed", USUAL),
-    ],
+    ("name", "model", "refiner", "loras", "cfg", "styles", "expands", "size", "mode"),
+    TABLE,
+    ids=[row[0] for row in TABLE],
 )
-def test_the_table_of_presets(name, model, loras, cfg, size, mode, sampling):
+def test_the_table_of_presets(name, model, refiner, loras, cfg, styles, expands, size, mode):
     spec = load_presets(ROOT)[name].apply()
     assert spec.checkpoint == f"{model}.safetensors"
+    assert (spec.refiner, spec.refiner_switch) == refiner
     assert [(lora.name, lora.weight) for lora in spec.loras] == [
         (f"{file}.safetensors", weight) for file, weight in loras
     ]
     assert (spec.cfg_scale, spec.aspect_ratio, spec.performance) == (cfg, size, mode)
+    assert (spec.styles, spec.expand_prompt) == (styles, expands)
+    assert all(style in StyleBook.load([ROOT / "presets" / "styles"]) for style in styles)
+    usual = ("dpmpp_2m_sde_gpu", "karras")
+    sampling = {"playground_v2.5": ("dpmpp_2m", "edm_playground_v2.5")}.get(name, usual)
     assert (spec.sampler, spec.scheduler) == sampling
-    assert spec.sharpness == 2.0
-    refiner = ("sd_xl_refiner_1.0_0.9vae.safetensors", 0.75) if name == "sai" else ("", 0.8)
-    assert (spec.refiner, spec.refiner_switch) == refiner
+    assert (spec.sharpness, spec.adaptive_cfg, spec.clip_skip) == (2.0, 7.0, None)
+    assert (spec.adm_positive, spec.adm_negative, spec.adm_end) == (1.5, 0.8, 0.3)
     assert spec.vae == ("ponyDiffusionV6XL_vae.safetensors" if name == "pony_v6" else "")
+    assert (len(spec.negative_prompt) > 100) is (name == "realistic")
 
 
 def test_the_small_models_preset_and_turbos():
