@@ -59,7 +59,7 @@ const performanceMode = {
     }
     for (const [name, value] of Object.entries(forced)) {
       const label = labelOf(name);
-      if (label) label.dataset.forced = say("performance.value", { value });
+      if (label) label.dataset.forced = say("performance.value", { value: value === "" ? say("refiner.none") : value });
     }
   },
 

@@ -23,51 +23,32 @@ NO_GUIDANCE = {
 
 
 @pytest.mark.parametrize(
-    ("name", "title", "steps", "upscale"),
+    ("name", "title", "steps", "upscale", "lora", "sampling"),
     [
-        ("quality", "Quality", 60, 36),
-        ("speed", "Speed", 30, 18),
-        ("extreme_speed", "Extreme Speed", 8, 8),
-        ("lightning", "Lightning", 4, 4),
-        ("hyper_sd", "Hyper-SD", 4, 4),
-        ("turbo", "Turbo", 4, 4),
+        ("quality", "Quality", 60, 36, None, None),
+        ("speed", "Speed", 30, 18, None, None),
+        ("extreme_speed", "Extreme Speed", 8, 8, ("sdxl_lcm_lora", 1.0), ("lcm", "lcm")),
+        ("lightning", "Lightning", 4, 4, ("sdxl_lightning_4step_lora", 1.0),
+         ("euler", "sgm_uniform")),
+        ("hyper_sd", "Hyper-SD", 4, 4, ("sdxl_hyper_sd_4step_lora", 0.8),
+         ("dpmpp_sde_gpu", "karras")),
+        ("turbo", "Turbo", 4, 4, None, ("euler_ancestral", "turbo")),
     ],
-)
-def test_steps(name, title, steps, upscale):
+    ids=lambda value: value if isinstance(value, str) and value.islower() else "",
+)  # fmt: skip
+def test_the_table_of_modes(name, title, steps, upscale, lora, sampling):
     mode = BY_NAME[name]
     assert (mode.title, mode.steps, mode.steps_upscale) == (title, steps, upscale)
     assert mode.applied(TaskSpec(steps=99)).steps == steps
     assert mode.applied(TaskSpec(overwrite_step=11)).steps == 11
-
-
-@pytest.mark.parametrize(
-    ("name", "lora", "weight", "sampler", "scheduler"),
-    [
-        ("extreme_speed", "sdxl_lcm_lora", 1.0, "lcm", "lcm"),
-        ("lightning", "sdxl_lightning_4step_lora", 1.0, "euler", "sgm_uniform"),
-        ("hyper_sd", "sdxl_hyper_sd_4step_lora", 0.8, "dpmpp_sde_gpu", "karras"),
-    ],
-)
-def test_modes_with_a_lora(name, lora, weight, sampler, scheduler):
-    mode = BY_NAME[name]
-    assert mode.lora.file == f"{lora}.safetensors"
-    assert mode.lora.weight == weight
-    assert mode.lora.url.startswith("https://huggingface.co/")
-    assert mode.forced == {
-        **NO_GUIDANCE,
-        "sampler": Sampler(sampler),
-        "scheduler": Scheduler(scheduler),
-    }
-
-
-def test_turbo_needs_no_lora_and_no_guidance():
-    assert BY_NAME["turbo"].lora is None
-    assert NO_GUIDANCE.items() <= BY_NAME["turbo"].forced.items()
-
-
-@pytest.mark.parametrize("name", ["quality", "speed"])
-def test_modes_of_many_steps_leave_all_else_alone(name):
-    assert (BY_NAME[name].forced, BY_NAME[name].lora) == ({}, None)
+    named = mode.lora and (mode.lora.file.removesuffix(".safetensors"), mode.lora.weight)
+    assert named == lora
+    assert lora is None or mode.lora.url.startswith("https://huggingface.co/")
+    forced = {}
+    if sampling is not None:
+        sampler, scheduler = sampling
+        forced = {**NO_GUIDANCE, "sampler": Sampler(sampler), "scheduler": Scheduler(scheduler)}
+    assert mode.forced == forced
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)

@@ -108,6 +108,19 @@ def test_modes_of_few_steps_paint_and_can_be_painted_again(studio, mode, monkeyp
     assert len(task.progress) == recipe.resolved.steps + 1
 
 
+def test_a_mode_of_ones_own_paints_what_its_settings_paint(studio):
+    put_lora(studio, "mine.safetensors", spread=2.0)
+    forced = {"cfg_scale": 3.0, "sampler": "euler", "scheduler": "normal"}
+    mode = {"steps": 3, "forced": forced, "lora": {"file": "mine.safetensors", "weight": 0.5}}
+    folder = studio.settings.root / "performance"
+    folder.mkdir()
+    (folder / "draft.json").write_text(json.dumps(mode))
+    by_mode = pixels(studio, performance="draft", cfg_scale=9.0, steps=9)
+    loras = [{"name": "mine.safetensors", "weight": 0.5}]
+    assert np.array_equal(by_mode, pixels(studio, loras=loras, **{"steps": 3, **forced}))
+    assert not np.array_equal(by_mode, pixels(studio, **{"steps": 3, **forced}))
+
+
 def test_the_modes_lora_counts_once(studio):
     put_lora(studio, "sdxl_lightning_4step_lora.safetensors")
     plain = pixels(studio, performance="lightning")
