@@ -10,6 +10,7 @@ from modules.library.preset_fit import with_preset
 from modules.prompt.books import Shelf
 from modules.prompt.plan import make_plan
 from modules.settings.presets import ModelFolder
+from modules.tasks.records import with_seed_of
 
 if TYPE_CHECKING:
     from modules.library.catalog import Catalog
@@ -88,8 +89,9 @@ class ServerContext:
         `require_paintable` raises, and what WorkerPool.submit raises.
         """
         spec = self.complete(spec)
-        if idempotency_key is None:  # a key must find the request as it came
-            spec = spec.with_fixed_seed()  # it decides on words
+        fixed = with_seed_of(spec, owner, idempotency_key)  # it decides on words
         self.inputs.require(spec.image_prompts)
-        self.require_paintable(spec)
+        self.require_paintable(fixed)
+        if idempotency_key is None:  # a key must find the request as it came
+            spec = fixed
         return self.pool.submit(spec, owner, idempotency_key)

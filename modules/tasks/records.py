@@ -1,5 +1,6 @@
 """Rows of the task store as frozen objects."""
 
+import hashlib
 import json
 import sqlite3
 from dataclasses import dataclass
@@ -119,6 +120,14 @@ class Claim:
 def parse_spec(text: str) -> TaskSpec:
     """A stored spec. SpecError or LimitError if it is not valid for this version."""
     return TaskSpec.from_mapping(with_quality(json.loads(text)))
+
+
+def with_seed_of(spec: TaskSpec, owner: str, key: str | None) -> TaskSpec:
+    """`spec` with a seed: its own, or one that `owner` gets for an Idempotency-Key each time."""
+    if spec.seed is not None or key is None:
+        return spec.with_fixed_seed()
+    digest = hashlib.sha256(f"{owner}\0{key}".encode("utf-8", "replace")).digest()
+    return spec.model_copy(update={"seed": int.from_bytes(digest[:4], "big")})
 
 
 def insist_on_same(spec: TaskSpec, stored: str) -> None:

@@ -25,6 +25,7 @@ from modules.tasks.records import (
     TaskRecord,
     insist_on_same,
     parse_spec,
+    with_seed_of,
 )
 
 
@@ -63,7 +64,8 @@ class TaskStore:
         task is another one. QueueFull when QUEUE_LENGTH tasks wait already.
         """
         task_id = self._ids.make()
-        values = (task_id, owner, idempotency_key, SCHEMA_VERSION, spec.with_fixed_seed().to_json())
+        fixed = with_seed_of(spec, owner, idempotency_key)
+        values = (task_id, owner, idempotency_key, SCHEMA_VERSION, fixed.to_json())
         with self._database.write() as connection:
             if idempotency_key is not None:
                 known = connection.execute(

@@ -98,6 +98,16 @@ def test_the_words_looked_at_are_those_that_the_seed_will_draw(server):
     server.client.post("/api/tasks", json={}, headers={"Idempotency-Key": "drawn later"})
     drawn, later = (spec.seed for spec, _ in server.pool.submitted[-2:])
     assert drawn is not None and later is None
+    codes = set()
+    for number in range(8):  # with a key the words are those of the task's own seed as well
+        headers = {"Idempotency-Key": f"words {number}"}
+        answer = server.client.post("/api/tasks", json=words, headers=headers)
+        again = server.client.post("/api/tasks", json=words, headers=headers)
+        assert (answer.status_code, answer.json()) == (again.status_code, again.json())
+        codes.add(answer.status_code)
+        if answer.status_code == 201:
+            server.context.require_paintable(server.context.store.get(answer.json()["id"]).spec)
+    assert codes == {201, 422}
 
 
 def test_a_repeated_key_gives_the_first_task_again(server):
