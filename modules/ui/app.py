@@ -19,6 +19,7 @@ from modules.api.context import ServerContext
 from modules.library.catalog import ModelFile
 from modules.library.model_sizes import model_sizes
 from modules.library.preset_fit import fit_preset
+from modules.settings.presets import preset_named
 from modules.spec.errors import LimitError, SpecError, StudioError
 from modules.spec.task_spec import TaskSpec
 from modules.ui import assets
@@ -31,6 +32,7 @@ from modules.ui.texts import Texts
 
 logger = logging.getLogger(__name__)
 
+_START = "preset of this start"  # a topic of the notice board
 PANELS = ("settings", "styles", "models", "advanced")
 IDLE_QUEUE_SECONDS = 0.5
 DIRECT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -100,6 +102,7 @@ def initial_spec(context: ServerContext) -> TaskSpec:
 
     Where there is no model but the built-in one, its own preset takes the place of the default.
     """
+    tell_of_start(context)
     name = context.settings.preset or "default"
     files = context.catalog.checkpoints()
     if name == "default" and files and all(file.is_builtin for file in files):
@@ -110,6 +113,22 @@ def initial_spec(context: ServerContext) -> TaskSpec:
         return TaskSpec()
     settings = fit_preset(preset, context.catalog, context.shelf.styles()).settings
     return TaskSpec.from_mapping({**settings, "preset": preset.name})
+
+
+def tell_of_start(context: ServerContext) -> None:
+    """Keep on the notice board what the preset that this start names cannot have now."""
+    name = context.settings.preset
+    if not name:
+        return
+    try:
+        preset = preset_named(context.presets, name)
+        said = fit_preset(preset, context.catalog, context.shelf.styles()).sentences
+    except SpecError as error:
+        said = (str(error),)
+    if said:
+        context.notices.put(_START, " ".join(said))
+    else:
+        context.notices.drop(_START)
 
 
 def submit(
@@ -218,6 +237,7 @@ class _ModelParts:
             held = dict(json.loads(text or "{}"))
         except (ValueError, TypeError, RecursionError):
             held = {}
+        tell_of_start(self.context)
         initial, controls = self.form.initial, self.form.components
         name = held.pop("checkpoint", initial.checkpoint)
         ratio = held.pop("aspect_ratio", initial.aspect_ratio)

@@ -159,6 +159,25 @@ def test_a_preset_of_fooocus_leaves_out_the_styles_that_are_not_here(context):
     assert initial_spec(context).styles == ("watercolor",)
 
 
+def test_what_the_preset_of_a_start_lacks_is_told_until_it_is_there(context):
+    own = context.settings.root / "presets" / "own"
+    own.mkdir()
+    (own / "theirs.json").write_text(json.dumps({"default_styles": ["Fooocus Sharp"]}))
+    context.presets |= load_presets(context.settings.root)
+    context.settings = load_settings(["--preset", "theirs"], {}, root=context.settings.root)
+    page = Page(context)
+    assert context.notices.sentences() == ["There is no style Fooocus Sharp, so it is left out."]
+    (context.settings.root / "styles").mkdir()
+    style = {"name": "sharp", "title": "Fooocus Sharp", "prompt": "sharp {prompt}"}
+    (context.settings.root / "styles" / "mine.json").write_text(json.dumps([style]))
+    page.fns["restore"].fn("")
+    assert context.notices.sentences() == []
+    context.settings = load_settings(["--preset", "gone"], {}, root=context.settings.root)
+    assert initial_spec(context).preset == "default"
+    (said,) = context.notices.sentences()
+    assert said.startswith("Preset 'gone' is not there; choose one of default, ")
+
+
 def test_deleting_asks_once(context):
     page = Page(context)
     save_preset(context.settings.root, context.presets, "Mine", TaskSpec(steps=9))
