@@ -54,6 +54,11 @@ VERBS = {
         ("base",),
         ["-m", "modules.worker.generate_cli"],
     ),
+    "download": Verb(
+        "fetch model files by name: download sd_xl_base_1.0.safetensors; alone, it lists them",
+        ("base",),
+        ["-m", "modules.library.download_cli"],
+    ),
     "make-thumbnails": Verb(
         "paint the small pictures beside the styles with a model of yours",
         ("base",),

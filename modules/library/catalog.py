@@ -114,14 +114,18 @@ class Catalog:
         files = self.files(ModelFolder.LORAS)
         return next((f for f in files if PurePosixPath(f.name).name.casefold() in wanted), None)
 
-    def known_downloads(self) -> list[Download]:
-        """Files that the presets know how to fetch and that are not there yet, each once."""
-        found: dict[tuple[str, str], Download] = {}
+    def downloads(self) -> dict[str, Download]:
+        """Files that the presets know how to fetch, by key; the first preset's word counts."""
+        found: dict[str, Download] = {}
         for preset in tuple(self._presets.values()):
             for download in preset.downloads:
-                if not (self._models_path / download.folder / download.file).is_file():
-                    found.setdefault((download.folder, download.file), download)
-        return list(found.values())
+                found.setdefault(download.key, download)
+        return found
+
+    def known_downloads(self) -> list[Download]:
+        """Those of them that are not there yet."""
+        known = self.downloads().values()
+        return [each for each in known if not (self._models_path / each.key).is_file()]
 
     def describe_missing(self) -> str:
         """What to put where when there is no checkpoint at all."""

@@ -42,15 +42,26 @@ class ModelFolder(StrEnum):
 
 
 class Download(BaseModel):
-    """One public file. size in bytes; sha256 as 64 small hex digits; None where not known."""
+    """One public file. size in bytes; sha256 as 64 small hex digits; None where not known.
+
+    url: https; plain http only to this very computer.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str = Field(min_length=1, max_length=255)
     folder: ModelFolder
-    url: str = Field(pattern=r"^https://[^\s]+$", max_length=2_000)
+    url: str = Field(
+        pattern=r"^(https://[^\s]|http://(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?/)[^\s]*$",
+        max_length=2_000,
+    )
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     size: int | None = Field(None, gt=0)
+
+    @property
+    def key(self) -> str:
+        """What requests call it by, such as `loras/ink.safetensors`."""
+        return f"{self.folder}/{self.file}"
 
     @field_validator("file")
     @classmethod

@@ -1,20 +1,18 @@
 """One server per data folder: a lock that the operating system drops when its holder dies."""
 
 import os
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from modules.spec.errors import ConfigError, InstanceRunning
+from modules.spec.file_lock import lock_file
 
 LOCK_FILE = "easel.lock"
 PATIENCE_SECONDS = 30.0  # a server that starts has its address well before
 _LOOK_SECONDS = 0.1
 _ADDRESS_BYTES = 400
-# Windows refuses reads of a locked range, so the locked byte lies behind the address.
-_LOCKED_BYTE = 1 << 20
 
 
 class InstanceLock:
@@ -58,7 +56,7 @@ class InstanceLock:
 
     def _lock_or_raise(self, file: BinaryIO) -> None:
         deadline = time.monotonic() + self._patience
-        while not _lock(file):
+        while not lock_file(file):
             file.seek(0)
             address = file.read(_ADDRESS_BYTES).decode("utf-8", "replace").strip()
             is_up = address.startswith("http")
@@ -96,20 +94,3 @@ class InstanceLock:
         trace: TracebackType | None,
     ) -> None:
         self.release()
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Lock without waiting; False if somebody else holds it."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(_LOCKED_BYTE)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

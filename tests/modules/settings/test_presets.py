@@ -166,3 +166,25 @@ def test_a_folder_and_an_odd_name_are_skipped_too(tmp_path):
 
 def test_no_presets_folder_at_all(tmp_path):
     assert load_presets(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "is_taken"),
+    [
+        ("https://example.org/a b", False),
+        ("https://", False),
+        ("http://example.org/a", False),
+        ("http://127.0.0.1.example.org/a", False),
+        ("http://127.0.0.1:80@example.org/a", False),
+        ("file:///etc/passwd", False),
+        ("http://127.0.0.1:8000/a", True),
+        ("http://[::1]/a", True),
+    ],
+)
+def test_a_download_is_https_or_of_this_computer(tmp_path, url, is_taken):
+    path = write(tmp_path, "p", {"title": "P", "downloads": [DOWNLOAD | {"url": url}]})
+    if is_taken:
+        assert read_preset(path).downloads[0].url == url
+    else:
+        with pytest.raises(ConfigError, match="url"):
+            read_preset(path)

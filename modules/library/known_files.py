@@ -1,0 +1,50 @@
+"""Every file that Easel knows how to fetch. Whoever asks for one names it, never its address."""
+
+from collections.abc import Iterator
+
+from pydantic import ValidationError
+
+from modules.library.catalog import Catalog
+from modules.library.control_files import FAMILY_WIDTHS, NEGATIVE, VISION, needed_for
+from modules.settings.performance import Modes
+from modules.settings.presets import Download, ModelFolder
+from modules.spec.errors import NotFound
+from modules.spec.image_prompt import ImagePromptType
+
+
+def known_files(catalog: Catalog, modes: Modes) -> dict[str, Download]:
+    """By key: what presets name, what image prompts need, the LoRAs of performance modes."""
+    found = catalog.downloads()
+    for download in (*_of_image_prompts(), *_of_modes(modes)):
+        found.setdefault(download.key, download)
+    return found
+
+
+def find_known(known: dict[str, Download], name: str) -> Download:
+    """The file of that key, or of that file name where only one folder has it. Raises NotFound."""
+    if name in known:
+        return known[name]
+    named = [download for download in known.values() if download.file == name]
+    if len(named) == 1:
+        return named[0]
+    raise NotFound(
+        f"{name[:80]!r} is no file that Easel knows how to fetch; it fetches those that a preset, "
+        "an image prompt or a performance mode names."
+    )
+
+
+def _of_image_prompts() -> Iterator[Download]:
+    needed = {needed_for(kind, width) for kind in ImagePromptType for width in FAMILY_WIDTHS}
+    for each in sorted({*needed, VISION, NEGATIVE}, key=lambda each: each.file):
+        # Their sizes are known to three figures only, which is no check.
+        yield Download(file=each.file, folder=each.folder, url=each.url)
+
+
+def _of_modes(modes: Modes) -> Iterator[Download]:
+    for lora in (mode.lora for mode in modes.values()):
+        if lora is None or not lora.url:
+            continue
+        try:
+            yield Download(file=lora.file, folder=ModelFolder.LORAS, url=lora.url)
+        except ValidationError:
+            continue  # a name with folders in it: for the user's own hand
