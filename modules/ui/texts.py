@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 
 from modules.spec.task_spec import TaskSpec
+from modules.ui.tooltips import TOOLTIPS
 
 DEFAULT_LANGUAGE = "en"
 
@@ -33,7 +34,6 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "prompt.example": "a red house by a blue lake at night",
         "generate": "Generate",
         "generate.queue": "Add to queue",
-        "generate.hint": "Ctrl+Enter",
         "stop": "Stop",
         "stop.help": "End this task; finished pictures are kept",
         "stopping": "stopping…",
@@ -349,7 +349,9 @@ class Texts:
 
     def __init__(self, language: str = DEFAULT_LANGUAGE) -> None:
         self.language = language if language in TEXTS else DEFAULT_LANGUAGE
-        self._table = {**TEXTS[DEFAULT_LANGUAGE], **TEXTS[self.language]}
+        tables = (TOOLTIPS, TEXTS)
+        languages = (DEFAULT_LANGUAGE, self.language)
+        self._table = {k: v for one in languages for t in tables for k, v in t.get(one, {}).items()}
 
     def __call__(self, key: str, **values: object) -> str:
         """The text of `key` with `values` filled in. KeyError for a key that nobody wrote."""

@@ -204,6 +204,12 @@ def test_controls_have_ids_names_and_keys(visit):
           !(b.getAttribute("aria-label") || b.textContent.trim())).map((b) => b.outerHTML)"""
     )
     assert nameless == []
+    tab.locator("#seed-random input").focus()
+    tip = tab.locator("#seed-random").get_attribute("title")
+    assert tip.startswith("Draws a new seed")
+    assert tab.locator("#seed-random input").get_attribute("aria-description") == tip
+    tab.locator("#generate").hover()
+    assert tab.locator("#generate").get_attribute("title").startswith("Paints what")
     tab.locator("#tab-settings").focus()
     tab.keyboard.press("ArrowRight")
     assert tab.locator("#tab-styles").get_attribute("aria-selected") == "true"

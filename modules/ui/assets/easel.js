@@ -15,6 +15,18 @@ function nameFields() {
   }
 }
 
+/** What a control does, for one without help under its name; it is given when it is looked at. */
+function giveTip({ target }) {
+  for (let box = target; box?.id !== undefined; box = box.parentElement) {
+    const tip = window.easelTexts[`tip.${box.id}`];
+    if (!tip) continue;
+    if (box.title === tip) return;
+    box.title = tip;
+    box.querySelector("input, textarea")?.setAttribute("aria-description", tip);
+    return;
+  }
+}
+
 const CLICKS = {
   stop: () => controls.act("stop"),
   skip: () => controls.act("skip"),
@@ -49,6 +61,7 @@ function listen() {
     },
     true,
   );
+  for (const look of ["pointerover", "focusin"]) document.addEventListener(look, giveTip);
   document.addEventListener("change", (event) => {
     if (event.target.id === "advanced-toggle") sheet.toggle(event.target.checked);
   });
@@ -75,7 +88,6 @@ const taskInAddress = () => /^#task=([a-z0-9]{1,64})$/.exec(location.hash)?.[1] 
 function start() {
   const label = make("span", { text: say("generate") });
   $("generate").replaceChildren(label);
-  $("generate").title = say("generate.hint");
   promptBox()?.setAttribute("aria-keyshortcuts", "Control+Enter Meta+Enter");
   document.body.append(make("div", { id: "backdrop" }));
   show($("backdrop"), false);

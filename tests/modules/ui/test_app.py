@@ -191,6 +191,38 @@ def test_every_text_that_the_script_says_is_in_the_table():
     assert said <= TEXTS["en"].keys()
 
 
+MARKUP_CONTROL = re.compile(r"<(button|input|select|textarea)\b([^>]*)>")
+KINDS = {"textbox", "slider", "radio", "checkbox", "dropdown", "button", "accordion", "number"}
+
+
+def test_every_control_says_what_it_does(context):
+    """Under its name, on hover, or in the table of tooltips; what the script makes apart."""
+    components = build_app(context).get_config_file()["components"]
+    tips = json.loads(Texts().to_json())
+    untold, seen = [], set()
+    for component in components:
+        kind, props = component["type"], component["props"]
+        name = props.get("elem_id")
+        seen.add(name)
+        if kind in KINDS and name and "unseen" not in props.get("elem_classes", []):
+            told = props.get("info") or tips.get(f"tip.{name}")
+            if not told or not told.endswith(".") or told == props.get("label"):
+                untold.append(name)
+        elif kind in KINDS:  # a box for the script alone
+            assert not props.get("visible", True) or name, component
+        for _, attributes in MARKUP_CONTROL.findall(props["value"] if kind == "html" else ""):
+            said = dict(re.findall(r'([\w-]+)="([^"]*)"', attributes))
+            seen.add(said.get("id"))
+            hidden = re.search(r"\bhidden\b", attributes)
+            if not (hidden or said.get("title") or f"tip.{said['id']}" in tips):
+                untold.append(said["id"])
+    assert untold == ["advanced-toggle"]  # its label has the words
+    assert len(seen) > 60
+    labels = "".join(str(c["props"].get("value")) for c in components if c["type"] == "html")
+    told = {key.removeprefix("tip.") for key in tips if key.startswith("tip.")}
+    assert {name for name in told if name not in seen and f'id="{name}"' not in labels} == set()
+
+
 def test_every_icon_that_is_named_is_there():
     named = set(re.findall(r"""icon: "(\w+)\"""", assets.script()))
     assert named <= assets.icons().keys()
