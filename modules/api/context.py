@@ -57,7 +57,9 @@ class ServerContext:
     shelf: Shelf = field(init=False)
 
     def __post_init__(self) -> None:
-        self.shelf = Shelf(self.settings.root, self.settings.presets_path)
+        self.shelf = Shelf(
+            self.settings.root, self.settings.presets_path, self.settings.models_path
+        )
 
     @property
     def inputs(self) -> InputStore:

@@ -3,6 +3,7 @@
 <checkout>/wildcards/*.txt     <checkout>/styles/*.json, *.csv      the user's, read first
 presets/wildcards/*.txt        presets/styles/*.json                Easel's
 presets/expansion/phrases.json
+models/prompt_expansion/<name>/                                     a language model of the user's
 """
 
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modules.prompt.expansion import Expander, load_expander
+from modules.prompt.language_model import LanguageModel, find_language_model
 from modules.prompt.plan import PromptBooks
 from modules.prompt.styles import StyleBook
 from modules.prompt.wildcards import WildcardBook
@@ -22,8 +24,9 @@ class Shelf:
     lock: held by whoever uses `books` where several threads do.
     """
 
-    def __init__(self, root: Path, presets_path: Path) -> None:
-        """root: where the user's own folders are."""
+    def __init__(self, root: Path, presets_path: Path, models_path: Path | None = None) -> None:
+        """root: where the user's own folders are; models_path: the models folder, if it counts."""
+        self._models_path = models_path
         self.lock = threading.RLock()
         self._style_folders = (root / "styles", presets_path / "styles")
         self._phrases = presets_path / "expansion" / "phrases.json"
@@ -35,9 +38,23 @@ class Shelf:
     def books(self, loras: Sequence[str] = ()) -> PromptBooks:
         """What the folders hold now. loras: names of the LoRA files that there are."""
         self._wildcards.refresh()
+        styles, model = self.styles(), self._language_model()
         return PromptBooks(
-            wildcards=self._wildcards, styles=self.styles(), expander=self._expander, loras=loras
+            wildcards=self._wildcards,
+            styles=styles,
+            expander=None if model is not None and model.is_usable else self._expander,
+            language_model=model,
+            loras=loras,
         )
+
+    def _language_model(self) -> LanguageModel | None:
+        return None if self._models_path is None else find_language_model(self._models_path)
+
+    def phrase_words(self) -> frozenset[str]:
+        """Every word of the phrases that ship; a language model without a list may add these."""
+        self.styles()
+        phrases = self._expander.words if self._expander is not None else ()
+        return frozenset(word.lower() for phrase in phrases for word in phrase.split())
 
     def styles(self) -> StyleBook:
         """The styles that there are now. Any thread may call it and keep what it gets."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from modules.spec.errors import ConfigError
 
@@ -44,6 +44,13 @@ _SMALL_WORDS = frozenset(
         "very",
     ]
 )
+
+
+class Expands(Protocol):
+    """What adds words to a prompt: the phrase model here, or one that the worker runs."""
+
+    def expand(self, prompt: str, seed: int, *, beside: str = "") -> tuple[str, ...]:
+        """Phrases for `prompt`, the same for the same arguments."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from modules.prompt import lora_tags, parser
 from modules.prompt.conflicts import find_conflicts
-from modules.prompt.expansion import Expander
+from modules.prompt.expansion import Expands
+from modules.prompt.language_model import LanguageModel
 from modules.prompt.lora_tags import LoraTag
 from modules.prompt.styles import Style, StyleBook, apply_styles
 from modules.prompt.template import (
@@ -34,11 +35,16 @@ _READ_CHARACTERS = 20_000  # of finished texts that a plan looks through for not
 
 @dataclass(frozen=True, kw_only=True)
 class PromptBooks:
-    """Where a plan looks things up. loras: file names as requests say them."""
+    """Where a plan looks things up. loras: file names as requests say them.
+
+    language_model: one of the user's that is to add the words; `expander` is None where only the
+    worker can run it.
+    """
 
     wildcards: WildcardBook = field(default_factory=lambda: WildcardBook(()))
     styles: StyleBook = field(default_factory=StyleBook)
-    expander: Expander | None = None
+    expander: Expands | None = None
+    language_model: LanguageModel | None = None
     loras: Sequence[str] = ()
 
 
@@ -161,7 +167,9 @@ class _Planner:
             ] = None
         for name in self.missing_wildcards:
             self.notices[f"There is no word list __{name}__; its name is read as words."] = None
-        if self.spec.expand_prompt and self.books.expander is None:
+        if self.spec.expand_prompt and self.books.language_model is not None:
+            self.notices[self.books.language_model.note] = None
+        elif self.spec.expand_prompt and self.books.expander is None:
             self.notices["The phrases for prompt expansion are not there; it is left out."] = None
         named = (*wildcard_names(self.positive), *wildcard_names(self.negative))
         wildcards = tuple(dict.fromkeys((*named, *self.used_wildcards)))

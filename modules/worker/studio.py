@@ -11,6 +11,7 @@ from modules.library.catalog import Catalog, ModelFile
 from modules.library.hashes import HashCache
 from modules.library.model_sizes import model_sizes
 from modules.prompt.books import Shelf
+from modules.prompt.language_model import LanguageModel
 from modules.settings.config import Settings
 from modules.settings.performance import Modes, load_modes
 from modules.settings.presets import ModelFolder
@@ -20,6 +21,7 @@ from modules.worker.model_files import FileStamp, reading, stamp_of
 from modules.worker.saver import Saver
 
 if TYPE_CHECKING:
+    from extras.expansion import GptExpander
     from ldm_patched.modules.model_management import DevicePolicy
     from modules.worker.pipeline import Pipeline
 
@@ -33,10 +35,11 @@ class Studio:
         self.by_day = by_day
         self.catalog = Catalog(settings)
         self.hashes = HashCache(settings.data_path / "hashes.json")
-        self.shelf = Shelf(settings.root, settings.presets_path)
+        self.shelf = Shelf(settings.root, settings.presets_path, settings.models_path)
         self.saver = Saver()
         self.threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="preview")
         self._sizes: dict[FileStamp, SizeTable] = {}
+        self._expander: tuple[tuple[tuple[str, int], ...], GptExpander] | None = None
 
     @cached_property
     def policy(self) -> "DevicePolicy":
@@ -85,6 +88,20 @@ class Studio:
                 sd.read_model_metadata(str(file.path))  # says what is wrong with a broken header
             self._sizes[stamp] = model_sizes(file)
         return self._sizes[stamp]
+
+    def expander(self, model: LanguageModel) -> "GptExpander":
+        """The user's language model for prompt expansion, loaded once while its files stay.
+
+        Raises the engine's ModelFileError, which says what is wrong with it.
+        """
+        from extras.expansion import load_gpt_expander
+
+        files = sorted(path for path in model.path.iterdir() if path.is_file())
+        stamp = tuple((str(path), path.stat().st_mtime_ns) for path in files)
+        if self._expander is None or self._expander[0] != stamp:
+            self._expander = None  # two would take twice the memory
+            self._expander = stamp, load_gpt_expander(model.path, self.shelf.phrase_words())
+        return self._expander[1]
 
     def close(self) -> None:
         """Finish what is being saved and end the threads."""

@@ -4,15 +4,18 @@
 whose words and LoRAs may differ from those of the picture before.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from modules.library.embedding_info import require_embeddings
-from modules.prompt.plan import make_plan
+from modules.prompt.plan import PromptBooks, make_plan
 from modules.settings.presets import ModelFolder
 from modules.tasks.events import Loading
 from modules.worker.job import Job
 
 if TYPE_CHECKING:
+    from extras.expansion import GptExpander
     from modules.worker.pipeline import Conditions, LoadedModel
     from modules.worker.studio import Studio
 
@@ -27,7 +30,7 @@ def run(job: Job, studio: "Studio") -> None:
         raise RuntimeError("the resolve stage has not run yet")
     loras = studio.catalog.files(ModelFolder.LORAS)
     job.lora_files = {file.name: file for file in loras}
-    job.plan = make_plan(job.spec, studio.shelf.books(tuple(job.lora_files)))
+    job.plan = make_plan(job.spec, _books(job, studio))
     job.plan.raise_if_missing()
     require_embeddings(job.plan.embeddings, studio.catalog)
     job.base = job.model = studio.pipeline.refresh(
@@ -56,6 +59,28 @@ def run(job: Job, studio: "Studio") -> None:
         job.check_stop()
         studio.pipeline.lora(job.base, file)
     studio.hashes.compute_soon(job.file, *loras)
+
+
+def _books(job: Job, studio: "Studio") -> PromptBooks:
+    """Where the plan looks things up, with the user's language model if it is to add words."""
+    books = studio.shelf.books(tuple(job.lora_files))
+    found = books.language_model
+    if found is None or not found.is_usable or not job.spec.expand_prompt:
+        return books
+    job.task.emit(Loading(message=f"loading {found.name}"))
+    return replace(books, expander=_Stoppable(studio.expander(found), job.check_stop))
+
+
+@dataclass(frozen=True)
+class _Stoppable:
+    """A language model that looks between two words whether the task goes on."""
+
+    model: "GptExpander"
+    check: Callable[[], None]
+
+    def expand(self, prompt: str, seed: int, *, beside: str = "") -> tuple[str, ...]:  # noqa: ARG002
+        """As the model does, which reads no styles."""
+        return self.model.expand(prompt, seed, check=self.check)
 
 
 def encode(job: Job, studio: "Studio") -> None:

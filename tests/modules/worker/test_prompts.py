@@ -17,6 +17,7 @@ from modules.worker.job import Job
 from modules.worker.stages import prompts, resolve
 from tests.support.lora_files import kohya_file, layers_of
 from tests.support.recording_task import RecordingTask
+from tests.support.tiny_gpt2 import WORDS, write_tiny_gpt2
 
 
 def request(**values):
@@ -145,6 +146,31 @@ def test_only_what_changed_is_encoded_again(studio, encoded):
 def test_without_guidance_the_negative_is_not_encoded(studio, encoded):
     paint(studio, cfg_scale=1.0, negative_prompt="rain")
     assert encoded == ["a house"]
+
+
+def test_a_language_model_adds_the_words_and_the_recipe_keeps_them(own, studio):
+    folder = own.models_path / "prompt_expansion" / "tiny-gpt"
+    write_tiny_gpt2(folder)
+    values = {"prompt": "a house", "expand_prompt": True, "image_count": 2}
+    task = paint(studio, **values)
+    assert task.state is TaskState.DONE, task.message
+    prompts = [recipe(studio, task, index).prompt for index in range(2)]
+    for prompt in prompts:
+        words = prompt.expansion.replace(",", "").split()
+        assert words and set(words) <= set(WORDS[:6])
+        assert prompt.positive == ("a house", f"a house, {prompt.expansion}")
+        assert prompt.pooled_count == 1
+    assert prompts[0].expansion != prompts[1].expansion
+    again = paint(studio, **values)
+    assert recipe(studio, again).prompt == prompts[0]
+    assert np.array_equal(pixels(studio, task), pixels(studio, again))
+    (folder / "positive.txt").write_text("calm\n")
+    assert recipe(studio, paint(studio, **values)).prompt.expansion == "calm"
+    (folder / "model.safetensors").unlink()
+    broken = paint(studio, **values)
+    assert broken.code == "E_MODEL_CORRUPT"
+    assert "tiny-gpt for prompt expansion cannot be used" in broken.message
+    assert paint(studio, prompt="a house").state is TaskState.DONE
 
 
 def test_texts_stand_one_after_another_and_pool_as_a_sum(own, studio):
