@@ -20,8 +20,11 @@ def guidance_cost(options: Options) -> Row:
     from ldm_patched.modules.model_base import ModelType, model_sampling
     from ldm_patched.modules.model_sampling import sampling_progress
 
-    dtype, sizes = torch.bfloat16, fitting(options, 9 * GIB)
-    side = 16 if options.quick else 128
+    units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    # emulated bfloat16 would slow the network alone; and float32 wants a smaller picture
+    dtype, needed, side = (torch.bfloat16, 9, 128) if units else (torch.float32, 16, 64)
+    sizes = fitting(options, needed * GIB)
+    side = 16 if options.quick else side
     weights = peer.draw_weights(unet_shapes(sizes), dtype)
     forward = _our_call(_our_unet(weights, dtype), _inputs(sizes, side, 2, dtype))
     sampling, sigma = model_sampling(None, ModelType.EPS), torch.tensor([3.0])

@@ -43,20 +43,26 @@ def _our_unet(weights: dict, dtype: torch.dtype) -> torch.nn.Module:
     return _our_model(weights, dtype).diffusion_model.eval()
 
 
-def _our_call(network: torch.nn.Module, given: dict) -> Callable[[], torch.Tensor]:
+def _our_call(
+    network: torch.nn.Module, given: dict, patches: dict | None = None
+) -> Callable[[], torch.Tensor]:
     from ldm_patched.ldm.modules.diffusionmodules.openaimodel import Timestep
 
     embedded = Timestep(256)(given["sizes"].flatten()).reshape(len(given["sizes"]), -1)
     y = torch.cat([given["pooled"].float(), embedded], dim=1).to(given["x"].dtype)
 
     def call() -> torch.Tensor:
-        return network(given["x"], given["t"], context=given["context"], y=y)
+        return network(
+            given["x"], given["t"], context=given["context"], y=y, transformer_options=patches
+        )
 
     return call
 
 
-def _their_call(network: torch.nn.Module, given: dict) -> Callable[[], torch.Tensor]:
-    added = {"text_embeds": given["pooled"], "time_ids": given["sizes"]}
+def _their_call(
+    network: torch.nn.Module, given: dict, more: dict | None = None
+) -> Callable[[], torch.Tensor]:
+    added = {"text_embeds": given["pooled"], "time_ids": given["sizes"], **(more or {})}
 
     def call() -> torch.Tensor:
         return network(

@@ -23,6 +23,7 @@ from benchmarks import (  # noqa: E402
     rows_loading,
     rows_network,
     rows_program,
+    rows_prompts,
 )
 from benchmarks.measure import NotEquivalent, Row, machine  # noqa: E402
 from benchmarks.sizes import Options  # noqa: E402
@@ -35,6 +36,9 @@ ROWS: dict[str, Callable[[Options], Row]] = {
     "vae_decode_bf16": rows_network.vae_decode_bf16,
     "sampler_loop": rows_network.sampler_loop,
     "guidance_cost": rows_guidance.guidance_cost,
+    "image_prompts": rows_prompts.image_prompts,
+    "pyracanny": rows_prompts.pyracanny,
+    "cpds": rows_prompts.cpds,
     "text_to_image": rows_image.text_to_image,
     "checkpoint_load": rows_loading.checkpoint_load,
     "checkpoint_cast": rows_loading.checkpoint_cast,

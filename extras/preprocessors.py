@@ -35,19 +35,15 @@ def canny_pyramid(
     for k in PYRAMID:
         size = max(1, int(width * k)), max(1, int(height * k))
         small = x if k == 1.0 else cv2.resize(x, size, interpolation=cv2.INTER_AREA)
-        edges = np.stack(
-            [
-                cv2.Canny(np.ascontiguousarray(c), canny_low_threshold, canny_high_threshold)
-                for c in cv2.split(small)
-            ],
-            axis=-1,
-        ).astype(np.float32)
+        found = [cv2.Canny(c, canny_low_threshold, canny_high_threshold) for c in cv2.split(small)]
+        edges = cv2.merge(found).astype(np.float32)
         if sum_of_scales is None:
             sum_of_scales = edges
         else:
             larger = cv2.resize(sum_of_scales, size, interpolation=cv2.INTER_LINEAR)
             sum_of_scales = cv2.addWeighted(larger, KEEP, edges, 1.0 - KEEP, 0.0)
-    return stretch(sum_of_scales.reshape(height, width, 3).sum(axis=2), 1.0, 99.0)
+    total = cv2.transform(sum_of_scales, np.ones((1, 3), np.float32))
+    return stretch(total.reshape(height, width), 1.0, 99.0)
 
 
 def cpds(x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,159 @@
+"""Rows about image prompts: what two of them add to a step, and the maps of structure controls."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from benchmarks import peer
+from benchmarks.measure import Row, interleave, ratio_with_interval, require_equal
+from benchmarks.rows_network import _inputs, _our_call, _our_model, _their_call
+from benchmarks.sizes import GIB, Options, fitting, name_of
+from tests.support.tiny_checkpoint import unet_shapes
+from tests.support.tiny_ip_adapter import filled, layer_shapes, plain_shapes
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKENS, FEATURES, WEIGHT, TO_THE_END = 4, 1024, 1.0, 1.1
+
+
+def _prompt(adapter: dict, pictures: torch.Tensor, text: int) -> tuple:
+    """(keys and values of a picture and of none, stop, weight), as `patch_model` takes them."""
+    from extras.ip_adapter import IPAdapterModel
+
+    model = IPAdapterModel(
+        adapter,
+        plus=False,
+        cross_attention_dim=text,
+        clip_embeddings_dim=FEATURES,
+        clip_extra_context_tokens=TOKENS,
+    )
+    seen = tuple(model.ip_layers(model.image_proj_model(one[None])) for one in pictures)
+    return seen, TO_THE_END, WEIGHT
+
+
+@torch.inference_mode()
+def image_prompts(options: Options) -> Row:
+    """Two pictures through plain adapters, both halves of guidance: how much longer a step is.
+
+    Outputs are compared in the decoupled mode, which is diffusers' own, and ours is timed in the
+    default one. Neither side encodes a picture here; diffusers projects and casts at each step.
+    """
+    from extras.ip_adapter import patch_model
+    from extras.ip_attention import own_sites, site_width
+    from ldm_patched.modules.model_patcher import ModelPatcher
+
+    sizes, dtype = fitting(options, 16 * GIB), torch.float32
+    side = 16 if options.quick else 32
+    weights = peer.draw_weights(unet_shapes(sizes), dtype)
+    model = _our_model(weights, dtype)
+    network = model.diffusion_model.eval()
+    widths = [site_width(network.config, site) for site in own_sites(network.config)]
+    adapters = [
+        {
+            "image_proj": filled(plain_shapes(TOKENS, FEATURES, sizes.context), seed),
+            "ip_adapter": filled(layer_shapes(widths, sizes.context), seed + 1),
+        }
+        for seed in (10, 20)
+    ]
+    given = _inputs(sizes, side, 2, dtype)
+    generator = torch.Generator().manual_seed(1)
+    # of each picture what the image encoder saw, and zeros for the half without
+    pictures = torch.randn(2, 1, FEATURES, generator=generator)
+    pictures = torch.cat([pictures, torch.zeros_like(pictures)], dim=1)
+    tasks = [_prompt(a, seen, sizes.context) for a, seen in zip(adapters, pictures, strict=True)]
+
+    def ours(mode: str) -> Callable[[], torch.Tensor]:
+        patched = patch_model(ModelPatcher(model), tasks, mode=mode)
+        patches = patched.model_options["transformer_options"] | {"cond_or_uncond": [0, 1]}
+        return _our_call(network, given, patches)
+
+    prompted = peer.unet(sizes, weights, dtype)
+    prompted._load_ip_adapter_weights(adapters)  # what its pipelines call
+    theirs = _their_call(prompted, given, {"image_embeds": [seen[:, None] for seen in pictures]})
+    limit = 1e-4
+    error = require_equal("image_prompts", ours("decoupled")(), theirs(), limit)
+    seconds = interleave(
+        {
+            "ours": _our_call(network, given),
+            "ours, two pictures": ours("joint"),
+            "theirs": _their_call(peer.unet(sizes, weights, dtype), given),
+            "theirs, two pictures": theirs,
+        },
+        rounds=options.few_rounds,
+    )
+
+    def added(side: str) -> tuple[float, float, float]:
+        with_pictures, without = seconds[f"{side}, two pictures"], seconds[side]
+        middle, low, high = ratio_with_interval(with_pictures, without)
+        return (middle - 1) * 100, (low - 1) * 100, (high - 1) * 100
+
+    (own, low, high), (other, their_low, their_high) = added("ours"), added("theirs")
+    between = f"ours {low:.1f}..{high:.1f} %, theirs {their_low:.1f}..{their_high:.1f} %"
+    return Row(
+        name="image_prompts",
+        setup=f"{name_of(sizes)}, {side}x{side} latents, batch 2, {str(dtype)[6:]}",
+        ours=own,
+        theirs=other,
+        error=error,
+        unit="%",
+        target="<= 6 %, half of theirs",
+        note=between,
+        samples=seconds,
+    )
+
+
+def _picture(side: int) -> np.ndarray:
+    """Soft shapes and some grain, uint8 (side, side, 3)."""
+    draw = np.random.default_rng(0)
+    shapes = draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    smooth = cv2.resize(shapes, (side, side), interpolation=cv2.INTER_CUBIC)
+    return np.clip(smooth + draw.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def map_seconds(name: str, rounds: int) -> list[float]:
+    """Processor seconds of each round of one function of extras.preprocessors at 1024²."""
+    from extras import preprocessors
+
+    cv2.setNumThreads(1)
+    make, picture, seconds = getattr(preprocessors, name), _picture(1024), []
+    for _ in range(2 + rounds):
+        start = time.process_time()
+        make(picture)
+        seconds.append(time.process_time() - start)
+    return seconds[2:]
+
+
+def _map_row(name: str, function: str, target: str, rounds: int) -> Row:
+    """In an interpreter of its own, since numpy's threads are counted when it is imported."""
+    one = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+    code = f"from benchmarks.rows_prompts import map_seconds as m; print(m('{function}', {rounds}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env=os.environ | one, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    seconds = json.loads(done.stdout)
+    return Row(
+        name=name,
+        setup="1024x1024, one thread, its processor time",
+        ours=statistics.median(seconds),
+        target=target,
+        samples={"seconds": seconds},
+    )
+
+
+def pyracanny(options: Options) -> Row:
+    """The pyramid's edges."""
+    return _map_row("pyracanny", "canny_pyramid", "<= 0.4 s", options.rounds)
+
+
+def cpds(options: Options) -> Row:
+    """Contrast-preserving grey and its distance."""
+    return _map_row("cpds", "cpds", "<= 0.3 s", options.rounds)
