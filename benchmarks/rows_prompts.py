@@ -41,7 +41,7 @@ def _prompt(adapter: dict, pictures: torch.Tensor, text: int) -> tuple:
 
 @torch.inference_mode()
 def image_prompts(options: Options) -> Row:
-    """Two pictures through plain adapters, both halves of guidance: how much longer a step is.
+    """Two pictures through plain adapters, both halves of guidance: what they add to a step.
 
     Outputs are compared in the decoupled mode, which is diffusers' own, and ours is timed in the
     default one. Neither side encodes a picture here; diffusers projects and casts at each step.
@@ -50,7 +50,7 @@ def image_prompts(options: Options) -> Row:
     from extras.ip_attention import own_sites, site_width
     from ldm_patched.modules.model_patcher import ModelPatcher
 
-    sizes, dtype = fitting(options, 16 * GIB), torch.float32
+    sizes, dtype = fitting(options, 24 * GIB), torch.float32  # with two adapters of 1.4 GB
     side = 16 if options.quick else 32
     weights = peer.draw_weights(unet_shapes(sizes), dtype)
     model = _our_model(weights, dtype)
@@ -80,6 +80,8 @@ def image_prompts(options: Options) -> Row:
     theirs = _their_call(prompted, given, {"image_embeds": [seen[:, None] for seen in pictures]})
     limit = 1e-4
     error = require_equal("image_prompts", ours("decoupled")(), theirs(), limit)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     seconds = interleave(
         {
             "ours": _our_call(network, given),
@@ -87,8 +89,10 @@ def image_prompts(options: Options) -> Row:
             "theirs": _their_call(peer.unet(sizes, weights, dtype), given),
             "theirs, two pictures": theirs,
         },
-        rounds=options.few_rounds,
+        rounds=options.rounds,
+        clock=time.process_time,
     )
+    torch.set_num_threads(threads)
 
     def added(side: str) -> tuple[float, float, float]:
         with_pictures, without = seconds[f"{side}, two pictures"], seconds[side]
@@ -99,7 +103,7 @@ def image_prompts(options: Options) -> Row:
     between = f"ours {low:.1f}..{high:.1f} %, theirs {their_low:.1f}..{their_high:.1f} %"
     return Row(
         name="image_prompts",
-        setup=f"{name_of(sizes)}, {side}x{side} latents, batch 2, {str(dtype)[6:]}",
+        setup=f"{name_of(sizes)}, {side}x{side} latents, batch 2, {str(dtype)[6:]}, one thread",
         ours=own,
         theirs=other,
         error=error,

@@ -133,7 +133,9 @@ def _solve(x: np.ndarray) -> np.ndarray:
     wanted = np.sqrt(np.einsum("np,np->p", lab, lab)) / np.float32(100.0)
     if not wanted.any():
         return w
-    up, down = (terms[:3] > AGREED).all(axis=0), (terms[:3] < -AGREED).all(axis=0)
+    r, g, b = terms[:3]
+    up = (r > AGREED) & (g > AGREED) & (b > AGREED)
+    down = (r < -AGREED) & (g < -AGREED) & (b < -AGREED)
     sure = up.astype(np.float32) - down.astype(np.float32)
     undecided = sure == 0.0
     gram = (terms @ terms.T).astype(np.float64)
