@@ -12,6 +12,7 @@ class LatentFormat:
     scale_factor: float = 1.0
     channels: int = 4
     taesd_decoder_name: str | None = None
+    interposer_name: str | None = None  # of its VAE's latents, in the names of interposer files
 
     def process_in(self, latent: Tensor) -> Tensor:
         """What the VAE encodes to → what the network is trained on."""
@@ -27,6 +28,7 @@ class SD15(LatentFormat):
 
     scale_factor = 0.18215
     taesd_decoder_name = "taesd_decoder"
+    interposer_name = "v1"
     # The linear fit that K. Turner published for Stable Diffusion 1.4: R, G, B of each channel.
     latent_rgb_factors = (
         (0.298, 0.207, 0.208),
@@ -41,6 +43,7 @@ class SDXL(LatentFormat):
 
     scale_factor = 0.13025
     taesd_decoder_name = "taesdxl_decoder"
+    interposer_name = "xl"
 
 
 class SD_X4(LatentFormat):  # noqa: N801 - the field's name
@@ -58,6 +61,7 @@ class SDXL_Playground_2_5(LatentFormat):  # noqa: N801 - the field's name
 
     scale_factor = 0.5
     taesd_decoder_name = "taesdxl_decoder"
+    interposer_name = "xl"
 
     def __init__(
         self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None

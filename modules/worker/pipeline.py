@@ -389,7 +389,7 @@ class Pipeline:
                 empty,
                 callback=on_step,
                 seed=[job.seed],
-                refiner=refiner_switch(job),
+                refiner=refiner_switch(job, self._previews_path),
             )
 
     @torch.inference_mode()

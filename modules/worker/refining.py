@@ -1,20 +1,30 @@
 """The refiner of a task, as the engine takes it."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modules.spec.flags import RefinerMethod
 from modules.worker.guidance import guidance_of, guided_conditions
 from modules.worker.job import Job
+from modules.worker.previews import SUFFIXES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ldm_patched.modules.model_base import BaseModel
     from ldm_patched.modules.refiner import RefinerSwitch
     from ldm_patched.modules.sd import VAE
 
 
-def refiner_switch(job: Job) -> "RefinerSwitch | None":
-    """Who takes over for the last steps of picture job.index; None without a refiner."""
+RELEASED_CHANNELS = frozenset({320, 384})
+"""Of the networks whose latents the released interposers know; small models have their own."""
+
+
+def refiner_switch(job: Job, small_nets: Path | None = None) -> "RefinerSwitch | None":
+    """Who takes over for the last steps of picture job.index; None without a refiner.
+
+    small_nets: the folder (vae_approx) in which there may be a latent interposer.
+    """
     resolved, refiner = job.settled, job.refiner
     if refiner is None or resolved.refiner_step is None:
         return None
@@ -31,8 +41,19 @@ def refiner_switch(job: Job) -> "RefinerSwitch | None":
         positive,
         negative,
         resolved.refiner_method.value,
-        (lambda latents: _converted(job, latents)) if through else None,
+        (lambda latents: _converted(job, latents, small_nets)) if through else None,
     )
+
+
+def interposer_file(folder: Path | None, first: "BaseModel", second: "BaseModel") -> Path | None:
+    """The file that turns latents of `first` into those of `second`, such as
+    xl-to-v1_interposer-v4.0.safetensors; None if there is none."""
+    names = [model.latent_format.interposer_name for model in (first, second)]
+    sizes = {model.diffusion_model.config.model_channels for model in (first, second)}
+    if folder is None or None in names or not sizes <= RELEASED_CHANNELS:
+        return None
+    found = folder.glob(f"{names[0]}-to-{names[1]}_interposer*")
+    return next((path for path in sorted(found) if path.suffix in SUFFIXES), None)
 
 
 def last_vae(job: Job) -> "VAE":
@@ -52,9 +73,14 @@ def _shares_latents(job: Job) -> bool:
     return formats[0] is formats[1]
 
 
-def _converted(job: Job, latents: "Tensor") -> "Tensor":
-    """Latents of the checkpoint → latents of the refiner, by way of the pixels."""
+def _converted(job: Job, latents: "Tensor", small_nets: Path | None) -> "Tensor":
+    """Latents of the checkpoint → latents of the refiner: by an interposer, else by the pixels."""
     if job.model is None or job.refiner is None:
         raise RuntimeError("the prompts stage has not run yet")
+    interposer = interposer_file(small_nets, job.model.unet.model, job.refiner.unet.model)
+    if interposer is not None:
+        from ldm_patched.modules.interposer import load_interposer
+
+        return load_interposer(interposer, latents.device)(latents)
     pixels = job.model.vae.decode(latents, job.check)
     return job.refiner.vae.encode(pixels)
