@@ -119,6 +119,66 @@ def test_the_worker_knows_no_page(path):
     assert not rooms_of_modules(path) & {"ui", "api"}
 
 
+def imported_root(node: ast.expr, known: set[str]) -> bool:
+    """Whether an attribute belongs to something that was imported: x, x.y, x.y.z."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name) and node.id in known
+
+
+def patches(path: Path) -> set[str]:
+    """Attributes that a file sets or deletes on what it imports, by whatever name it has it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    known: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            known |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            known |= {alias.asname or alias.name for alias in node.names}
+    for node in ast.walk(tree):  # name = package.module
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute):
+            names = {target.id for target in node.targets if isinstance(target, ast.Name)}
+            known |= names if imported_root(node.value, known) else set()
+    found = set()
+    for node in ast.walk(tree):
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("setattr", "delattr"):
+            targets = [ast.Attribute(node.args[0], "?")]
+        elif not isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Delete):
+            continue
+        for target in targets:
+            parts = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
+            owned = (part for part in parts if isinstance(part, ast.Attribute))
+            found |= {ast.unparse(part) for part in owned if imported_root(part.value, known)}
+    return found
+
+
+# The one patch that is wanted, a moment of an import that ends with it, and switches of PyTorch
+# that are there to be set.
+WANTED = {
+    "modules/patch_precision.py": {
+        "openaimodel.timestep_embedding",
+        "sampling.ModelSamplingDiscrete._register_schedule",
+    },
+    "modules/api/server.py": {"inspect.getfile"},
+}
+SWITCHES = {"torch.backends.cudnn.allow_tf32", "torch.backends.cuda.matmul.allow_tf32"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_nothing_is_set_on_what_belongs_to_others(path):
+    assert patches(path) - SWITCHES == WANTED.get(ids(path), set())
+
+
+def test_what_the_patch_finder_finds(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text(
+        "import a.b as c, d.e\nfrom f import G as H\nm = d.e\nc.x = 1\nm.y, z = 1, 2\n"
+        "del H.t\nsetattr(H.u, 'v', 1)\nd.e.w += 1\nself.q = 1\nz.r = 1\n"
+    )
+    assert patches(path) == {"c.x", "m.y", "H.t", "H.u.?", "d.e.w"}
+
+
 def test_importing_the_server_loads_no_torch():
     code = "import sys, webui; print(sorted({'torch', 'ldm_patched'} & set(sys.modules)))"
     done = subprocess.run(
