@@ -308,6 +308,9 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "loras.choice": "LoRA {number}",
         "loras.weight": "Weight of LoRA {number}",
         "loras.on": "Use LoRA {number}",
+        "loras.weight.help": "How strongly it counts; 1 as it was made, 0 not at all, below 0 "
+        "the opposite.",
+        "loras.on.help": "Off keeps the LoRA in the list unused.",
         "loras.nothing": "None",
         "loras.add": "Add another",
         "loras.missing": "{name} is not in models/loras. Put the file there and press Refresh, or "

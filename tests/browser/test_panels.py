@@ -153,6 +153,8 @@ def test_loras_are_chosen_weighed_kept_sent_and_missed(visit, server):
     assert tab.locator("#lora-1 .lora-note").inner_text() == (
         "Ink <b>wash · made for SDXL\nTrigger words: inkwash brush strokes"
     )
+    tip = tab.locator("#lora-1 input[type=number]").get_attribute("title")
+    assert tip.startswith("How strongly it counts")
     preview = tab.locator("#lora-1 .lora-note img")
     assert preview.get_attribute("alt") == "Ink <b>wash"
     preview.evaluate("image => image.decode()")

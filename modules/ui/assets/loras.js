@@ -124,6 +124,9 @@ function loraRow({ place }) {
   const choice = make("select", { label: say("loras.choice", { number }) });
   const weight = make("input", { label: say("loras.weight", { number }) });
   on.type = "checkbox";
+  on.title = say("loras.on.help");
+  choice.title = say("loras.help");
+  weight.title = say("loras.weight.help");
   Object.assign(weight, { type: "number", step: 0.05, min: -LORA_WEIGHT_MOST, max: LORA_WEIGHT_MOST });
   weight.inputMode = "decimal";
   on.addEventListener("change", () => lorasPanel.set(place, { enabled: on.checked }));
