@@ -82,7 +82,7 @@ class PagePlan:
     side: cut square pieces of this side (0: whole pages). cropped: how many pages are drawn larger
     and cut, as the crop condition says. captions: phrasings for each page, 0 for none. strange:
     how many captions get unknown words. finish: a name of FINISHES, by which all pages are drawn
-    over. edges: whether groups hold maps.
+    over. edges: whether groups hold maps. primer: easy scenes only, see primer_scene.
     """
 
     seed: int = 0
@@ -96,6 +96,7 @@ class PagePlan:
     """How often each of `sizes`, (width, height), is taken."""
     finish: str = ""
     edges: bool = False
+    primer: bool = False
 
     def group_size(self, number: int) -> tuple[int, int]:
         """(width, height) of the pages of a group."""
@@ -153,7 +154,8 @@ def _page(
 def _drawn(
     plan: PagePlan, seed: int, size: tuple[int, int]
 ) -> tuple[np.ndarray, picturebook.Scene]:
-    scene = picturebook.scene_from_seed(seed, size=size)
+    compose = picturebook.primer_scene if plan.primer else picturebook.scene_from_seed
+    scene = compose(seed, size=size)
     if plan.finish:
         scene = replace(scene, style=DRAWN_FROM)
     image = picturebook.draw_scene(scene).image

@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch", type=int, help="pictures or captions in a step")
     add("--page", type=int, default=256, help="side of a square page in pixels: 128 on a slow CPU")
     add("--square", action="store_true", help="square pages only: there is one size to compile for")
+    add("--primer", action="store_true", help="base: one large subject a page, to begin with")
     add("--side", type=int, help="vae: train on square pieces of this side (0: whole pages)")
     add("--learning-rate", type=float)
     add("--seed", type=int, default=0)

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from extras.training import pages as pages_module
+from extras.training import picturebook
 from extras.training.caption_tokens import END_TOKEN, START_TOKEN, caption_ids, strew, used_ids
 from extras.training.pages import PageGroup, PagePlan, draw_groups
+from extras.training.scenes import vocabulary as words
 from extras.training.scenes.scene import SIZES
 from extras.training.window import LatentWindow, WindowPlan
 
@@ -41,6 +43,19 @@ def test_groups_come_in_every_size():
     width, height = PLAN.group_size(3)
     assert group.images.shape == (3, height, width, 3)
     assert group.tokens.shape == (3, 2, 77)
+
+
+def test_the_primer_shows_one_subject_in_clear_weather():
+    scenes = [picturebook.primer_scene(seed, size=(64, 64)) for seed in range(300)]
+    assert {len(scene.things) for scene in scenes} == {1}
+    assert {(scene.things[0].count, scene.weather) for scene in scenes} == {(1, "clear")}
+    assert 0.6 < sum(scene.things[0].scale == "large" for scene in scenes) / 300 < 0.8
+    assert {scene.things[0].subject for scene in scenes} == set(words.SUBJECTS)
+    assert {scene.style for scene in scenes} == set(words.STYLES)
+    assert picturebook.primer_scene(7, size=(64, 64)) == scenes[7]
+    easy = replace(PLAN, primer=True)
+    assert same(easy.draw_group(5), easy.draw_group(5))
+    assert not torch.equal(easy.draw_group(5).images, PLAN.draw_group(5).images)
 
 
 def test_groups_hold_maps_of_their_edges_where_asked():
