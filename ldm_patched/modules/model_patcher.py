@@ -243,31 +243,33 @@ class ModelPatcher:
         working: bytes that shall be free beside the weights. Raises torch.OutOfMemoryError; the
         model is on the host then, without patches.
         """
-        if not self.is_patched:
-            self.unpatch_model()
-        self._move(device_to, working)
-        if self.is_patched:
-            return self.model
+        anew = not self.is_patched
         try:
-            self._apply()
+            if anew:
+                self.unpatch_model()
+                self._put_objects()
+            self._move(device_to, working)  # with the numbers that the objects bring along
+            if anew:
+                self._merge()
         except BaseException:
             self.unpatch_model()
             raise
+        self._applied.by = self._revision
         return self.model
 
-    def _apply(self) -> None:
-        applied = self._applied
-        applied.by = self._revision
+    def _put_objects(self) -> None:
         for name, obj in self.object_patches.items():
             owner, leaf = self._owner(name)
-            applied.objects[name] = getattr(owner, leaf, _MISSING)
+            self._applied.objects[name] = getattr(owner, leaf, _MISSING)
             _assign(owner, leaf, obj)
+
+    def _merge(self) -> None:
         tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         for key, patches in self.patches.items():
             # Weights made in inference mode could not be watched for changes.
             with torch.inference_mode(False), torch.no_grad():
                 weight = self._patched(tensors[key], patches)
-                applied.weights[key] = tensors[key]
+                self._applied.weights[key] = tensors[key]
                 self.residence.replace(key, weight, keeps_old=True)
 
     def _patched(self, own: Tensor, patches: list[tuple[float, WeightPatch, float]]) -> Tensor:
@@ -282,13 +284,15 @@ class ModelPatcher:
     def unpatch_model(self, device_to: torch.device | str | None = None) -> None:
         """Put back whatever any clone's patches replaced; then move to `device_to` if given."""
         applied = self._applied
-        for key, original in applied.weights.items():
-            self.residence.replace(key, original, keeps_old=False)
-        for name, original in applied.objects.items():
-            _assign(*self._owner(name), original)
-        applied.weights.clear()
-        applied.objects.clear()
-        applied.by = None
+        applied.by = None  # first, and each forgotten once it is back: any of it can fail
+        for key in list(applied.weights):
+            self.residence.replace(key, applied.weights[key], keeps_old=False)
+            del applied.weights[key]
+        for name in list(applied.objects):
+            owner, leaf = self._owner(name)
+            self.residence.retire_all(getattr(owner, leaf, None))
+            _assign(owner, leaf, applied.objects[name])
+            del applied.objects[name]
         self._move(device_to)
 
     def _move(self, device: torch.device | str | None, working: int = 0) -> None:

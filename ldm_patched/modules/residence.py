@@ -75,8 +75,7 @@ class Residence:
         )
 
     def _tensors(self) -> Iterator[Tensor]:
-        yield from self.model.parameters()
-        yield from self.model.buffers()
+        return _tensors_of(self.model)
 
     # --- coming and going ------------------------------------------------------------------------
 
@@ -112,7 +111,7 @@ class Residence:
             return
         units = [] if allowance is None else plan_stream(self.model, allowance, self.transfer)
         if units and self._is_right(allowance):
-            return
+            units = self._streamer.units
         try:
             if units != (self._streamer.units if self._streamer else []):
                 self._stop_streaming()
@@ -132,11 +131,16 @@ class Residence:
         self._stop_streaming()
         if self.transfer is None:
             return
-        for tensor in self._tensors():
-            self.retire(tensor)
+        self.retire_all(self.model)
         for module in self.model.modules():  # keys and values of texts are there, too
             if callable(forget := getattr(module, "clear_cache", None)):
                 forget()
+
+    def retire_all(self, module: object) -> None:
+        """Take what a module has off the device; nothing for what is no module."""
+        if isinstance(module, nn.Module):
+            for tensor in _tensors_of(module):
+                self.retire(tensor)
 
     def retire(self, tensor: Tensor) -> None:
         """Take one parameter or buffer off the device, in the network or set aside."""
@@ -153,6 +157,8 @@ class Residence:
         is emptied, since caches that recognise weights may hold on to the object.
         """
         old = _tensor_at(self.model, name)
+        if old is weight:  # in its place since an attempt that failed later on
+            return
         was_here = self.transfer is not None and self.transfer.is_here(old.data)
         set_weight(self.model, name, weight)
         if keeps_old:
@@ -170,7 +176,8 @@ class Residence:
         self.retire(new)
         if self._streamer is not None:
             self._streamer.forget_ahead()
-            new.data = self.transfer.pin(new.data)
+            with torch.inference_mode(False):
+                new.data = self.transfer.pin(new.data)
 
     def on_device(self, tensor: Tensor) -> Tensor:
         """The tensor's numbers where the network computes; a copy if they are on the host."""
@@ -200,6 +207,11 @@ class Residence:
         if self._streamer is not None:
             self._streamer.close()
             self._streamer = None
+
+
+def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def _tensor_at(model: nn.Module, name: str) -> Tensor:

@@ -130,6 +130,12 @@ class StreamUnit:
         return id(self.module)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether no weight under its module comes for itself, while this unit computes."""
+        mine = {id(owner._parameters[leaf]) for owner, leaf in self.weights}
+        return all(id(weight) in mine for weight in self.module.parameters())
+
+    @property
     def size(self) -> int:
         """Bytes in a slot."""
         return sum(_aligned(owner._parameters[leaf].nbytes) for owner, leaf in self.weights)
@@ -168,7 +174,8 @@ def plan_stream(model: nn.Module, allowance: int, transfer: Transfer) -> list[St
     buffers = sum(b.nbytes for b in model.buffers())
     if buffers + sum(unit.size for unit in units) <= allowance:
         return []
-    large = [unit for unit in units if unit.size >= SMALL_UNIT] or units
+    able = [unit for unit in units if unit.is_whole]
+    large = [unit for unit in able if unit.size >= SMALL_UNIT] or able
     small = sum(unit.size for unit in units) - sum(unit.size for unit in large)
     slots = max(unit.size for unit in large) * (2 if transfer.copies_ahead else 1)
     share = max(0, allowance - buffers - small - slots) / sum(unit.size for unit in large)

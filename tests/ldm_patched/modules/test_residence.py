@@ -226,3 +226,90 @@ def test_a_lora_leaves_with_its_unet_and_returns(model):
     clone.patch_model("cuda")
     assert torch.equal(run(model), wanted)
     clone.unpatch_model("cpu")
+
+
+@pytest.mark.parametrize("last", [0, 3])
+def test_a_return_that_fails_midway_loses_no_weight(model, monkeypatch, last):
+    wanted = run(model)
+    transfer = CountingTransfer()
+    _, clone = patched(model, transfer)
+    clone.patch_model("cuda")
+    calls = []
+
+    def fails(_):
+        calls.append(1)
+        if len(calls) > last:
+            raise torch.OutOfMemoryError("no room for an original")
+        return CountingTransfer.to_device(transfer, _)
+
+    with monkeypatch.context() as short:
+        short.setattr(transfer, "to_device", fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            clone.unpatch_model()
+    assert len(calls) == last + 1
+    assert not clone.is_patched
+    clone.unpatch_model("cpu")
+    assert torch.equal(run(model), wanted)
+    clone.patch_model("cuda")
+    assert not torch.equal(run(model), wanted)
+    clone.unpatch_model("cpu")
+    assert torch.equal(run(model), wanted)
+
+
+def test_patches_change_on_a_streamed_network_in_inference_mode(model):
+    wanted = run(model)
+    transfer = CountingTransfer(ModelPatcher(model).model_size() // 2)
+    transfer.pin = torch.Tensor.clone
+    _, clone = patched(model, transfer)
+    with torch.inference_mode():
+        clone.patch_model("cuda", WORK)
+        assert clone.residence.is_streaming
+        assert not torch.equal(run(model), wanted)
+        clone.unpatch_model()
+    assert torch.equal(run(model), wanted)
+    assert not any(p.data.is_inference() for p in model.parameters())
+
+
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_what_an_object_brings_along_is_there_from_the_first_run(model, share):
+    transfer = CountingTransfer(int(share * ModelPatcher(model).model_size()))
+    plain, clone = patched(model, transfer)
+    plain.patch_model("cuda", WORK)
+    assert plain.residence.is_streaming == (share < 1)
+    sampling = type(model.model_sampling)()
+    clone.add_object_patch("model_sampling", sampling)
+    clone.patch_model("cuda", WORK)
+    assert model.model_sampling is sampling
+    assert transfer.is_here(sampling.sigmas.data)
+    clone.unpatch_model()
+    assert not transfer.is_here(sampling.sigmas.data)
+    clone.unpatch_model("cpu")
+    assert transfer.used == 0
+
+
+class Nest(torch.nn.Module):
+    """Its own weight counts after those of what is in it."""
+
+    def __init__(self, transfer: CountingTransfer) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.full((4096,), 2.0), requires_grad=False)
+        self.inner = torch.nn.Linear(64, 64).requires_grad_(False)
+        self._transfer, self.seen = transfer, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        self.seen.append(self._transfer.is_here(self.scale.data))
+        return x * self.scale[:64]
+
+
+@pytest.mark.parametrize("copies_ahead", [True, False])
+def test_a_weight_beside_blocks_is_there_after_them(copies_ahead):
+    transfer = CountingTransfer(copies_ahead=copies_ahead)
+    nest = Nest(transfer)
+    network = torch.nn.Sequential(nest, torch.nn.Linear(64, 64).requires_grad_(False))
+    residence = Residence(network, transfer)
+    residence.load(0)
+    assert residence.is_streaming
+    network(torch.zeros(1, 64))
+    assert nest.seen == [True]
+    assert len(transfer.copies) >= 2  # the two layers come and go
