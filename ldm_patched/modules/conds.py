@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class CONDRegular:
@@ -135,3 +136,17 @@ def repeat_to_batch_size(tensor: Tensor, batch_size: int) -> Tensor:
         return tensor.expand(batch_size, *tensor.shape[1:])
     times = math.ceil(batch_size / tensor.shape[0])
     return tensor.repeat(times, *((1,) * (tensor.ndim - 1)))[:batch_size]
+
+
+def guidance_embedding(scale: float, dim: int) -> Tensor:
+    """(1, dim) of the guidance scale that a network is told, as LCM has it (arXiv:2310.04378).
+
+    Sines, then cosines, of 1,000 · (scale - 1) at dim / 2 frequencies from 1 down to 1 / 10,000.
+    """
+    half = dim // 2
+    # In this order: angles go up to thousands, where each rounding that training had shows.
+    fall = torch.log(torch.tensor(10000.0)) / max(1, half - 1)
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -fall)
+    angles = torch.tensor(scale - 1.0) * 1000.0 * frequencies
+    embedding = torch.cat([angles.sin(), angles.cos()])[None]
+    return F.pad(embedding, (0, dim % 2))

@@ -14,7 +14,13 @@ from ldm_patched.ldm.modules.diffusionmodules.upscaling import ImageConcatWithNo
 from ldm_patched.ldm.modules.diffusionmodules.util import HybridConditioner
 from ldm_patched.modules import model_sampling as ms
 from ldm_patched.modules import ops
-from ldm_patched.modules.conds import CONDCrossAttn, CONDNoiseShape, CONDRegular, CONDTimed
+from ldm_patched.modules.conds import (
+    CONDCrossAttn,
+    CONDNoiseShape,
+    CONDRegular,
+    CONDTimed,
+    guidance_embedding,
+)
 
 
 class ModelType(Enum):
@@ -124,7 +130,7 @@ class BaseModel(nn.Module):
         """The denoised latents, (B, C, H, W) in float32.
 
         x: noised latents, unscaled. t: sigma, (B,). c_concat: (B, …, H, W), joined to the input.
-        c_crossattn: (B, tokens, context_dim). Of the other keywords, `y` goes to the network.
+        c_crossattn: (B, tokens, context_dim). The other keywords go to the network.
         """
         dtype = self.manual_cast_dtype or self.get_dtype()
         scaled = self.model_sampling.calculate_input(t, x)
@@ -155,7 +161,8 @@ class BaseModel(nn.Module):
         kwargs: `cross_attn`, (1, tokens, C), and whatever `encode_adm` takes. An inpainting network
         takes `concat_latent_image`, (B, C, h, w), the picture in the VAE's scale with grey where is
         painted, and `concat_mask`, (B, 1, H, W) in 0..1 at any size, 1 where is painted; without
-        them it paints everything. `noise`, (B, C, h, w), tells it the size.
+        them it paints everything. `noise`, (B, C, h, w), tells it the size. `guidance`: the scale,
+        for a network that is told it.
         """
         conds: dict[str, CONDRegular] = {}
         adm = self.encode_adm(**kwargs)
@@ -163,6 +170,9 @@ class BaseModel(nn.Module):
             conds["y"] = CONDTimed(adm, kwargs["adm_guidance"].end)
         elif adm is not None:
             conds["y"] = CONDRegular(adm)
+        guidance_dim = self.diffusion_model.config.guidance_dim
+        if guidance_dim and "guidance" in kwargs:
+            conds["guidance"] = CONDRegular(guidance_embedding(kwargs["guidance"], guidance_dim))
         context = kwargs.get("cross_attn")
         if self.inpaint is not None:
             made = self.inpaint(self._mask_and_picture(**kwargs), context)

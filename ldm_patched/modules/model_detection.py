@@ -90,6 +90,7 @@ def detect_unet_config(
     if len(contexts) > 1 or len(projections) > 1:
         return None
     label, levels = shapes.get("label_emb.0.0.weight"), shapes.get("label_emb.weight")
+    told = shapes.get("time_embed.cond_proj.weight", (0, 0))
     linear = projections != {4}
     return UNetConfig(
         in_channels=first[1],
@@ -105,6 +106,7 @@ def detect_unet_config(
         context_only_widths=_context_only(shapes),
         adm_in_channels=label[1] if label else 0,
         time_embed_dim=time_embed[0],
+        guidance_dim=told[1],
         use_linear_in_transformer=linear,
         conv_resample=conv_resample,
         video=any(".time_stack." in name for name in shapes),

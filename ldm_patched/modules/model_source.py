@@ -131,7 +131,8 @@ def _try(path: str | Path) -> WeightFile:
 def _unet_places(file: WeightFile) -> Places | None:
     """Every weight of a file that has a UNet, as a checkpoint has it; None without one."""
     if any(key.startswith(UNET_PREFIX) for key in file):
-        return {key: (file, key) for key in file}
+        told = "time_embed.cond_proj."  # some files have diffusers' name for this part alone
+        return {key.replace("time_embedding.cond_proj.", told): (file, key) for key in file}
     for root in ("", "unet."):
         under = [key for key in file if key.startswith(root) and not IGNORED.match(key)]
         below = [key[len(root) :] for key in under]

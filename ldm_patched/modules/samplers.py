@@ -311,12 +311,15 @@ class KSampler:
         mask: Tensor | None,
     ) -> GuidedDenoiser:
         """The model with guidance, as samplers take it; see `sample` for the arguments."""
-        extra = {"latent_image": latent, "denoise_mask": mask}
+        extra = {"latent_image": latent, "denoise_mask": mask, "guidance": cfg}
+        wanted = prepare_conditions(self.base_model, positive, latent, "positive", **extra)
+        # A network that is told the scale gives what is guided already, in one evaluation.
+        is_told = any("guidance" in condition.inputs for condition in wanted)
         return GuidedDenoiser(
             self.base_model,
-            prepare_conditions(self.base_model, positive, latent, "positive", **extra),
+            wanted,
             prepare_conditions(self.base_model, negative, latent, "negative", **extra),
-            cfg,
+            1.0 if is_told else cfg,
             self.model_options,
             self.free_bytes,
         )

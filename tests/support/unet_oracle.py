@@ -20,6 +20,7 @@ TOP = {
     "input_blocks.0.0": "conv_in",
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
+    "time_embed.cond_proj": "time_embedding.cond_proj",
     "label_emb.0.0": "add_embedding.linear_1",
     "label_emb.0.2": "add_embedding.linear_2",
     "out.0": "conv_norm_out",
@@ -127,6 +128,7 @@ def diffusers_unet(unet: UNetModel) -> nn.Module:
         cross_attention_dim=c.context_dim,
         use_linear_projection=c.use_linear_in_transformer,
         sample_size=32,
+        time_cond_proj_dim=c.guidance_dim or None,
         **(SIZES_AND_TEXT | {"projection_class_embeddings_input_dim": c.adm_in_channels})
         if c.num_classes
         else {},

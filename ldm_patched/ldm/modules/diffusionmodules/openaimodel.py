@@ -50,6 +50,20 @@ class Timestep(nn.Module):
         return timestep_embedding(t, self.dim)
 
 
+class GuidedTimeEmbedding(nn.Sequential):
+    """time_embed of a network that is told its guidance scale (LCM, arXiv:2310.04378)."""
+
+    def __init__(self, layers: nn.Sequential, cond_proj: nn.Module) -> None:
+        super().__init__(*layers)
+        self.cond_proj = cond_proj
+
+    def forward(self, t: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """(B, model_channels), and (B, guidance_dim) or None → (B, time_embed_dim)."""
+        if guidance is not None:
+            t = t + self.cond_proj(guidance)
+        return self[2](self[1](self[0](t)))
+
+
 def apply_control(
     h: Tensor, control: Mapping[str, list[Tensor | None]] | None, name: str
 ) -> Tensor:
@@ -95,6 +109,11 @@ class UNetModel(nn.Module):
             )
 
         self.time_embed = embedder(config.model_channels)
+        if config.guidance_dim:
+            told = operations.Linear(
+                config.guidance_dim, config.model_channels, bias=False, **placed
+            )
+            self.time_embed = GuidedTimeEmbedding(self.time_embed, told)
         if config.num_classes == "sequential":
             self.label_emb = nn.Sequential(embedder(config.adm_in_channels))
         elif config.num_classes is not None:
@@ -121,9 +140,19 @@ class UNetModel(nn.Module):
         """Forget the keys and values kept for texts."""
         self._contexts.clear()
 
-    def embed(self, timesteps: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def embed(
+        self,
+        timesteps: Tensor,
+        y: Tensor | None,
+        dtype: torch.dtype,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
         """Time and size conditions, (B,) and (B, adm_in_channels) → (B, time_embed_dim)."""
-        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(dtype))
+        time = timestep_embedding(timesteps, self.model_channels).to(dtype)
+        if guidance is None:
+            emb = self.time_embed(time)
+        else:
+            emb = self.time_embed(time, guidance.to(dtype))
         if self.num_classes is None:
             return emb
         if y is None or y.shape[0] != timesteps.shape[0]:
@@ -141,6 +170,7 @@ class UNetModel(nn.Module):
         control: Mapping[str, list[Tensor | None]] | None = None,
         transformer_options: Mapping[str, Any] | None = None,
         *,
+        guidance: Tensor | None = None,
         num_video_frames: int | None = None,
         image_only_indicator: Tensor | None = None,
         **_: Any,
@@ -151,7 +181,7 @@ class UNetModel(nn.Module):
         y: (B, adm_in_channels), or (B,) levels of noise. control: what a ControlNet gave for
         "input", "middle" and "output", the last of each list for the next block.
         transformer_options: patches (see attention.py), and "interrupt", which is called before
-        each block and may raise.
+        each block and may raise. guidance: (B, guidance_dim), for a network that is told its scale.
         num_video_frames, image_only_indicator: how a network for video splits the batch, see
         VideoFrames; without them it is one video.
         Raises ValueError if y is needed and missing.
@@ -166,7 +196,7 @@ class UNetModel(nn.Module):
             hooked = {**options, "original_shape": list(x.shape), "transformer_index": 0}
         self._timesteps = timesteps.detach()
         control = {k: list(v) for k, v in control.items()} if control else None
-        emb = self.embed(timesteps, y, x.dtype)
+        emb = self.embed(timesteps, y, x.dtype, guidance)
         kv = self._contexts.store_for(context)
         video = None
         if self.config.video:

@@ -28,6 +28,8 @@ class UNetConfig:
     adm_in_channels: int = 2816
     """Length of y."""
     time_embed_dim: int = 1280
+    guidance_dim: int = 0
+    """Length of the embedding of the guidance scale that an LCM is told; 0: it is told none."""
     use_linear_in_transformer: bool = True
     conv_resample: bool = True
     """Sizes change with a convolution; false: by averaging and repetition alone."""
