@@ -41,7 +41,9 @@ def load_controlnet(
     Raises CorruptModelFile, UnsafeModelFile, UnsupportedModel or OSError.
     """
     policy = policy or DevicePolicy.detect()
-    control = _load(open_weights(ckpt_path), policy)
+    file = open_weights(ckpt_path)
+    with utils.sound_shapes(file.name):
+        control = _load(file, policy)
     if model is not None:
         control.check_fits(model.model)
     return control

@@ -176,6 +176,10 @@ class _Reader:
         """Make the patches of one module; the names of parts that it has no weight for."""
         tensors = {name: self._load(key) for name, key in parts.items()}
         alpha = tensors.pop("alpha", None)
+        if alpha is not None and not alpha.numel():
+            raise CorruptModelFile(
+                f"{self.name} is damaged: the alpha of {module} is empty. Download it again."
+            )
         number = self.alphas.of(module, tensors) if alpha is None else float(alpha.flatten()[0])
         bias = tensors.pop("bias", None)
         try:

@@ -128,9 +128,14 @@ class SafetensorsFile(WeightFile):
 
     def _map(self, entry: Entry) -> Tensor:
         if self._storage is None:
-            self._storage = torch.UntypedStorage.from_file(
-                str(self._path), shared=False, nbytes=self._size
-            )
+            try:
+                self._storage = torch.UntypedStorage.from_file(
+                    str(self._path), shared=False, nbytes=self._size
+                )
+            except RuntimeError:
+                if self._path.stat().st_size < self._size:  # FileNotFoundError if it is gone
+                    raise self._changed() from None
+                raise
         offset = entry.start // entry.dtype.itemsize
         strides = list(accumulate(entry.shape[:0:-1], operator.mul, initial=1))[::-1]
         return torch.empty(0, dtype=entry.dtype).set_(
@@ -176,8 +181,11 @@ class SafetensorsFile(WeightFile):
         while position < len(view):  # one call reads 2 GB at most
             count = file.readinto(view[position:])
             if not count:
-                raise CorruptModelFile(f"{self.name} changed while it was read. Load it again.")
+                raise self._changed()
             position += count
+
+    def _changed(self) -> CorruptModelFile:
+        return CorruptModelFile(f"{self.name} changed while it was read. Load it again.")
 
 
 _INTEGERS = tuple(t for t in DTYPES.values() if not t.is_floating_point)

@@ -33,7 +33,7 @@ def lora_delta(values: Sequence[Any], weight: Tensor) -> Tensor:
     up, down, alpha, middle = (*values, None, None)[:4]
     up = up.to(device=weight.device, dtype=torch.float32)
     down = down.to(device=weight.device, dtype=torch.float32)
-    scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
+    scale = _scale(alpha, down.shape[0])
     if middle is not None:
         middle = middle.to(device=weight.device, dtype=torch.float32)
         product = torch.einsum("or,rs...,si->oi...", up.flatten(1), middle, down.flatten(1))
@@ -47,6 +47,8 @@ def _float32(tensor: Tensor | None, weight: Tensor) -> Tensor | None:
 
 
 def _scale(alpha: float | None, rank: int) -> float:
+    if not rank:
+        raise ValueError("A factor is empty.")
     return 1.0 if alpha is None else float(alpha) / rank
 
 

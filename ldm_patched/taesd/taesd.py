@@ -121,9 +121,12 @@ def load_taesd(
     sides: dict[str, nn.Module] = {}
     for path in paths:
         file = open_weights(path)
-        for side, names in _sides_of(file).items():
-            weights = {ours: file.load(name, dtype) for ours, name in names.items()}
-            sides[side] = _filled(side, weights, file.name).to(device).eval().requires_grad_(False)
+        with utils.sound_shapes(file.name):
+            for side, names in _sides_of(file).items():
+                weights = {ours: file.load(name, dtype) for ours, name in names.items()}
+                sides[side] = _filled(side, weights, file.name).eval().requires_grad_(False)
+    for network in sides.values():
+        network.to(device)
     return TAESD(sides.get("encoder"), sides.get("decoder"))
 
 
@@ -158,7 +161,8 @@ def _filled(side: str, weights: dict[str, Tensor], name: str) -> nn.Module:
 
 def _latent_channels(side: str, weights: Mapping[str, Tensor]) -> int:
     """16 in files for newer families, else 4."""
-    last = max((int(k.split(".")[0]) for k in weights if k[0].isdigit()), default=0)
+    layers = (key.split(".")[0] for key in weights)
+    last = max((int(layer) for layer in layers if layer.isdecimal()), default=0)
     edge = weights.get("1.weight") if side == "decoder" else weights.get(f"{last}.weight")
     if edge is None or edge.ndim != 4:
         return LATENT_CHANNELS

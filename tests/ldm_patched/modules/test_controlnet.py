@@ -104,6 +104,11 @@ def without(name):
     return save({k: v.clone() for k, v in weights.items()})
 
 
+def with_shape(name, shape):
+    weights = in_ldm_layout(SDXL_LIKE, diffusers_controlnet(SDXL_LIKE))
+    return save({k: v.clone() for k, v in weights.items()} | {name: torch.zeros(shape)})
+
+
 def header_of_many():
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     raw = json.dumps({f"zero_convs.{n}": entry for n in range(70_000)}).encode()
@@ -143,6 +148,16 @@ BAD = {
         ),
         UnsupportedModel,
         "no control of a known",
+    ),
+    "a weight that is a number": (
+        lambda: with_shape("input_blocks.1.0.out_layers.3.weight", ()),
+        CorruptModelFile,
+        "do not fit together",
+    ),
+    "a width that no norm divides": (
+        lambda: with_shape("input_blocks.0.0.weight", (8, 4, 3, 3)),
+        CorruptModelFile,
+        "do not fit together",
     ),
     "dunder names": (
         lambda: save({"__class__.weight": torch.ones(1), "zero_convs.0": torch.ones(1)}),

@@ -320,6 +320,33 @@ def test_adapters_come_off_byte_by_byte(model, clip, diffusers_layers):
     assert snapshot(clip.cond_stage_model) == clip_before
 
 
+@pytest.mark.parametrize(
+    ("module", "parts", "changed"),
+    [
+        (KEY, {n: (128, 2) if n[-1] == "a" else (2, 128) for n in
+               ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")}, {"weight"}),
+        (KEY, {"lokr_w1": (4, 4), "lokr_w2": (32, 32)}, {"weight"}),
+        (KEY, {"a1.weight": (128, 2), "a2.weight": (2, 128), "b1.weight": (128, 2),
+               "b2.weight": (2, 128)}, {"weight"}),
+        (KEY, {"diff": (128, 128)}, {"weight"}),
+        (KEY, {"lora_up.weight": (128, 2), "lora_down.weight": (2, 128), "dora_scale": (128, 1)},
+         {"weight"}),
+        (NORM, {"w_norm": (128,), "b_norm": (128,)}, {"weight", "bias"}),
+    ],
+    ids=["LoHa", "LoKr", "GLoRA", "difference", "DoRA", "norm"],
+)  # fmt: skip
+def test_every_form_comes_off_byte_by_byte(model, module, parts, changed):
+    before = snapshot(model.model)
+    file = {f"{module}.{part}": of_shape(*shape) for part, shape in parts.items()}
+    patched, _ = sd.load_lora_for_models(model, None, file, 0.7, 0.0)
+    patched.patch_model()
+    found = {n for n, (_, content) in snapshot(model.model).items() if content != before[n][1]}
+    assert {name.rpartition(".")[2] for name in found} == changed
+    assert len(found) == len(changed)
+    patched.unpatch_model()
+    assert snapshot(model.model) == before
+
+
 # --- errors -------------------------------------------------------------------------------------
 
 
@@ -401,3 +428,28 @@ def test_without_text_encoders_their_part_is_left_out(model, clip, diffusers_lay
     assert lora.clip == {}
     assert len(lora.unet) == len(diffusers_layers)
     assert without(dict.fromkeys(lora.unmatched), ["lora_te1_"]) == {}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {n: (128, 0) if n[-1] == "a" else (0, 128) for n in
+         ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
+        {"lokr_w1": (4, 4), "lokr_w2_a": (32, 0), "lokr_w2_b": (0, 32)},
+        {"a1.weight": (128, 0), "a2.weight": (0, 128), "b1.weight": (128, 0),
+         "b2.weight": (0, 128)},
+        {"lora_up.weight": (128, 0), "lora_down.weight": (0, 128)},
+    ],
+    ids=["loha", "lokr", "glora", "lora"],
+)  # fmt: skip
+def test_a_rank_of_nothing_is_refused(model, parts):
+    file = {f"{KEY}.{part}": torch.zeros(shape) for part, shape in parts.items()}
+    with pytest.raises(UnsupportedModel, match="does not fit"):
+        read_lora(file | {f"{KEY}.alpha": torch.tensor(1.0)}, model)
+
+
+def test_an_empty_alpha_is_damage(model):
+    parts = {"lora_up.weight": (128, 2), "lora_down.weight": (2, 128), "alpha": (0,)}
+    file = {f"{KEY}.{part}": torch.ones(shape) for part, shape in parts.items()}
+    with pytest.raises(CorruptModelFile, match="alpha of .* is empty"):
+        read_lora(file, model)

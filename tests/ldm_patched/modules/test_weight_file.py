@@ -340,3 +340,13 @@ def test_what_old_trainers_leave_beside_the_weights_is_passed_over(tmp_path, leg
 def test_a_missing_file_is_the_systems_own_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         utils.load_torch_file(tmp_path / "gone.safetensors")
+
+
+def test_a_file_that_goes_or_shrinks_before_it_is_mapped(sound):
+    gone, short = open_weights(sound), open_weights(sound)
+    sound.write_bytes(sound.read_bytes()[:-8])
+    with pytest.raises(CorruptModelFile, match=r"^sound\.safetensors changed while it was read"):
+        short["wide"]
+    sound.unlink()
+    with pytest.raises(FileNotFoundError):
+        gone["wide"]

@@ -96,7 +96,7 @@ def test_the_other_side_can_be_missing(theirs, tmp_path):
         TAESD().decode(torch.zeros(1, 4, 1, 1))
 
 
-@pytest.mark.parametrize("kind", ["empty", "cut", "missing", "nan", "other", "ranks"])
+@pytest.mark.parametrize("kind", ["empty", "cut", "missing", "nan", "other", "ranks", "odd name"])
 def test_bad_files_are_refused(theirs, tmp_path, kind):
     weights = {name: w.clone() for name, w in own_names(theirs, "decoder").items()}
     path = tmp_path / "taesdxl_decoder.safetensors"
@@ -109,6 +109,10 @@ def test_bad_files_are_refused(theirs, tmp_path, kind):
         weights, error = {"lora_unet_x.lora_up.weight": torch.zeros(2)}, UnsupportedModel
     elif kind == "ranks":
         weights, error = {"1.weight": torch.zeros(64)}, UnsupportedModel
+    elif kind == "odd name":
+        weights = {
+            name.replace("0.", "0a.", 1): w for name, w in own_names(theirs, "encoder").items()
+        } | {"0.weight": torch.zeros(64, 3, 3, 3)}
     write(path, weights)
     if kind == "empty":
         path.write_bytes(b"")
