@@ -11,7 +11,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ldm_patched.modules import ops, utils
 from ldm_patched.modules.errors import UnsupportedModel
 from ldm_patched.modules.file_kinds import likely_kind
+from ldm_patched.modules.memory_budget import MemoryBudget
 from ldm_patched.modules.model_management import DevicePolicy
 from ldm_patched.modules.model_patcher import ModelPatcher
 from ldm_patched.modules.sd1_clip import HEAD_SIZE, ClipLayer, rename_openclip
@@ -155,9 +156,11 @@ class ClipVisionModel:
         *,
         load_device: torch.device | str = "cpu",
         offload_device: torch.device | str = "cpu",
+        budget: MemoryBudget | None = None,
     ) -> None:
+        """As ModelPatcher."""
         self.model = model
-        self.patcher = ModelPatcher(model, load_device, offload_device)
+        self.patcher = ModelPatcher(model, load_device, offload_device, budget=budget)
 
     @property
     def config(self) -> ClipVisionConfig:
@@ -170,11 +173,6 @@ class ClipVisionModel:
         self.patcher.patch_model(device)
         dtype = self.model.vision_model.embeddings.class_embedding.dtype
         return self.model(pixels.to(device, dtype))
-
-    def offload(self) -> Self:
-        """Let the weights wait elsewhere; `encode` takes them back."""
-        self.patcher.residence.offload()
-        return self
 
 
 # --- Weights ----------------------------------------------------------------------------------
@@ -263,5 +261,6 @@ def load_tower(file: WeightFile, policy: DevicePolicy) -> ClipVisionModel:
     return ClipVisionModel(
         tower.eval().requires_grad_(False),
         load_device=policy.text_encoder_device,
-        offload_device=policy.text_encoder_device,
+        offload_device=policy.offload_device,
+        budget=policy.budget,
     )

@@ -73,7 +73,7 @@ class MemoryBudget:
             if self.mode == "always":
                 raise
             self.make_room(None, keep=residence)
-            residence.load(0 if residence.can_stream else None)
+            self._load_again(residence, working)
         if residence.is_streaming:
             logger.info(
                 "%s streams: %d of %d MB are on the device",
@@ -81,6 +81,16 @@ class MemoryBudget:
                 residence.device_bytes >> 20,
                 residence.size >> 20,
             )
+
+    def _load_again(self, residence: Residence, working: int) -> None:
+        """After a failure: as much as there seems to be room for, and then as little as can be."""
+        if not residence.can_stream:
+            residence.load()
+            return
+        try:
+            residence.load(self._allowance(residence, working))
+        except torch.OutOfMemoryError:
+            residence.load(0)
 
     def working_bytes(self) -> int:
         """What computing may use now; none while sparing, so that everything is done in parts."""

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 
 from ldm_patched.ldm.modules.attention_kernels import set_attention_way
+from ldm_patched.modules.host_memory import available_ram
 from ldm_patched.modules.memory_budget import MemoryBudget
 
 _FALSE = {"", "0", "false", "no", "off", "none"}
@@ -289,20 +290,7 @@ def free_memory(device: torch.device) -> int:
             share = torch.cuda.get_per_process_memory_fraction(device)
             free = min(free, int(share * total) - reserved)
         return free + reserved - module.memory_allocated(device)
-    return _available_ram()
-
-
-def _available_ram() -> int:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    if hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return 8 * _GIB
+    return available_ram()
 
 
 def soft_empty_cache(device: torch.device) -> None:

@@ -91,8 +91,12 @@ class VAE:
                 "guidance scale, another checkpoint, or start Easel with --all-in-fp32."
             )
         ratio = self.downscale_ratio if decoding else 1
-        needed = self.memory_required(x.shape[-2] * ratio, x.shape[-1] * ratio, decoding=decoding)
-        tight = self._enter(needed)
+
+        def needed() -> int:  # anew each time: it doubles when the weights become float32
+            sides = (side * ratio for side in x.shape[-2:])
+            return self.memory_required(*sides, decoding=decoding)
+
+        tight = self._enter(needed())
         tiled = tight if tiled is None else tiled
 
         def whole(part: Tensor) -> Tensor:
@@ -102,7 +106,7 @@ class VAE:
 
         def strips(part: Tensor) -> Tensor:
             # Four maps of the first level's width wait between layers, of the seven counted.
-            store = self.device if 0.65 * needed < self._free() else torch.device("cpu")
+            store = self.device if 0.65 * needed() < self._free() else torch.device("cpu")
             coder = StripCoder(
                 self.first_stage_model, device=self.device, store=store, interrupt=interrupt
             )
@@ -113,13 +117,13 @@ class VAE:
         for part in x.split(1):
             if not tiled:
                 try:
-                    results.append(self._finite(partial(whole, part)))
+                    results.append(self._finite(partial(whole, part), needed))
                     continue
                 except torch.OutOfMemoryError:
                     logger.warning("Not enough memory for a whole picture in the VAE; in strips.")
                 tiled = True
             # Outside of the handler: the exception would hold on to the frames and their tensors.
-            results.append(self._finite(partial(strips, part)))
+            results.append(self._finite(partial(strips, part), needed))
         return torch.cat(results)
 
     def _prepared(self, x: Tensor, device: torch.device) -> Tensor:
@@ -139,8 +143,11 @@ class VAE:
             return int(0.9 * free_memory(self.device))
         return budget.working_bytes()
 
-    def _finite(self, compute: Callable[[], Tensor]) -> Tensor:
-        """The result of `compute`, again in float32 if it is not finite. Raises NotFinite."""
+    def _finite(self, compute: Callable[[], Tensor], needed: Callable[[], int]) -> Tensor:
+        """The result of `compute`, again in float32 if it is not finite. Raises NotFinite.
+
+        needed: bytes that it takes beside the weights.
+        """
         result = compute()
         if bool(torch.isfinite(result).all()):
             return result
@@ -149,7 +156,7 @@ class VAE:
             self.dtype = torch.float32
             self.residence.offload()
             self.first_stage_model.to(torch.float32)
-            self.residence.enter()
+            self.residence.enter(needed())
             result = compute()
             if bool(torch.isfinite(result).all()):
                 return result

@@ -357,7 +357,8 @@ class Pipeline:
                 f"The text encoder of {model.name} gave invalid numbers for this prompt; start "
                 "Easel with --clip-in-fp32, or choose another checkpoint."
             )
-        return [[cond, {"pooled_output": pooled}]]
+        # They wait on the host, for they are many and the device's account does not know them.
+        return [[cond.cpu(), {"pooled_output": pooled.cpu()}]]
 
     def _keep(self, key: PromptKey, conditions: Conditions) -> None:
         self._prompts[key] = conditions

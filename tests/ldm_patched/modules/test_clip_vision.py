@@ -6,7 +6,9 @@ from safetensors.torch import save_file
 
 from ldm_patched.modules import clip_vision
 from ldm_patched.modules.errors import CorruptModelFile, UnsupportedModel
-from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
+from ldm_patched.modules.memory_budget import MemoryBudget
+from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy, Hardware
+from tests.support.counting_transfer import CountingTransfer
 from tests.support.engine_report import agree
 
 transformers = pytest.importorskip("transformers")
@@ -159,3 +161,21 @@ def test_other_files_are_refused_in_words(tmp_path):
     save_file(weights, path)
     with pytest.raises(CorruptModelFile, match="1 weights of its image encoder"):
         clip_vision.load(path, POLICY)
+
+
+def test_an_image_encoder_goes_by_the_budget_and_makes_room(tmp_path):
+    theirs = oracle(128, 2, "quick_gelu")
+    weights = {name: w.contiguous() for name, w in theirs.state_dict().items()}
+    weights.pop("vision_model.embeddings.position_ids", None)
+    save_file(weights, tmp_path / "tower.safetensors")
+    transfer = CountingTransfer()
+    policy = DevicePolicy(DeviceFlags(all_in_fp32=True), Hardware(kind="cpu"))
+    policy.text_encoder_device = torch.device("cuda")  # what only the budget looks at here
+    policy.budget = MemoryBudget("normal", transfer.free, transfer=transfer, reserve=0)
+    tower = clip_vision.load(tmp_path / "tower.safetensors", policy)
+    assert tower.patcher.offload_device == torch.device("cpu")
+    tower.patcher.patch_model("cuda")
+    (line,) = policy.budget.account()
+    assert line.device_bytes == line.size == transfer.used > 0
+    policy.budget.make_room(None)
+    assert transfer.used == 0

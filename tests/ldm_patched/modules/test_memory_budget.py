@@ -145,12 +145,13 @@ def test_always_keeps_everything_and_runs_out():
 @pytest.mark.parametrize("mode", ["high", "normal"])
 def test_a_probe_that_promises_too_much_is_survived(mode):
     """Fragmented memory: what is free is not there in one piece."""
-    machine = Machine(45, mode)
-    machine.clip.enter()
-    machine.budget.free_bytes = lambda: 2**40
-    machine.unet.enter()  # 10 + 40 do not fit: the text encoder goes, and the UNet streams
-    assert machine.unet.is_streaming
-    assert machine.on_device()["clip"] == 0
+    for megabytes, on_device in ((45, 40), (35, 8)):
+        machine = Machine(megabytes, mode)
+        machine.clip.enter()
+        machine.budget.free_bytes = lambda: 2**40
+        machine.unet.enter()  # 10 + 40 do not fit: the text encoder goes
+        assert machine.on_device() == {"clip": 0, "unet": on_device, "vae": 0}
+        assert machine.unet.is_streaming == (on_device < 40)
 
 
 def test_sparing_takes_as_little_as_it_can():
@@ -173,3 +174,10 @@ def test_the_account_forgets_who_is_gone():
     gc.collect()
     assert [line.size // MB for line in machine.budget.account()] == [10, 4]
     assert machine.transfer.used == 14 * MB
+
+
+def test_high_vram_on_a_card_that_is_a_little_too_small_keeps_most_of_it_there():
+    machine = Machine(38, "high")
+    machine.unet.enter(2 * MB)
+    assert machine.unet.is_streaming
+    assert 20 * MB < machine.unet.device_bytes <= 38 * MB - 2 * MB

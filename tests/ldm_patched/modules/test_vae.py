@@ -289,3 +289,10 @@ def test_broken_latents_are_not_blamed_on_the_vae():
     with pytest.raises(NotFinite, match="before it reached the VAE"):
         half.decode(torch.full((1, 4, 4, 4), float("inf")))
     assert half.dtype == torch.bfloat16
+
+
+def test_the_way_back_in_float32_asks_for_twice_the_room(monkeypatch):
+    small, asked = make_vae(torch.float16, change=enlarge), []
+    monkeypatch.setattr(small.residence, "enter", asked.append)
+    small.decode(noise(1, 4, 4, 4))
+    assert asked[1] == 2 * asked[0] > 0
