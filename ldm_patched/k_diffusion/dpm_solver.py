@@ -158,7 +158,7 @@ def sample_dpm_adaptive(
         behind = float((t - start).min()) / (end - start)
         run.report(min(int(behind * whole), whole - 1), x, denoised)
         scale = torch.maximum(low.abs(), before.abs()).mul_(rtol).clamp_(min=atol)
-        error = ((low - high) / scale).flatten(1).double().pow(2).mean(1).sqrt().cpu()
+        error = ((low - high) / scale).flatten(1).cpu().double().pow(2).mean(1).sqrt()
         if not bool(error.isfinite().all()):
             break  # a broken network: what comes of it tells whoever looks
         factor = 1.0 + torch.atan((1e-8 + error) ** (-1.0 / order) - 1.0)

@@ -49,6 +49,14 @@ def seeds_for(batch: int, seed: int | Sequence[int] | None) -> tuple[int, ...]:
     return tuple(int(s) for s in seed)
 
 
+def _like(noise: np.ndarray, like: Tensor) -> Tensor:
+    """The numbers in the dtype and on the device of `like`; the host does not wait for CUDA."""
+    made = torch.from_numpy(noise).to(like.dtype)
+    if like.device.type == "cuda":  # from ordinary memory even a copy of its own accord waits
+        made = made.pin_memory()
+    return made.to(like.device, non_blocking=True)
+
+
 class PerImageNoise:
     """Fresh noise at each call; picture i's n-th draw depends on seeds[i] and n alone."""
 
@@ -60,7 +68,7 @@ class PerImageNoise:
         """The next noise, shaped like the batch. The sigmas do not matter."""
         noise = np.stack([seeded_normal(self._like.shape[1:], s, self._draw) for s in self._seeds])
         self._draw += 1
-        return torch.from_numpy(noise).to(device=self._like.device, dtype=self._like.dtype)
+        return _like(noise, self._like)
 
 
 class BrownianNoise:
@@ -103,7 +111,7 @@ class BrownianNoise:
             low, high = (low, high + 1) if high < self._last else (low - 1, high)
         scale = 1.0 / math.sqrt(self._time(high) - self._time(low))
         noise = np.stack([(p.value(high) - p.value(low)) * np.float32(scale) for p in self._paths])
-        return torch.from_numpy(noise).to(device=self._like.device, dtype=self._like.dtype)
+        return _like(noise, self._like)
 
     def _node(self, sigma: float) -> int:
         """The grid point nearest to `sigma`."""

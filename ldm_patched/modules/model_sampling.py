@@ -135,7 +135,7 @@ class ModelSamplingDiscrete(nn.Module):
         betas = given_betas
         if betas is None:
             betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
-        alphas = 1.0 - torch.as_tensor(betas)
+        alphas = 1.0 - torch.as_tensor(betas, dtype=torch.float64)
         alphas_cumprod = torch.cumprod(alphas, dim=0)
         self.num_timesteps = int(alphas.shape[0])
         self.linear_start = linear_start

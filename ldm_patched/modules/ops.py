@@ -123,6 +123,8 @@ class manual_cast(disable_weight_init):  # noqa: N801 - the field's name for thi
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
     class Embedding(disable_weight_init.Embedding):
-        def forward(self, ids: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        def forward(self, ids: Tensor) -> Tensor:
             out = super().forward(ids)
-            return out if out_dtype is None else out.to(out_dtype)
+            if out.dtype.itemsize > 1:
+                return out
+            return expanded(out, torch.float32, scale_of=self.weight)

@@ -102,16 +102,17 @@ class StripCoder:
             call(self._interrupt)
             part = rows(start, stop).float().reshape(groups, -1)
             variance, middle = torch.var_mean(part, dim=1, correction=0)
-            # Two sets of numbers joined (Chan et al. 1983), which loses nothing to cancellation.
-            middle, variance, more = middle.double().cpu(), variance.double().cpu(), part.shape[1]
+            # Two sets of numbers joined (Chan et al. 1983), which loses nothing to cancellation;
+            # on the host, since not every device has float64.
+            middle, variance, more = middle.cpu().double(), variance.cpu().double(), part.shape[1]
             shift, total = middle - mean, count + more
             squares = squares + variance * more + shift**2 * (count * more / total)
             mean = mean + shift * (more / total)
             count = total
         spread = (squares / count + norm.eps).rsqrt()
         each = channels // groups
-        factor = norm.weight.double().cpu() * spread.repeat_interleave(each)
-        offset = norm.bias.double().cpu() - mean.repeat_interleave(each) * factor
+        factor = norm.weight.cpu().double() * spread.repeat_interleave(each)
+        offset = norm.bias.cpu().double() - mean.repeat_interleave(each) * factor
         factor, offset = (
             t.float().to(self._device).reshape(1, channels, 1, 1) for t in (factor, offset)
         )

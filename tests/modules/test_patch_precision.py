@@ -60,6 +60,7 @@ def test_the_schedule_is_that_of_float64() -> None:
     sigmas = torch.tensor(((1 - cumulative) / cumulative) ** 0.5, dtype=torch.float32)
     assert torch.equal(made.sigmas, sigmas)
     assert torch.equal(made.alphas_cumprod, torch.tensor(cumulative, dtype=torch.float32))
+    assert torch.equal(made.log_sigmas, made.sigmas.log())  # of float32, as the trainer has them
     assert made.num_timesteps == 1000
     torch.testing.assert_close(made.sigmas, plain.sigmas, rtol=1e-6, atol=0)
 

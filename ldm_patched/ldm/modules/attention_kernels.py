@@ -33,7 +33,7 @@ def attend(
     if torch.compiler.is_compiling():  # the choice cannot be traced
         return fused(q, k, v, mask, causal)
     names = list(ATTENTION_WAYS)
-    for name in names[names.index(_way.get()) : -1]:
+    for name in names[names.index(_way_in_force()) : -1]:
         try:
             return ATTENTION_WAYS[name](q, k, v, mask, causal)
         except torch.OutOfMemoryError:
@@ -108,21 +108,28 @@ def _mask_of(
 ATTENTION_WAYS: dict[str, Attend] = {"pytorch": fused, "split": split, "quad": quad}
 """Each for when the one before it runs out of memory."""
 
-_way: ContextVar[str] = ContextVar("attention_way", default="pytorch")
+_process = {"way": "pytorch"}
+"""What holds in every thread."""
+_way: ContextVar[str | None] = ContextVar("attention_way", default=None)
+"""What holds inside `attention_way`."""
+
+
+def _way_in_force() -> str:
+    return _way.get() or _process["way"]
 
 
 def set_attention_way(name: str) -> None:
-    """Put one of ATTENTION_WAYS in force from now on. Raises ValueError for any other."""
+    """Put one of ATTENTION_WAYS in force in this process. Raises ValueError for any other."""
     if name not in ATTENTION_WAYS:
         raise ValueError(f"There is no attention {name!r}; known are {', '.join(ATTENTION_WAYS)}.")
-    _way.set(name)
+    _process["way"] = name
 
 
 @contextmanager
 def attention_way(name: str) -> Iterator[None]:
     """One of ATTENTION_WAYS, or a later one that is in force already, inside."""
     names = list(ATTENTION_WAYS)
-    token = _way.set(max(name, _way.get(), key=names.index))
+    token = _way.set(max(name, _way_in_force(), key=names.index))
     try:
         yield
     finally:

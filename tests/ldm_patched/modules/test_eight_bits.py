@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ldm_patched.modules import ops
-from ldm_patched.modules.model_base import BaseModel
+from ldm_patched.modules.model_base import BaseModel, set_weight
 from ldm_patched.modules.model_detection import require_model_config
 from ldm_patched.modules.model_patcher import ModelPatcher
 from ldm_patched.modules.residence import Residence
@@ -127,3 +127,12 @@ def test_eight_bits_stream(monkeypatch):
     assert torch.equal(run(model), wanted)
     assert transfer.copies
     assert residence.size < 0.3 * Residence(make(torch.float32)).size
+
+
+@pytest.mark.parametrize("dtype", [E4M3, E5M2], ids=str)
+def test_rows_of_a_table_are_expanded_like_any_weight(dtype):
+    rows = torch.randn(20, 64, generator=torch.Generator().manual_seed(3)) * 0.01
+    table = ops.manual_cast.Embedding(20, 64)
+    set_weight(table, "weight", ops.compressed(rows, dtype))
+    ids = torch.tensor([3, 19])
+    assert relative(table(ids), rows[ids]) < WEIGHT_ERROR[dtype]

@@ -202,3 +202,12 @@ def test_progress_undoes_percent_to_sigma_for_continuous_levels(percent: float) 
     sampling = ms.ModelSamplingContinuousEDM()
     sigma = torch.tensor([sampling.percent_to_sigma(percent)])
     assert ms.sampling_progress(sampling, sigma).item() == pytest.approx(percent, abs=1e-5)
+
+
+def test_a_list_of_betas_keeps_every_digit(discrete: ms.ModelSamplingDiscrete) -> None:
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    cumulative = torch.cumprod(1.0 - betas, dim=0)
+    made = ms.ModelSamplingDiscrete()
+    made._register_schedule(given_betas=betas.tolist())
+    wanted = ((1 - cumulative) / cumulative).sqrt()
+    torch.testing.assert_close(made.sigmas.double(), wanted, rtol=1e-7, atol=0)

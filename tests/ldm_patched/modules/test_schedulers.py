@@ -1,5 +1,6 @@
 """Schedules against diffusers' tables, the formulas they stand for, and their promises."""
 
+import math
 import os
 
 import diffusers
@@ -159,6 +160,10 @@ def test_align_your_steps_has_the_published_numbers():
     theirs = [*AysSchedules["StableDiffusionXLSigmas"][:-1], 0.0]
     words = "diffusers' table (rounded to three digits) for SDXL"
     check("align_your_steps", words, ours, theirs, 0.02)
+    published = [14.6146, 6.3184, 3.7681, 2.1811, 1.3405, 0.8620, 0.5550, 0.3798, 0.2332, 0.1114]
+    assert ours.tolist() == torch.tensor([*published, 0.0]).tolist()
+    between = calculate_sigmas_scheduler(FakeModel(), "align_your_steps", 20)[19]
+    assert float(between) == pytest.approx(math.sqrt(0.1114 * 0.0292), rel=1e-6)
 
     old = FakeModel()
     old.latent_format = SD15()

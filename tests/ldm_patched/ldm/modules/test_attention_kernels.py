@@ -1,6 +1,7 @@
 """Every way gives PyTorch's numbers, in the memory it promises."""
 
 import math
+import threading
 
 import pytest
 import torch
@@ -160,18 +161,20 @@ def test_all_networks_use_it(monkeypatch):
     ("flags", "wanted"),
     [({}, "pytorch"), ({"attention-split": 1}, "split"), ({"attention_quad": True}, "quad")],
 )
-def test_the_flag_decides(flags, wanted):
+def test_the_flag_decides_in_every_thread(monkeypatch, flags, wanted):
+    monkeypatch.setitem(attention_kernels._process, "way", "pytorch")
     policy = DevicePolicy(DeviceFlags.from_mapping(flags), Hardware())
     assert policy.attention == wanted
-    with attention_way("pytorch"):
-        policy.configure_process()
-        assert attention_kernels._way.get() == wanted
-    assert attention_kernels._way.get() == "pytorch"
+    thread = threading.Thread(target=policy.configure_process)
+    thread.start()
+    thread.join()
+    assert attention_kernels._way_in_force() == wanted
 
 
 def test_a_way_that_takes_more_is_not_gone_back_to():
     with attention_way("quad"), attention_way("split"):
-        assert attention_kernels._way.get() == "quad"
+        assert attention_kernels._way_in_force() == "quad"
+    assert attention_kernels._way_in_force() == "pytorch"
     with pytest.raises(ValueError, match="no attention 'magic'"):
         set_attention_way("magic")
 
