@@ -104,7 +104,8 @@ def venv_python(venv: Path) -> Path:
 def requirement_files(part: str) -> list[tuple[Path, list[str]]]:
     """(file, extra pip options) of a part of the program, in the order of installing."""
     if part == "dev":
-        return [(ROOT / "requirements-dev.txt", [])]
+        # Tests import a tenth of these libraries: that is compiled then, the rest never.
+        return [(ROOT / "requirements-dev.txt", ["--no-compile"])]
     # The vocabulary's package is used for one data file only; its own needs are not wanted.
     return [
         (ROOT / "requirements.txt", []),
