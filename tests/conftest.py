@@ -1,5 +1,6 @@
 """What tests of several rooms share: a real Chromium, and examples that are the same every time."""
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # Tabs of one window share a process, and with it what was compiled of the page's script.
+    "--renderer-process-limit=1",
     # The first two load two pages into each new window, which takes a second of the processor.
     # The others are Playwright's own, of which these take the place.
     "--disable-features=WebUIOmniboxPopup,WebUIOmniboxAimPopup,HttpsUpgrades,PaintHolding,"
@@ -32,6 +35,12 @@ ARGUMENTS = [
 # The same examples in every run, and no verdict by the clock of a busy machine.
 hypothesis.settings.register_profile("easel", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("easel")
+
+
+def pytest_collection_finish() -> None:
+    """Spare collections what lives to the end: every module, and thousands of tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
