@@ -35,14 +35,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPage]:
 class Window:
     """One tab of a visitor of their own (no shared storage), with words for what they do."""
 
-    def __init__(self, browser: Any, url: str, **options: Any) -> None:
-        self.url = url
+    def __init__(self, context: Any, url: str, address: str = "") -> None:
+        """`url`: the server's; `address`: what is opened there, the page itself unless given."""
+        self.context, self.url = context, url
         self.complaints: list[str] = []
         self.forgive = ""  # a pattern of console errors that the test itself brings about
-        self.context = browser.new_context(
-            **{"viewport": {"width": 1400, "height": 900}, "color_scheme": "dark", **options}
-        )
-        self.page = self.new_tab()
+        self._keeper = context.pages[0] if context.pages else context.new_page()
+        if self._keeper.url == "about:blank":
+            self._keeper.goto(url + "/healthz")
+        self.page = self.new_tab(address)
 
     def new_tab(self, address: str = "") -> Any:
         """Another tab of the same visitor, with the page loaded."""
@@ -64,24 +65,44 @@ class Window:
             self.complaints.append(f"console: {message.text} {message.location.get('url', '')}")
 
     def close(self) -> None:
-        """End the visit; the test fails here if anything went wrong on the way."""
-        self.context.close()
+        """End the visit, and forget all of it but what is cached; what is left open is the tab
+        that keeps the compiled script. The test fails here if anything went wrong on the way.
+        """
+        for tab in self.context.pages:
+            if tab != self._keeper:
+                tab.close()
+        session = self.context.new_cdp_session(self._keeper)
+        session.send("Storage.clearDataForOrigin", {"origin": self.url, "storageTypes": "all"})
+        session.detach()
         bad = [c for c in self.complaints if not (self.forgive and re.search(self.forgive, c))]
         assert not bad, "\n".join(bad)
 
 
-@pytest.fixture
-def visit(chromium: Any, server: RunningPage) -> Iterator[Callable[..., Window]]:
-    """Opens windows on the shared server, or on `at`; closes and checks them afterwards."""
-    windows: list[Window] = []
+@pytest.fixture(scope="module")
+def contexts(chromium: Any) -> dict[str, list[Any]]:
+    """Browser contexts that nobody uses, by their options: they have the page in their cache."""
+    return {}
 
-    def open_window(at: RunningPage | None = None, **options: Any) -> Window:
-        windows.append(Window(chromium, (at or server).url, **options))
-        return windows[-1]
+
+@pytest.fixture
+def visit(
+    chromium: Any, server: RunningPage, contexts: dict[str, list[Any]]
+) -> Iterator[Callable[..., Window]]:
+    """Opens windows on the shared server, or on `at`; closes and checks them afterwards."""
+    windows: list[tuple[str, Window]] = []
+
+    def open_window(at: RunningPage | None = None, address: str = "", **options: Any) -> Window:
+        options = {"viewport": {"width": 1400, "height": 900}, "color_scheme": "dark"} | options
+        kind = repr(sorted(options.items()))
+        unused = contexts.setdefault(kind, [])
+        context = unused.pop() if unused else chromium.new_context(**options)
+        windows.append((kind, Window(context, (at or server).url, address)))
+        return windows[-1][1]
 
     yield open_window
-    for window in windows:
+    for kind, window in windows:
         window.close()
+        contexts[kind].append(window.context)
 
 
 def ready(tab: Any) -> None:
@@ -112,6 +133,13 @@ def generate(
 def wait_state(tab: Any, *states: str) -> None:
     """Wait until the stage is in one of `states`."""
     tab.wait_for_selector(",".join(f"#stage[data-state={state}]" for state in states))
+
+
+def wait_next(tab: Any, before: str, state: str) -> None:
+    """Wait until the tab follows another task than `before`, and that one has ended in `state`."""
+    tab.wait_for_function("(before) => location.hash !== `#task=${before}`", arg=before)
+    tab.wait_for_selector("#stop:disabled")
+    wait_state(tab, state)
 
 
 def require_thumb_room(tab: Any, selector: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from modules.spec.task_spec import TaskSpec
-from tests.browser.conftest import SCREENSHOTS, generate, task_of
+from tests.browser.conftest import SCREENSHOTS, generate, require_thumb_room, task_of
 from tests.support.page_server import RunningPage
 from tests.support.scene_worker import Size, landscape
 
@@ -47,6 +47,16 @@ def photograph(tab: Any, name: str) -> None:
     tab.screenshot(path=path, animations="disabled")
     if name == DOCS_PICTURE and os.environ.get("EASEL_WRITE_DOCS"):
         shutil.copyfile(path, DOCS / "image-prompts.png")
+
+
+def photograph_in_both_themes(tab: Any, name: str, *, room: str = "") -> None:
+    """One picture for each theme; what is shown of the selector `room` is right for a thumb."""
+    for theme in ("light", "dark"):
+        tab.emulate_media(color_scheme=theme)
+        tab.wait_for_selector(f"html[data-theme={theme}]")
+        photograph(tab, f"{name}-{theme}")
+        if room:
+            require_thumb_room(tab, room)
 
 
 def transfer(tab: Any, files: Iterable[File]) -> Any:

@@ -4,10 +4,9 @@ import json
 import struct
 import zlib
 
-import pytest
 from PIL import Image
 
-from tests.browser.conftest import generate, ready, require_thumb_room, task_of, wait_state
+from tests.browser.conftest import generate, ready, task_of, wait_state
 from tests.browser.pictures import (
     PHONE,
     choose,
@@ -20,6 +19,7 @@ from tests.browser.pictures import (
     open_drawer,
     paste,
     photograph,
+    photograph_in_both_themes,
     sent,
     slide,
     transfer,
@@ -332,21 +332,19 @@ def test_many_pictures_fit_on_a_small_screen(visit):
     assert tab.locator("#ip-slot-6 output").nth(1).inner_text() == "0.20"
 
 
-@pytest.mark.parametrize("theme", ["dark", "light"])
-def test_the_drawer_fits_on_a_phone(visit, theme):
-    window = visit(**PHONE, color_scheme=theme)
+def test_the_drawer_fits_on_a_phone(visit):
+    window = visit(**PHONE)
     window.forgive = "status of 422"
     tab = window.page
     open_drawer(tab)
-    photograph(tab, f"image-prompts-empty-phone-{theme}")
+    photograph_in_both_themes(tab, "image-prompts-empty-phone")
     face = encoded(Image.fromarray(draw_face()))
     choose(tab, 1, ("a.png", "image/png", hills()), ("b.png", "image/png", face))
     filled(tab, 2)
     choose(tab, 3, ("notes.txt", "text/plain", TEXT))
     tab.wait_for_selector("#ip-slot-3 .trouble")
-    photograph(tab, f"image-prompts-phone-{theme}")
     inside = "#input-image :is(button, select, input[type=range], a)"
-    require_thumb_room(tab, f"{inside}, #input-image-toggle")
+    photograph_in_both_themes(tab, "image-prompts-phone", room=f"{inside}, #input-image-toggle")
     tab.locator("#input-image-close").click()
     assert tab.locator("#input-image").is_hidden()
     assert tab.locator("#generate").is_visible()

@@ -2,11 +2,10 @@
 
 import json
 
-import pytest
 from PIL import Image
 
 from modules.gallery.inputs import InputStore
-from tests.browser.conftest import generate, ready, require_thumb_room, task_of, wait_state
+from tests.browser.conftest import generate, ready, task_of, wait_state
 from tests.browser.pictures import (
     PHONE,
     choose,
@@ -17,6 +16,7 @@ from tests.browser.pictures import (
     name_of,
     open_drawer,
     photograph,
+    photograph_in_both_themes,
     sent,
     slide,
 )
@@ -200,9 +200,8 @@ def test_a_region_that_comes_late_stays_with_its_picture(visit, server):
     assert (first.region, second.region) == (stored, None)
 
 
-@pytest.mark.parametrize("theme", ["dark", "light"])
-def test_a_region_is_painted_with_a_finger(visit, theme):
-    tab = visit(**PHONE, color_scheme=theme).page
+def test_a_region_is_painted_with_a_finger(visit):
+    tab = visit(**PHONE).page
     open_drawer(tab)
     choose(tab, 1, ("a.png", "image/png", hills()))
     filled(tab, 1)
@@ -212,7 +211,7 @@ def test_a_region_is_painted_with_a_finger(visit, theme):
     painted = "document.querySelector('#adjust canvas').getContext('2d')"
     tab.wait_for_function(f"() => {painted}.getImageData(128, 199, 1, 1).data[3] === 255")
     assert tab.evaluate(f"{painted}.getImageData(384, 199, 1, 1).data[3]") == 0
-    photograph(tab, f"image-prompt-region-phone-{theme}")
-    require_thumb_room(tab, "#adjust :is(button, input[type=range])")
+    buttons = "#adjust :is(button, input[type=range])"
+    photograph_in_both_themes(tab, "image-prompt-region-phone", room=buttons)
     tab.locator("#adjust-done").tap()
     tab.wait_for_selector("#ip-slot-1 .ip-adjust.on")

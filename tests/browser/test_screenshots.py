@@ -1,135 +1,158 @@
 """A picture of every state in every size and theme, for people to look at.
 
 They land in tests/browser/screenshots, which git ignores. Each step waits until its state was
-really reached, so a state that cannot be shown any more fails here. With EASEL_WRITE_DOCS=1 the
-README's picture is taken anew.
+really reached, and the worker stays in it while its pictures are taken; so a state that cannot be
+shown any more fails here. With EASEL_WRITE_DOCS=1 the README's picture is taken anew.
 """
 
+import itertools
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.browser.conftest import SCREENSHOTS, generate, task_of, wait_state
+from modules.spec.task_spec import TaskSpec
+from tests.browser.conftest import SCREENSHOTS, Window, generate, task_of, wait_state
+from tests.browser.pictures import PHONE
 from tests.support.page_server import RunningPage
 
-SIZES = {
-    "desktop": {"viewport": {"width": 1400, "height": 900}},
-    "small": {"viewport": {"width": 1024, "height": 768}},
-    "phone": {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
-}
+DESKTOP = {"desktop": (1400, 900), "small": (1024, 768)}
+THEMES = ("dark", "light")
 DOCS = Path(__file__).parents[2] / "docs"
 README_PICTURE = "done-desktop-dark.png"
 PROMPT = "evening hills over a quiet lake, soft light"
+SETTLED = """() => [...document.images].every((image) => image.complete || image.loading === "lazy")
+  && !document.querySelector("#frame .ghost")"""
 
 
-@pytest.mark.parametrize("theme", ["dark", "light"])
-@pytest.mark.parametrize("size", SIZES)
-def test_every_state_has_its_picture(visit, tmp_path, size, theme):
-    server = RunningPage(tmp_path, checkpoints=())
+def test_every_state_has_its_picture(visit, tmp_path):
+    server = RunningPage(tmp_path, checkpoints=(), backoff=60.0)
     try:
-        window = visit(at=server, color_scheme=theme, **SIZES[size])
-        window.forgive = "Failed to load resource|ERR_CONNECTION"
-        album = Album(server, window.page, f"{size}-{theme}")
-        album.page.wait_for_selector("#no-model:not([hidden])")
-        album.add("first-start")
+        album = Album(visit, server)
+        album.both(lambda page: page.wait_for_selector("#no-model:not([hidden])"))
+        album.add("first-start", "idle")
         server.add_checkpoint("landscape.safetensors")
-        album.page.locator("#look-again").click()
-        album.page.wait_for_selector("#said", state="hidden")
-        album.add("idle")
+        album.both(lambda page: page.locator("#look-again").click())
+        album.both(lambda page: page.wait_for_selector("#idle:not([hidden])"))
+        album.both(lambda page: page.wait_for_selector("#said", state="hidden"))
+        album.add("idle", "idle")
         one_task(album)
         other_ends(album)
-        waiting(album, visit(at=server).page)
-        settings(album, in_sheet=size == "phone")
+        settings(album)
+        waiting(album)
         server.close()
-        album.page.wait_for_selector("#server:not(:empty)", timeout=30_000)
-        album.add("offline")
+        album.both(lambda page: page.wait_for_selector("#server:not(:empty)", timeout=30_000))
+        album.add("offline", "queued")
     finally:
         server.close()
 
 
 class Album:
-    """The pictures of one look."""
+    """A desktop and a phone before the same tasks, and the pictures of what they show."""
 
-    def __init__(self, server: RunningPage, page: Any, look: str) -> None:
-        self.server, self.page = server, page
-        self._look = look
+    def __init__(self, visit: Callable[..., Window], server: RunningPage) -> None:
+        self.server = server
+        windows = visit(at=server), visit(at=server, **PHONE)
+        for window in windows:
+            window.forgive = "Failed to load resource|ERR_CONNECTION|ERR_INCOMPLETE|network"
+        self.desktop, self.phone = (window.page for window in windows)
         SCREENSHOTS.mkdir(exist_ok=True)
 
-    def add(self, state: str) -> None:
-        """Photograph the page as `state`, once everything has faded in."""
-        self.page.wait_for_timeout(600)
-        path = SCREENSHOTS / f"{state}-{self._look}.png"
-        self.page.screenshot(path=path, animations="disabled")
-        assert path.stat().st_size > 5_000
-        if path.name == README_PICTURE and os.environ.get("EASEL_WRITE_DOCS"):
-            shutil.copyfile(path, DOCS / "page.png")
+    def both(self, step: Callable[[Any], Any]) -> None:
+        step(self.desktop)
+        step(self.phone)
 
+    def wait_state(self, state: str) -> None:
+        """The phone follows the desktop's task; wait until both are in `state`."""
+        wait_state(self.desktop, state)
+        address = f"#task={task_of(self.desktop)}"
+        self.phone.evaluate("(address) => (location.hash = address)", address)
+        wait_state(self.phone, state)
 
-def settings(album: Album, *, in_sheet: bool) -> None:
-    page = album.page
-    if in_sheet:
-        page.locator("#advanced-label").click()
-    for name in ("settings", "models", "advanced"):
-        page.locator(f"#tab-{name}").click()
-        album.add(name)
-    page.locator("#tab-settings").click()
-    if in_sheet:
-        page.locator("#sheet-close").click()
+    def add(self, name: str, state: str) -> None:
+        """Photograph the page as `name`; it is in `state` before, and has to be afterwards."""
+        for size, theme in itertools.product(("phone", *reversed(DESKTOP)), reversed(THEMES)):
+            page = self.phone if size == "phone" else self.desktop
+            if size in DESKTOP:
+                width, height = DESKTOP[size]
+                page.set_viewport_size({"width": width, "height": height})
+            page.emulate_media(color_scheme=theme)
+            page.wait_for_selector(f"html[data-theme={theme}]")
+            page.wait_for_function(SETTLED)
+            path = SCREENSHOTS / f"{name}-{size}-{theme}.png"
+            page.screenshot(path=path, animations="disabled")
+            assert page.locator("#stage").get_attribute("data-state") == state
+            assert path.stat().st_size > 5_000
+            if path.name == README_PICTURE and os.environ.get("EASEL_WRITE_DOCS"):
+                shutil.copyfile(path, DOCS / "page.png")
 
 
 def one_task(album: Album) -> None:
     """Loading, running with another task behind it, done, and the picture large."""
-    page = album.page
-    generate(page, f"{PROMPT} loads holds-second", pictures=3, seed=20)
-    wait_state(page, "loading")
-    album.add("loading")
-    generate(page, "a second wish, for later quick", pictures=1)
-    page.wait_for_selector("#queue .chip .number:text-is('1')")
-    page.wait_for_selector("#strip .place:nth-child(2).live img")
-    album.add("running")
-    page.locator("#queue .chip button").click()
-    album.server.release(task_of(page))
-    wait_state(page, "done")
-    page.wait_for_selector("#stage img.result")
-    page.locator("#prompt textarea").fill(PROMPT)
-    page.evaluate("for (const part of document.querySelectorAll('#side *')) part.scrollTop = 0")
-    page.locator("#stage").hover()
-    album.add("done")
-    page.locator("#stage img").click()
-    album.add("large")
-    page.keyboard.press("Escape")
+    generate(album.desktop, f"{PROMPT} loads holds-loading holds-second quick", pictures=3, seed=20)
+    album.wait_state("loading")
+    album.both(lambda page: page.wait_for_selector("#progress[data-unknown=false]"))
+    album.add("loading", "loading")
+    album.both(lambda page: generate(page, "for later quick", pictures=1, seed=20))
+    album.desktop.wait_for_selector("#queue .chip .number:text-is('1')")
+    album.phone.wait_for_selector("#queue .chip .number:text-is('2')")
+    album.server.release(task_of(album.desktop))
+    album.both(lambda page: page.wait_for_selector("#strip .place:nth-child(2).live img"))
+    album.add("running", "running")
+    album.both(lambda page: page.locator("#queue .chip button").click())
+    album.both(lambda page: page.wait_for_selector("#queue .chip", state="detached"))
+    album.server.release(task_of(album.desktop))
+    album.wait_state("done")
+    album.both(lambda page: page.wait_for_selector("#stage img.result"))
+    album.both(lambda page: page.locator("#prompt textarea").fill(PROMPT))
+    album.desktop.evaluate(
+        "for (const part of document.querySelectorAll('#side *')) part.scrollTop = 0"
+    )
+    album.desktop.locator("#stage").hover()
+    album.add("done", "done")
+    album.both(lambda page: page.locator("#stage img").click())
+    album.both(lambda page: page.wait_for_selector("#viewer", state="visible"))
+    album.add("large", "done")
+    album.both(lambda page: page.keyboard.press("Escape"))
 
 
 def other_ends(album: Album) -> None:
-    """Stopped with a part of the pictures, failed, and a worker that has to be restarted."""
-    page = album.page
-    generate(page, f"{PROMPT} holds-second", pictures=4, seed=40)
-    page.wait_for_selector("#strip .place:nth-child(2).live img")
-    page.locator("#stop").click()
-    wait_state(page, "stopped")
-    page.wait_for_selector("#stage img.result")
-    album.add("stopped")
-    generate(page, f"{PROMPT} fails", pictures=1)
-    wait_state(page, "failed")
-    album.add("failed")
-    generate(page, f"{PROMPT} crashes quick")
-    page.wait_for_function("() => /worker/i.test(document.querySelector('#main').innerText)")
-    album.add("restarting")
-    wait_state(page, "done")
+    """Stopped with a part of the pictures, and failed."""
+    generate(album.desktop, f"{PROMPT} holds-second quick", pictures=4, seed=40)
+    album.desktop.wait_for_selector("#strip .place:nth-child(2).live img")
+    album.desktop.locator("#stop").click()
+    album.wait_state("stopped")
+    album.both(lambda page: page.wait_for_selector("#stage img.result"))
+    album.add("stopped", "stopped")
+    generate(album.desktop, f"{PROMPT} fails", pictures=1)
+    album.wait_state("failed")
+    album.both(lambda page: page.wait_for_selector("#error:not([hidden])"))
+    album.add("failed", "failed")
+    album.both(lambda page: page.locator("#error-close").click())
 
 
-def waiting(album: Album, other: Any) -> None:
-    """In the queue behind the task of another visitor."""
-    generate(other, "waits there")
-    wait_state(other, "running", "loading")
-    generate(album.page, PROMPT)
-    wait_state(album.page, "queued")
-    album.add("queued")
-    album.page.locator("#stop").click()
-    wait_state(album.page, "stopped")
-    other.locator("#stop").click()
-    wait_state(other, "stopped")
-    other.close()
+def settings(album: Album) -> None:
+    """The panels beside the stage, or in the phone's sheet."""
+    album.phone.locator("#advanced-label").click()
+    for name in ("settings", "models", "advanced"):
+        album.both(lambda page: page.locator(f"#tab-{name}").click())  # noqa: B023
+        album.add(name, "failed")
+    album.both(lambda page: page.locator("#tab-settings").click())
+    album.phone.locator("#sheet-close").click()
+
+
+def waiting(album: Album) -> None:
+    """In the queue behind another task, then given back by a worker that has to be restarted."""
+    before = album.server.pool.submit(TaskSpec(prompt="waits there"))
+    generate(album.desktop, PROMPT)
+    album.wait_state("queued")
+    album.add("queued", "queued")
+    album.desktop.locator("#stop").click()
+    album.wait_state("stopped")
+    generate(album.desktop, f"{PROMPT} crashes quick")
+    album.wait_state("queued")
+    album.server.pool.stop_task(before)
+    told = "() => /is being restarted/.test(document.querySelector('#main').innerText)"
+    album.both(lambda page: page.wait_for_function(told))
+    album.add("restarting", "queued")

@@ -1,8 +1,6 @@
 """The page when the server is away, has no model, or forgot a task."""
 
-import pytest
-
-from tests.browser.conftest import generate, ready, task_of, wait_state
+from tests.browser.conftest import generate, ready, task_of, wait_next, wait_state
 from tests.support.page_server import RunningPage
 
 
@@ -32,69 +30,72 @@ def test_the_page_says_that_the_server_is_away_and_comes_back(visit, tmp_path):
         assert len(server.pool.view(task).images) == 3
         tab.wait_for_function("() => document.querySelectorAll('#strip .place img').length === 3")
         assert tab.locator("#strip .lost").count() == 0  # asked for again
-    finally:
-        server.close()
 
-
-def test_a_press_right_after_the_server_went_sends_nothing(visit, tmp_path):
-    server = RunningPage(tmp_path)
-    try:
-        window = visit(at=server)
-        window.forgive = "Failed to load resource|ERR_CONNECTION"
-        tab = window.page
         server.close()
-        generate(tab, "hills that must not get lost")
+        generate(tab, "quick hills that must not get lost")  # before the page knows
         tab.wait_for_selector("#error:not([hidden])")
         assert "nothing was sent" in tab.locator("#error-text").inner_text()
-        assert tab.locator("#prompt textarea").input_value() == "hills that must not get lost"
+        assert tab.locator("#prompt textarea").input_value() == "quick hills that must not get lost"
         assert tab.locator(".toast-body").count() == 0
         server.start()
         tab.wait_for_selector("#server:empty", state="attached", timeout=30_000)
+        assert task_of(tab) == task
         tab.locator("#generate").click()
-        wait_state(tab, "done")
+        wait_next(tab, task, "done")
     finally:
         server.close()
 
 
-@pytest.mark.parametrize("answered", [True, False])
-def test_the_side_waits_for_the_restored_form_but_not_for_ever(visit, answered):
-    window = visit()
-    window.forgive = "500"
-    tab, held = window.page, []
-    tab.route("**/run/predict", lambda route: held.append(route))  # noqa: PLW0108
-    tab.reload()
-    tab.wait_for_function("() => document.querySelector('#make')?.children.length === 2")
-    assert tab.locator("#side").evaluate("(side) => side.inert")
-    if answered:
-        held[0].continue_()
-        ready(tab)
-    else:
-        held[0].fulfill(status=500, body="{}")
-    patience = 1_000 if answered else 8_000  # after four seconds it opens whatever happened
-    tab.wait_for_function("() => !document.querySelector('#side').inert", timeout=patience)
-    tab.unroute("**/run/predict")
-    generate(tab, "quick hills", pictures=1)
-    wait_state(tab, "done")
-
-
-def test_an_answer_that_is_none_is_told_at_once(visit):
+def test_the_side_waits_for_the_restored_form_but_not_for_ever(visit):
     window = visit()
     window.forgive = "500"
     tab = window.page
+    for answered in (True, False):
+        held = []
+        tab.route("**/run/predict", lambda route: held.append(route))  # noqa: B023, PLW0108
+        tab.reload()
+        tab.wait_for_function("() => document.querySelector('#make')?.children.length === 2")
+        assert tab.locator("#side").evaluate("(side) => side.inert")
+        if answered:
+            held[0].continue_()
+            ready(tab)
+        else:
+            held[0].fulfill(status=500, body="{}")
+        patience = 1_000 if answered else 8_000  # after four seconds it opens whatever happened
+        tab.wait_for_function("() => !document.querySelector('#side').inert", timeout=patience)
+        tab.unroute("**/run/predict")
+        before = task_of(tab)
+        generate(tab, "quick hills", pictures=1)
+        wait_next(tab, before, "done")
+
+
+def test_an_unknown_task_or_an_answer_that_is_none_leaves_a_usable_page(visit, server):
+    window = visit(address=f"{server.url}/#task=abcdefgh")
+    window.forgive = "404|500"
+    tab = window.page
+    tab.wait_for_selector("#error:not([hidden])")
+    assert "not known" in tab.locator("#error-text").inner_text()
+    assert tab.evaluate("location.hash") == ""
+    generate(tab, "quick hills", pictures=1)
+    wait_state(tab, "done")
+    assert tab.locator("#error").is_hidden()
+    before = task_of(tab)
     tab.route("**/run/predict", lambda route: route.fulfill(status=500, body="{}"))
     generate(tab, "hills")
     tab.wait_for_selector("#error:not([hidden])", timeout=5_000)
     assert "Try again" in tab.locator("#error-text").inner_text()
     tab.unroute("**/run/predict")
     generate(tab, "quick hills", pictures=1)
-    wait_state(tab, "done")
+    wait_next(tab, before, "done")
     assert tab.locator("#error").is_hidden()
 
 
-def test_without_a_model_the_page_says_what_to_put_where(visit, tmp_path):
-    server = RunningPage(tmp_path, checkpoints=())
+def test_without_a_model_the_page_says_what_to_put_where_and_keeps_it_in_sight(visit, tmp_path):
+    server = RunningPage(tmp_path, worker="modules.async_worker:worker_main", checkpoints=())
     try:
-        tab = visit(at=server).page
+        window = visit(at=server)
+        window.forgive = "ERR_CONNECTION"  # the server goes while the page still asks
+        tab = window.page
         tab.wait_for_selector("#no-model:not([hidden])")
         said = tab.locator("#no-model").inner_text()
         assert "models/checkpoints" in said
@@ -106,46 +107,20 @@ def test_without_a_model_the_page_says_what_to_put_where(visit, tmp_path):
         assert str(tmp_path) not in tab.content()
         tab.locator("#look-again").click()
         tab.wait_for_selector("#look-result:not(:empty)")
-        server.add_checkpoint("late.safetensors")
-        tab.locator("#look-again").click()
-        tab.wait_for_selector("#idle:not([hidden])")
-        tab.get_by_role("tab", name="Models").click()
-        tab.wait_for_function(
-            "() => document.querySelector('#checkpoint input').value.includes('late.safetensors')"
-        )
-    finally:
-        server.close()
-
-
-def test_a_task_that_nobody_knows_leaves_a_usable_page(visit):
-    window = visit()
-    window.forgive = "404"
-    tab = window.new_tab(window.url + "/#task=abcdefgh")
-    ready(tab)
-    tab.wait_for_selector("#error:not([hidden])")
-    assert "not known" in tab.locator("#error-text").inner_text()
-    assert tab.evaluate("location.hash") == ""
-    generate(tab, "quick hills", pictures=1)
-    wait_state(tab, "done")
-
-
-def test_generate_without_a_model_keeps_the_way_to_one_in_sight(visit, tmp_path):
-    server = RunningPage(tmp_path, worker="modules.async_worker:worker_main", checkpoints=())
-    try:
-        window = visit(at=server)
-        window.forgive = "ERR_CONNECTION"  # the server goes while the page still asks
-        tab = window.page
-        tab.wait_for_selector("#no-model:not([hidden])")
         generate(tab, "hills")
         wait_state(tab, "failed")
         tab.wait_for_selector("#error:not([hidden])")
         assert "no model" in tab.locator("#error-text").inner_text()
         assert tab.locator("#no-model").is_visible()
-        server.add_checkpoint("landscape.safetensors")
+        server.add_checkpoint("late.safetensors")
         tab.locator("#look-again").click()
         wait_state(tab, "idle")
         tab.wait_for_selector("#idle:not([hidden])")
         assert tab.locator("#error").is_hidden()
         assert tab.locator("#prompt textarea").input_value() == "hills"
+        tab.get_by_role("tab", name="Models").click()
+        tab.wait_for_function(
+            "() => document.querySelector('#checkpoint input').value.includes('late.safetensors')"
+        )
     finally:
         server.close()

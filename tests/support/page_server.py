@@ -32,8 +32,11 @@ class RunningPage:
         worker: str = SCENE_WORKER,
         checkpoints: tuple[str, ...] = ("landscape.safetensors",),
         root: Path | None = None,
+        backoff: float = 1.0,
     ) -> None:
-        """`root`: where presets and built-in models are; the folder itself unless given."""
+        """`root`: where presets and built-in models are; the folder itself unless given.
+        `backoff`: seconds before a worker that died is started again.
+        """
         shutil.copytree(REPOSITORY / "presets", folder / "presets", dirs_exist_ok=True)
         self.settings = Settings(
             root=root or folder,
@@ -48,6 +51,7 @@ class RunningPage:
         for name in checkpoints:
             self.add_checkpoint(name)
         self._worker = worker
+        self._timings = PoolTimings(backoff_first=backoff, backoff_max=backoff, tick=0.05)
         self.start()
 
     def start(self) -> None:
@@ -57,8 +61,7 @@ class RunningPage:
         prepare_environment(settings)
         presets = load_presets(settings.root)
         self.store = TaskStore(settings.database_path)
-        timings = PoolTimings(backoff_first=1.0, tick=0.05)
-        self.pool = LocalWorkerPool(settings, self.store, self._worker, timings=timings)
+        self.pool = LocalWorkerPool(settings, self.store, self._worker, timings=self._timings)
         self.pool.start()
         self.context = ServerContext(
             settings=settings,
@@ -79,7 +82,7 @@ class RunningPage:
             file.truncate(6_938_000_000)  # sparse: the size of a real one, no room on the disk
 
     def release(self, task_id: str) -> None:
-        """Let a task go on that holds."""
+        """Let a task go on that holds, until it holds again."""
         release_file(self.settings, task_id).touch()
 
     def close(self) -> None:

@@ -4,9 +4,10 @@ It obeys like the real one: loading, steps, previews, pictures saved one by one,
 The prompt steers it, as words in any order:
     quick         5 ms a step instead of 40
     loads         show the loading of a model for two seconds, with its progress
+    holds-loading stay in the middle of that until RunningPage.release()
     waits         do nothing until stopped
-    holds         stay in the middle of the first picture until RunningPage.release()
-    holds-second  the same in the second picture
+    holds         the same in the middle of the first picture
+    holds-second  and of the second one
     fails         raise a ModelMissing
     fails-late    raise it after the first picture
     crashes       kill this process at the second step, in the first attempt only
@@ -60,7 +61,7 @@ def paint(task: ClaimedTask, settings: Settings) -> None:
     name = next((file.name for file in Catalog(settings).checkpoints()), "landscape")
     task.set_resolved(resolve_spec(task.spec, mode, checkpoint=name, sizes=SDXL))
     if "loads" in words:
-        load(task)
+        load(task, settings, holds="holds-loading" in words)
     if "fails" in words:
         raise ModelMissing(MISSING)
     while "waits" in words:
@@ -80,10 +81,12 @@ def paint(task: ClaimedTask, settings: Settings) -> None:
             raise ModelMissing(MISSING)
 
 
-def load(task: ClaimedTask) -> None:
+def load(task: ClaimedTask, settings: Settings, *, holds: bool) -> None:
     """Two seconds of loading."""
     for part in range(21):
         task.cancel.check()
+        if part == 11 and holds:
+            hold(task, settings)
         message = "Loading landscape.safetensors (6.9 GB)"
         task.emit(Loading(message=message, fraction=part / 20))
         time.sleep(0.1)
@@ -92,6 +95,15 @@ def load(task: ClaimedTask) -> None:
 def release_file(settings: Settings, task_id: str) -> Path:
     """What a task that holds waits for."""
     return settings.temporary_path / f"{task_id}.release"
+
+
+def hold(task: ClaimedTask, settings: Settings) -> None:
+    """Wait until the task is released, once for each hold."""
+    file = release_file(settings, task.id)
+    while not file.exists():
+        task.cancel.check()
+        time.sleep(0.01)
+    file.unlink()
 
 
 def steps(task: ClaimedTask, settings: Settings, words: set[str], index: int) -> np.ndarray:
@@ -106,9 +118,8 @@ def steps(task: ClaimedTask, settings: Settings, words: set[str], index: int) ->
         if step == 2 and "crashes" in words and task.attempt == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(pause)
-        while step == spec.steps // 2 and holds and not release_file(settings, task.id).exists():
-            task.cancel.check()
-            time.sleep(0.01)
+        if step == spec.steps // 2 and holds:
+            hold(task, settings)
         left = (spec.steps - step) + (spec.image_count - index - 1) * spec.steps
         task.emit(
             Progress(
