@@ -44,6 +44,11 @@ class Users:
     def __len__(self) -> int:
         return len(self._checks)
 
+    @property
+    def owner(self) -> str:
+        """The first one named: whose computer it is."""
+        return next(iter(self._checks))
+
     def verify(self, name: str, password: str) -> bool:
         """Whether `password` is `name`'s. Takes as long for a name that does not exist.
 

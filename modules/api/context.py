@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modules.gallery.inputs import InputStore
+from modules.library.download_queue import Downloads
 from modules.library.embedding_info import require_embeddings
 from modules.library.preset_fit import with_preset
 from modules.prompt.books import Shelf
@@ -55,11 +56,13 @@ class ServerContext:
     presets: "Presets"
     notices: NoticeBoard = field(default_factory=NoticeBoard)
     shelf: Shelf = field(init=False)
+    downloads: Downloads = field(init=False)
 
     def __post_init__(self) -> None:
         self.shelf = Shelf(
             self.settings.root, self.settings.presets_path, self.settings.models_path
         )
+        self.downloads = Downloads(self.settings.models_path)
 
     @property
     def inputs(self) -> InputStore:

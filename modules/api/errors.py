@@ -15,6 +15,7 @@ STATUS = {
     "E_LIMIT": 422,
     "E_MODEL_MISSING": 422,
     "E_NOT_FOUND": 404,
+    "E_OWNER": 403,
     "E_CONFLICT": 409,
     "E_INSTANCE": 503,
     "E_DISK_FULL": 507,

@@ -14,8 +14,10 @@ GET  /api/inputs/{hash}            that picture; ?thumb=1 small
 GET  /api/inputs/{hash}/map?type=  what of it counts: edges, structure or a face
 GET  /api/controls?checkpoint=     types of image prompts, and the files that they still need
 GET  /api/images/{id}/{index}      a finished picture; ?download=1 as an attachment, ?thumb=1 small
+GET  /api/downloads                model files that are being fetched
+POST /api/downloads/{name}         fetch a known file, as in loras/x.safetensors; /stop ends it; 202
 GET  /api/history?limit=&before=   finished pictures, newest first; `next` is the next `before`
-GET  /api/status                   version, workers, queue, checkpoints, notices
+GET  /api/status                   version, workers, queue, checkpoints, downloads, notices
 GET  /healthz                      {"ok": true}
 """
 
@@ -27,6 +29,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from modules.api.context import ServerContext
+from modules.api.download_routes import add_download_routes, list_downloads
 from modules.api.errors import studio_response
 from modules.api.feed import TaskFeed
 from modules.api.forecasts import seconds_by_mode
@@ -48,8 +51,11 @@ ImageIndex = Annotated[int, Path(ge=0, le=10_000)]
 Limit = Annotated[int, Query(ge=1, le=200)]
 
 
-def api_routes(context: ServerContext, feed: TaskFeed) -> APIRouter:
-    """Every route of the table above. Blocking work runs in threads, never on the event loop."""
+def api_routes(context: ServerContext, feed: TaskFeed, owner: str | None = None) -> APIRouter:
+    """Every route of the table above. Blocking work runs in threads, never on the event loop.
+
+    owner: the user who may do what others may not; None where nobody logs in.
+    """
     router = APIRouter()
     _add_task_routes(router, context)
     _add_forecast_route(router, context)
@@ -58,7 +64,8 @@ def api_routes(context: ServerContext, feed: TaskFeed) -> APIRouter:
     _add_picture_routes(router, context, thumbnails)
     add_input_routes(router, context, thumbnails)
     add_prompt_routes(router, context)
-    _add_status_routes(router, context)
+    add_download_routes(router, context, owner)
+    _add_status_routes(router, context, owner)
 
     @router.api_route(
         "/api/{rest:path}",
@@ -191,7 +198,7 @@ def _add_picture_routes(router: APIRouter, context: ServerContext, thumbnails: T
         return {"images": images, "next": rows[-1].number if len(rows) == limit else None}
 
 
-def _add_status_routes(router: APIRouter, context: ServerContext) -> None:
+def _add_status_routes(router: APIRouter, context: ServerContext, owner: str | None) -> None:
     @router.get("/api/status")
     def status(request: Request) -> dict[str, Any]:
         checkpoints = [
@@ -203,6 +210,7 @@ def _add_status_routes(router: APIRouter, context: ServerContext) -> None:
             "queue_length": context.store.queue_length(),
             "checkpoints": checkpoints,
             "notices": context.notices.sentences(),
+            "downloads": list_downloads(context, owner, request),
             "user": request.scope.get(USER_KEY, ""),
         }
 

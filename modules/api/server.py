@@ -180,7 +180,7 @@ def build_server(
     app.add_middleware(CORSMiddleware, allow_origins=[])  # Gradio leaves CORS to us then: nobody
     add_error_handlers(app)
     app.include_router(login_routes(door))
-    app.include_router(api_routes(context, feed))
+    app.include_router(api_routes(context, feed, door.users.owner if door else None))
 
     def user(request: Any) -> str | None:
         return request.scope.get(USER_KEY)
@@ -285,6 +285,7 @@ class PageServer:
         """Stop serving, within about a second; a second call does nothing."""
         if self._share is not None:
             self._share.close()
+        self._context.downloads.close()
         if self._server is not None:
             self._server.should_exit = True
         if self._thread is not None:

@@ -8,7 +8,8 @@
 Links that the user put into the folders are followed: people keep big files elsewhere.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -54,23 +55,35 @@ class Catalog:
         self._models_path = settings.models_path
         self._builtin_path = settings.builtin_models_path
         self._presets = load_presets(settings.root) if presets is None else presets
+        self._unseen: frozenset[str] = frozenset()
+
+    def without(self, keys: Collection[str]) -> "Catalog":
+        """The same, but for files of the user's that are called so, as in loras/x.safetensors."""
+        other = copy.copy(self)
+        other._unseen = frozenset(keys)
+        return other
 
     def checkpoints(self) -> list[ModelFile]:
         """Checkpoints by name without regard to case; those that ship with Easel come last."""
         folder = ModelFolder.CHECKPOINTS
-        own = {
-            name: ModelFile(name, path, size, folder)
-            for name, path, size in _scan(self._models_path / folder, CHECKPOINT_SUFFIXES, _INDEX)
-        }
-        files = {**{file.name: file for file in self._shipped(folder)}, **own}.values()
+        own = self._own(folder, CHECKPOINT_SUFFIXES, _INDEX)
+        files = {file.name: file for file in (*self._shipped(folder), *own)}.values()
         return sorted(files, key=lambda f: (f.is_builtin, f.name.casefold(), f.name))
 
     def files(self, folder: ModelFolder) -> list[ModelFile]:
         """The model files of a kind by name without regard to case, those of Easel's own last."""
-        found = _scan(self._models_path / folder, MODEL_SUFFIXES)
-        own = [ModelFile(name, path, size, folder) for name, path, size in found]
-        files = [*own, *self._shipped(folder)]
+        files = [*self._own(folder, MODEL_SUFFIXES), *self._shipped(folder)]
         return sorted(files, key=lambda f: (f.is_builtin, f.name.casefold(), f.name))
+
+    def _own(
+        self, folder: ModelFolder, suffixes: frozenset[str], index: str = ""
+    ) -> list[ModelFile]:
+        found = _scan(self._models_path / folder, suffixes, index)
+        return [
+            ModelFile(name, path, size, folder)
+            for name, path, size in found
+            if f"{folder}/{name}" not in self._unseen
+        ]
 
     def _shipped(self, folder: ModelFolder) -> list[ModelFile]:
         """The files of a kind that ship with Easel; they lie together, and their names tell."""

@@ -108,7 +108,7 @@ class _Transfer:
         self._tell, self._reserve = tell, reserve
         self._progress = Progress(Phase.CONNECTING, total=download.size)
         self._sha256 = download.sha256
-        self._told = 0.0
+        self._looked = 0.0
         self._marks: deque[tuple[float, int]] = deque()
 
     async def run(self, pauses: tuple[float, ...]) -> None:
@@ -121,6 +121,7 @@ class _Transfer:
             before = self._part.size
             try:
                 self._say(Phase.CONNECTING)
+                self._require_room()
                 await self._try_once()
                 break
             except (httpx.TransportError, _TryAgain) as error:
@@ -147,17 +148,31 @@ class _Transfer:
                 self._after_end(response)
                 return
             self._begin(response)
-            total = self._progress.total
+            await self._receive(response)
+        finally:
+            await response.aclose()
+
+    async def _receive(self, response: httpx.Response) -> None:
+        part, total = self._part, self._progress.total
+        telling = asyncio.create_task(self._keep_telling())
+        try:
             async for chunk in response.aiter_raw():
                 part.write(chunk)
                 if total is not None and part.size > total:
                     part.restart()
                     raise _TryAgain("sends more than it said")
-                self._tell_now_and_then()
+                if time.monotonic() - self._looked >= _TELL_SECONDS:
+                    self._require_room()
         finally:
-            await response.aclose()
+            telling.cancel()
         if total is not None and part.size < total:
             raise _TryAgain("ended too early")
+
+    async def _keep_telling(self) -> None:
+        """By the clock, so that a connection that brings nothing is seen, too."""
+        while True:
+            await asyncio.sleep(_TELL_SECONDS)
+            self._say(Phase.FETCHING)
 
     async def _answer(self, headers: dict[str, str]) -> httpx.Response:
         """The answer at the end of all redirects. Only https leads on."""
@@ -235,6 +250,7 @@ class _Transfer:
             raise self._another_file()
         self._progress = replace(self._progress, total=total or self._download.size)
         self._say(Phase.FETCHING)
+        self._require_room()
 
     def _after_end(self, response: httpx.Response) -> None:
         """Nothing comes after what is there: it is whole, or it is of another file."""
@@ -298,9 +314,8 @@ class _Transfer:
         )
 
     def _say(self, phase: Phase) -> None:
-        """Tell how far it is, at once, and see that the disk has room."""
+        """Tell how far it is."""
         now, done = time.monotonic(), self._part.size
-        self._told = now
         if phase is not Phase.FETCHING:
             self._marks.clear()
         self._marks.append((now, done))
@@ -310,15 +325,14 @@ class _Transfer:
         rate = (done - first) / (now - since) if now - since >= _TELL_SECONDS else 0.0
         self._progress = replace(self._progress, phase=phase, done=done, rate=rate)
         self._tell(self._progress)
-        if phase in (Phase.CONNECTING, Phase.FETCHING):
-            needed = max(0, (self._progress.total or done) - done)
-            free = self._part.free_bytes() - self._reserve
-            if free < needed:
-                raise disk_full(self._download.file, needed, free)
 
-    def _tell_now_and_then(self) -> None:
-        if time.monotonic() - self._told >= _TELL_SECONDS:
-            self._say(Phase.FETCHING)
+    def _require_room(self) -> None:
+        """Raise DiskFull unless the rest fits the disk; others may be filling it meanwhile."""
+        self._looked = time.monotonic()
+        needed = max(0, (self._progress.total or 0) - self._part.size)
+        free = self._part.free_bytes() - self._reserve
+        if free < needed:
+            raise disk_full(self._download.file, needed, free)
 
 
 def _version(headers: httpx.Headers) -> str:

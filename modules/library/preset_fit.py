@@ -1,23 +1,29 @@
 """A preset with what is there: what it names and nobody has is left out, and said."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from modules.library.catalog import Catalog
-from modules.settings.presets import ModelFolder, Preset, preset_named
+from modules.settings.presets import Download, ModelFolder, Preset, preset_named
 from modules.spec.errors import ModelMissing
 from modules.spec.task_spec import TaskSpec
 
+_OF_FILES = ("checkpoint", "loras", "vae", "refiner")
+_ANY = ("checkpoint", "")
 _PAIR = frozenset({"width", "height"})  # one of them says nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """Settings of a preset that can be painted now, and a sentence on each thing left out."""
+    """Settings of a preset that can be painted now, and a sentence on each thing left out.
+
+    missing: files of what was left out that the preset knows how to fetch.
+    """
 
     settings: dict[str, Any]
     sentences: tuple[str, ...] = ()
+    missing: tuple[Download, ...] = ()
 
 
 def fit_preset(preset: Preset, catalog: Catalog, styles: Container[str]) -> Fitted:
@@ -25,22 +31,25 @@ def fit_preset(preset: Preset, catalog: Catalog, styles: Container[str]) -> Fitt
 
     styles: those that a request may name.
     """
-    settings, sentences = dict(preset.settings), []
+    settings, sentences, gone = dict(preset.settings), [], []
     wanted = settings.get("checkpoint", "")
     names = {file.name for file in catalog.checkpoints()}
     if wanted and wanted not in names:
         other = next((name for name in preset.instead if name in names), "")
         settings["checkpoint"] = other
-        sentences.append(_about_checkpoint(wanted, other, preset, catalog))
+        sentences.append(_about_checkpoint(wanted, other, catalog))
+        gone.append(wanted)
     loras = [entry for entry in settings.get("loras", ()) if _is_there(entry["name"], catalog)]
     missing = [entry["name"] for entry in settings.get("loras", ()) if entry not in loras]
-    sentences += [_about_file(f"The LoRA {name}", name, preset) for name in missing]
+    sentences += [_left_out(f"The LoRA {name}") for name in missing]
+    gone += missing
     vaes = {file.name for file in catalog.files(ModelFolder.VAE)}
     if settings.get("vae") and settings["vae"] not in vaes:
-        sentences.append(_about_file(f"The VAE {settings['vae']}", settings.pop("vae"), preset))
+        gone.append(settings.pop("vae"))
+        sentences.append(_left_out(f"The VAE {gone[-1]}"))
     if settings.get("refiner") and settings["refiner"] not in names:
-        refiner = settings.pop("refiner")
-        sentences.append(_about_file(f"The refiner {refiner}", refiner, preset))
+        gone.append(settings.pop("refiner"))
+        sentences.append(_left_out(f"The refiner {gone[-1]}"))
     if "loras" in settings:
         settings["loras"] = loras
     if "styles" in settings:
@@ -48,7 +57,32 @@ def fit_preset(preset: Preset, catalog: Catalog, styles: Container[str]) -> Fitt
         settings["styles"] = [name for name in settings["styles"] if name in styles]
         if unknown:
             sentences.append(_about_styles(unknown))
-    return Fitted(settings, tuple(sentences))
+    known = tuple(each for each in preset.downloads if _is_named(each.file, gone))
+    return Fitted(settings, tuple(sentences), known)
+
+
+def refit_preset(
+    preset: Preset,
+    arrived: Collection[str],
+    held: Mapping[str, Any],
+    catalog: Catalog,
+    styles: Container[str],
+) -> Fitted:
+    """What `preset` sets now that files have arrived which it lacked: only what they change.
+
+    arrived: keys of the files. held: today's settings; what is not as the preset left it for want
+    of those files is the user's own choice, and stays.
+    """
+    before = fit_preset(preset, catalog.without(arrived), styles).settings
+    now = fit_preset(preset, catalog, styles)
+    changed = {}
+    for name in _OF_FILES:
+        then, value = before.get(name), now.settings.get(name)
+        # For want of a checkpoint the one that painted stays, whichever it is.
+        is_untouched = (held.get(name) or None) == (then or None) or (name, then) == _ANY
+        if value != then and is_untouched:
+            changed[name] = value
+    return Fitted(changed, now.sentences, now.missing)
 
 
 def with_preset(
@@ -71,18 +105,20 @@ def with_preset(
 
 
 def _is_there(name: str, catalog: Catalog) -> bool:
-    return any(
-        file.name == name or file.name.rpartition(".")[0] == name
-        for file in catalog.files(ModelFolder.LORAS)
-    )
+    return any(_is_named(file.name, (name,)) for file in catalog.files(ModelFolder.LORAS))
 
 
-def _about_checkpoint(wanted: str, other: str, preset: Preset, catalog: Catalog) -> str:
+def _is_named(file: str, names: Container[str]) -> bool:
+    """With or without its ending."""
+    return file in names or file.rpartition(".")[0] in names
+
+
+def _about_checkpoint(wanted: str, other: str, catalog: Catalog) -> str:
     try:
         painter = other or catalog.find_checkpoint().name
     except ModelMissing:
-        return _about_file(f"The checkpoint {wanted}", wanted, preset)
-    return f"{wanted} is not there yet, so {painter} paints{_source(wanted, preset)}."
+        return _left_out(f"The checkpoint {wanted}")
+    return f"{wanted} is not there yet, so {painter} paints."
 
 
 def _about_styles(unknown: Sequence[str]) -> str:
@@ -91,13 +127,5 @@ def _about_styles(unknown: Sequence[str]) -> str:
     return f"There are no styles {', '.join(unknown[:-1])} and {unknown[-1]}, so they are left out."
 
 
-def _about_file(what: str, file: str, preset: Preset) -> str:
-    return f"{what} is not there yet, so it is left out{_source(file, preset)}."
-
-
-def _source(file: str, preset: Preset) -> str:
-    for download in preset.downloads:
-        if download.file == file:
-            size = f" ({download.size / 1e9:.1f} GB)" if download.size else ""
-            return f"; save {download.url}{size} into models/{download.folder}"
-    return ""
+def _left_out(what: str) -> str:
+    return f"{what} is not there yet, so it is left out."

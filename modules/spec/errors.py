@@ -18,6 +18,7 @@
     ├── NotFound       E_NOT_FOUND      no such task or picture
     ├── InstanceRunning E_INSTANCE      another Easel uses the same data folder
     ├── ConfigError    E_CONFIG         a setting, preset or flag is wrong
+    ├── OwnerOnly      E_OWNER          what only the owner of this Easel may do
     └── DownloadFailed E_DOWNLOAD       a file could not be fetched
 
 A message says what happened, why, and what to do; never a traceback, never a server path.
@@ -139,6 +140,12 @@ class ConfigError(StudioError):
     """A flag, an environment variable, a settings file or a preset is wrong."""
 
     code = "E_CONFIG"
+
+
+class OwnerOnly(StudioError):
+    """A guest asked for what only the owner may do."""
+
+    code = "E_OWNER"
 
 
 class DownloadFailed(StudioError):

@@ -181,9 +181,15 @@ def _wire_choices(form: Form, parts: "_ModelParts", presets: PresetPanel) -> Non
     def other_model(name: str | None, ratio: str | None) -> dict[Component, Any]:
         return parts.size(parts.find(name), ratio)
 
+    def refreshed(held: Mapping[str, Any]) -> dict[Component, Any]:
+        tell_of_start(parts.context)
+        return parts.updates(
+            *(held[name] for name in ("checkpoint", "aspect_ratio", "vae", "refiner"))
+        )
+
     # `input`: only the user's own choice; a restored form must not be overwritten.
     size, checkpoint = form.components["aspect_ratio"], parts.checkpoint
-    presets.wire(after_preset)
+    presets.wire(after_preset, refreshed, parts.hint)
     checkpoint.input(other_model, [checkpoint, size], [size], **DIRECT)
     asked = [checkpoint, size, form.components["vae"], form.components["refiner"]]
     parts.refresh.click(look_again, asked, [*asked, parts.hint], **DIRECT)

@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -219,6 +220,9 @@ def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
     fitted = fit_preset(preset_named(presets, preset), Catalog(settings, presets), styles)
     for sentence in fitted.sentences:
         sys.stderr.write(f"{sentence}\n")
+    for download in fitted.missing:
+        name = shlex.quote(download.file)
+        sys.stderr.write(f"This fetches it: python3 launch.py download {name}\n")
     spec = TaskSpec.from_mapping({**fitted.settings, "preset": preset, **values})
     return spec.with_fixed_seed(), settings, folder is not None
 

@@ -247,10 +247,11 @@ def test_missing_files_are_named_where_they_are_needed_and_block_nothing(visit, 
     open_drawer(tab)
     drop(tab, "#ip-slot-1", ("a.png", "image/png", hills()))
     tab.wait_for_selector("#ip-slot-1 .needed")
-    assert tab.locator("#ip-slot-1 .needed").all_inner_texts() == [
-        "ip-adapter-plus_sdxl_vit-h.bin 1.0 GB, into models/ipadapter",
-        "clip_vision_vit_h.safetensors 1.3 GB, into models/clip_vision",
+    assert tab.locator("#ip-slot-1 .needed > :is(a, small)").all_inner_texts() == [
+        *("ip-adapter-plus_sdxl_vit-h.bin", "1.0 GB, into models/ipadapter"),
+        *("clip_vision_vit_h.safetensors", "1.3 GB, into models/clip_vision"),
     ]
+    tab.wait_for_selector("#ip-slot-1 .needed .fetch:has-text('Download (1.0 GB)')")
     assert tab.locator("#ip-type-1 option").all_inner_texts() == [
         *("Image Prompt", "PyraCanny", "CPDS", "FaceSwap")
     ]
@@ -261,7 +262,7 @@ def test_missing_files_are_named_where_they_are_needed_and_block_nothing(visit, 
     try:
         for file in files:
             file.write_bytes(b"x")
-        tab.locator("#ip-slot-1 .ip-note button").click()
+        tab.locator("#ip-slot-1 .ip-note .text-button").click()
         tab.wait_for_selector("#ip-type-1 option[value=depth]", state="attached")
         tab.locator("#ip-type-1").select_option("canny")
         assert tab.locator("#ip-slot-1 .ip-note").inner_text() == ""

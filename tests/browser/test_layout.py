@@ -10,7 +10,8 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobil
 IDS = """
 prompt generate skip stop stage progress strip gallery queue preset performance size image-number
 negative-prompt seed styles checkpoint lora-1 lora-2 guidance sampler scheduler advanced-toggle
-input-image-toggle ip-slot-1 ip-slot-2 ip-type-1 ip-stop-1 ip-weight-1 error
+input-image-toggle ip-slot-1 ip-slot-2 ip-type-1 ip-stop-1 ip-weight-1 error downloads downloading
+no-model-downloads models-downloads
 """
 STILL = ("#stage", "#progress", "#strip", "#prompt", "#generate", "#stop", "#toggles")
 

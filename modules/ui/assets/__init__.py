@@ -19,6 +19,7 @@ SCRIPTS = (
     "region.js",
     "adjust.js",
     "drop.js",
+    "downloads.js",
     "inspector.js",
     "page.js",
     "controls.js",

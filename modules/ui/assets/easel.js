@@ -118,6 +118,7 @@ function start() {
   imagePrompts.start();
   pictureDrop.start();
   inspector.start();
+  downloads.start();
   waiting.load();
   listen();
   const id = taskInAddress() ?? memory.get("task");
@@ -135,13 +136,14 @@ window.easel = {
   form: (names, values) => controls.form(names, values),
   formOfThisTab: () => memory.get("form") ?? "",
   restored: () => controls.restored(),
+  arrived: () => downloads.arrived(),
 };
 
 // Gradio brings its controls one kind after the other.
 const NEEDED = [
   ...["top", "stage", "progress", "strip", "generate", "stop", "toggles", "side", "more-sizes"],
   ...["make", "announcer", "sheet-close", "tabs", "styles", "loras", "inspector", "input-image"],
-  "preset-note",
+  ...["preset-note", "models-hint", "performance-note", "downloads"],
 ];
 theme.apply();
 (function whenReady() {

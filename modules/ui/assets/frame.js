@@ -75,11 +75,13 @@ const theme = {
 
 const poll = {
   async status() {
+    const { turn } = downloads;
     try {
       page.status = await call("/api/status", { timeout: 5000 });
       page.contact(true);
       setText($("notices"), page.status.notices.join(" "));
       showUser(page.status.user);
+      downloads.take(page.status.downloads, turn);
       const count = page.status.queue_length;
       setText($("queue-count"), count > 0 ? say("queue.count", { count }) : "");
       page.drawIdle();

@@ -125,11 +125,10 @@ function drawNote(slot, entry, trouble) {
   note.replaceChildren(...parts);
 }
 
-function neededFile({ file, folder, size, url }) {
-  const line = make("p", { className: "needed" });
-  const link = make("a", { text: file });
-  Object.assign(link, { href: url, target: "_blank", rel: "noreferrer noopener" });
+function neededFile(needed) {
+  const { folder, size } = needed;
   const facts = say("ip.into", { size: (size / 1e9).toFixed(1), folder: `models/${folder}` });
-  line.append(link, " ", make("small", { text: facts }));
-  return line;
+  const row = fetchable("div", needed, facts);
+  row.classList.add("needed");
+  return row;
 }

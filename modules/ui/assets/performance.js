@@ -78,10 +78,11 @@ const performanceMode = {
     const parts = told.length ? [make("span", { text: say("performance.forced", { fields }) })] : [];
     if (missing) {
       const needs = make("span", { className: "missing", text: say("performance.missing", missing) });
-      const source = make("a", { text: missing.file });
-      Object.assign(source, { href: missing.url, target: "_blank", rel: "noreferrer noopener" });
-      parts.push(needs, ...(missing.url ? [source] : []));
+      parts.push(needs, ...(missing.url ? [fetchable("span", { ...missing, folder: "loras" })] : []));
     }
+    const key = JSON.stringify([fields, missing]);
+    if (note.dataset.key === key) return; // a download that runs goes on being told
+    note.dataset.key = key;
     note.replaceChildren(...parts.flatMap((part) => [part, " "]).slice(0, -1));
   },
 };

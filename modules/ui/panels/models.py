@@ -7,15 +7,16 @@ import gradio as gr
 
 from modules.api.context import ServerContext
 from modules.library.catalog import ModelFile
-from modules.settings.presets import Download, ModelFolder
+from modules.settings.presets import ModelFolder
 from modules.ui.components import markup
 from modules.ui.form import Form
 from modules.ui.panels import loras
+from modules.ui.panels.downloads import download_list, in_bytes
 from modules.ui.texts import Texts
 
 
 def build(context: ServerContext, form: Form) -> tuple[gr.Dropdown, gr.Button, gr.HTML]:
-    """#checkpoint, #vae, #loras, #refresh and the hint below them."""
+    """#checkpoint, #vae, #loras, #refresh, #downloads under way and the hint below them."""
     files = context.catalog.checkpoints()
     checkpoint = form.choice(
         "checkpoint",
@@ -26,6 +27,7 @@ def build(context: ServerContext, form: Form) -> tuple[gr.Dropdown, gr.Button, g
     form.choice("vae", vae_choices(context, form.texts), elem_id="vae")
     loras.build(form)
     refresh = gr.Button(form.texts("refresh"), elem_id="refresh", size="sm")
+    markup('<ul id="downloads" class="downloads"></ul>', "downloads-block")
     hint = markup(models_hint(context, form.texts), "models-hint")
     return checkpoint, refresh, hint
 
@@ -64,31 +66,5 @@ def models_hint(context: ServerContext, texts: Texts) -> str:
     known = context.catalog.known_downloads()
     heading = f"<h3>{escape(texts('models.known'))}</h3>" if known else ""
     none = "" if context.catalog.checkpoints() else f"<h3>{escape(texts('models.none'))}</h3>"
-    return f'<div class="hint">{none}<p>{where}</p>{heading}{download_list(known, texts)}</div>'
-
-
-def download_list(downloads: Sequence[Download], texts: Texts) -> str:
-    """Links to known files, with size and folder; following one is the user's choice."""
-    if not downloads:
-        return ""
-    items = "".join(
-        f'<li><a href="{escape(item.url)}" target="_blank" rel="noreferrer noopener">'
-        f"{escape(item.file)}</a> <small>{_facts(item, texts)}</small></li>"
-        for item in downloads
-    )
-    return f'<ul class="downloads">{items}</ul>'
-
-
-def in_bytes(count: int) -> str:
-    """A size people can read, such as '6.9 GB' or 'empty'."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    if not count:
-        return "empty"
-    return f"{max(1, round(count / 1000))} kB"
-
-
-def _facts(item: Download, texts: Texts) -> str:
-    into = escape(texts("models.into", folder=f"models/{item.folder}"))
-    return f"{in_bytes(item.size)} · {into}" if item.size else into
+    listed = download_list(known, texts, "models-downloads")
+    return f'<div class="hint">{none}<p>{where}</p>{heading}{listed}</div>'

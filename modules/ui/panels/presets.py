@@ -4,7 +4,7 @@ A preset sets every control but the words, unless it names some, so choosing one
 changed, words first, and Undo puts it all back. Words of a preset that nobody touched go with it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.components import Component
 
 from modules.api.context import ServerContext
-from modules.library.preset_fit import fit_preset
+from modules.library.preset_fit import fit_preset, refit_preset
 from modules.settings.preset_files import (
     delete_preset,
     differences,
@@ -21,9 +21,11 @@ from modules.settings.preset_files import (
     require_own,
     save_preset,
 )
+from modules.settings.presets import Download
 from modules.spec.errors import StudioError
 from modules.ui.components import markup
 from modules.ui.form import Form, field_defaults
+from modules.ui.panels.downloads import download_list
 
 # What a preset leaves alone: the user's words and pictures, and how many, unless it names them.
 KEPT = frozenset({"prompt", "negative_prompt", "image_prompts", "seed", "image_count", "preset"})
@@ -56,6 +58,7 @@ class PresetPanel:
     delete: gr.Button
     compare: gr.Button
     undo: gr.Button
+    arrived: gr.Button  # pressed by the script when files have come
     asked: gr.Textbox  # the preset that `sure` is about
     sure: gr.Row
     keep: gr.Button
@@ -69,6 +72,7 @@ class PresetPanel:
         last = gr.Textbox(choice.value, visible=False)
         note = markup("", "preset-note")
         undo = gr.Button(texts("preset.undo"), elem_id="preset-undo", size="sm", visible=False)
+        arrived = gr.Button(texts("refresh"), elem_id="arrived", elem_classes="unseen")
         asked = gr.Textbox(visible=False)
         with gr.Row(elem_id="preset-sure", visible=False) as sure:
             keep = gr.Button(texts("preset.keep"), elem_id="preset-keep", size="sm")
@@ -87,11 +91,19 @@ class PresetPanel:
                     gr.Button(texts(f"preset.{name}"), elem_id=f"preset-{name}", size="sm")
                     for name in ("save", "rename", "delete", "compare")
                 )
-        buttons = (save, rename, delete, compare, undo)
+        buttons = (save, rename, delete, compare, undo, arrived)
         return cls(context, form, choice, last, title, note, *buttons, asked, sure, keep, gone)
 
-    def wire(self, after: Callable[[dict[str, Any], str | None], Updates]) -> None:
-        """after: (wanted settings, checkpoint now) → updates of the checkpoint and its sizes."""
+    def wire(
+        self,
+        after: Callable[[dict[str, Any], str | None], Updates],
+        refreshed: Callable[[Mapping[str, Any]], Updates],
+        hint: gr.HTML,
+    ) -> None:
+        """after: (wanted settings, checkpoint now) → updates of the checkpoint and its sizes.
+
+        refreshed: settings → updates of every control that lists model files, `hint` among them.
+        """
         before = gr.JSON(visible=False)  # no gr.State: it would keep a connection open
         last = self.last
         every = set(self.form.components.values())
@@ -122,6 +134,41 @@ class PresetPanel:
         self.choice.input(choose, {*every, last}, outputs, **_DIRECT)
         self.undo.click(back, before, outputs, **_DIRECT)
         self._wire_own(every)
+        names = gr.JSON(visible=False)
+
+        def arrive(values: Mapping[Component, Any]) -> Updates:
+            held = {name: values[control] for name, control in self.form.components.items()}
+            wanted, told = self._arrived(held, values[names])
+            updates = self.form.updates(wanted) | refreshed(held | wanted) | told
+            if wanted:
+                touched = {n: held[n] for n, c in self.form.components.items() if c in updates}
+                updates |= {before: touched | {"preset": values[last]}}
+                updates |= {self.undo: gr.update(visible=True)}
+            return updates
+
+        self.arrived.click(None, None, names, js="() => [window.easel.arrived()]", **_DIRECT).then(
+            arrive, {*every, last, names}, [*every, hint, self.note, before, self.undo], **_DIRECT
+        )
+
+    def _arrived(self, held: Mapping[str, Any], names: Any) -> tuple[dict[str, Any], Updates]:
+        """What the preset at hand changes now that files have come, and what to say of it."""
+        names = names if isinstance(names, list) else []
+        preset = self.context.presets.get(held["preset"] or "")
+        if preset is None or not {each.key for each in preset.downloads} & set(names):
+            return {}, {}
+        plain = {name: self.form.plain(name, value) for name, value in held.items()}
+        fitted = refit_preset(
+            preset, names, plain, self.context.catalog, self.context.shelf.styles()
+        )
+        changed = {
+            name: (_set(plain[name]), _set(new))
+            for name, new in fitted.settings.items()
+            if name in plain
+        }
+        files = ", ".join(name.partition("/")[2] for name in names)
+        here = self.form.texts("preset.arrived", files=files)
+        sentences = filter(None, (here, self._changes(changed), *fitted.sentences))
+        return fitted.settings, {self.note: self._said(*sentences, files=fitted.missing)}
 
     def restored(self, name: str | None) -> Updates:
         """On load: the presets of this moment, with `name` chosen if it is there."""
@@ -215,7 +262,8 @@ class PresetPanel:
         both = {name: both[name] for name in _WORDS if name in both} | both  # those come first
         changed = {name: (old, new) for name, (old, new) in both.items() if old != new}
         sentences = [*fitted.sentences, self._changes(changed)]
-        return updates | {self.note: self._said(*filter(None, sentences))}
+        said = self._said(*filter(None, sentences), files=fitted.missing)
+        return updates | {self.note: said}
 
     def _changes(self, changed: Mapping[str, tuple[Any, Any]]) -> str:
         """Guidance 7 → 4, Sharpness 0 → 2 and 3 more."""
@@ -231,9 +279,10 @@ class PresetPanel:
         words = texts("preset.more", changes=listed, count=more) if more > 0 else listed
         return texts("preset.changes", changes=words)
 
-    @staticmethod
-    def _said(*sentences: str) -> str:
-        return "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+    def _said(self, *sentences: str, files: Sequence[Download] = ()) -> str:
+        """Sentences, then files that can be fetched."""
+        words = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+        return words + download_list(files, self.form.texts)
 
 
 def _set(value: Any) -> Any:

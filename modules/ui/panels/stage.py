@@ -10,7 +10,8 @@ from modules.api.context import ServerContext
 from modules.settings.presets import ModelFolder
 from modules.ui.assets import icon
 from modules.ui.components import markup
-from modules.ui.panels.models import checkpoint_folder, download_list
+from modules.ui.panels.downloads import download_list
+from modules.ui.panels.models import checkpoint_folder
 from modules.ui.texts import Texts
 
 KNOWN_SHOWN = 3  # of the checkpoints that can be had; the models' tab has them all
@@ -42,6 +43,7 @@ def _top_bar(context: ServerContext, texts: Texts) -> str:
   <span class="brand">{icon("easel")}<span>{escape(texts("title"))}</span></span>
   <span id="notices" role="note"></span>
   <span id="server" role="status"></span>
+  <span id="downloading"></span>
   <span id="queue-count"></span>
   <span id="clock"></span>
   {button("theme-toggle", "moon", texts("theme.light"))}
@@ -71,7 +73,7 @@ def _stage(context: ServerContext, texts: Texts) -> str:
     {icon("folder")}
     <h2>{escape(texts("nomodel.title"))}</h2>
     <p>{missing}</p>
-    {download_list(known, texts)}
+    {download_list(known, texts, "no-model-downloads")}
     <button type="button" id="look-again">{icon("refresh")}{escape(texts("refresh"))}</button>
     <p id="look-result" role="status"></p>
   </div>

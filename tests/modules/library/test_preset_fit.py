@@ -3,7 +3,7 @@
 import pytest
 
 from modules.library.catalog import Catalog
-from modules.library.preset_fit import fit_preset, with_preset
+from modules.library.preset_fit import fit_preset, refit_preset, with_preset
 from modules.prompt.styles import Style, StyleBook
 from modules.settings.config import load_settings
 from modules.settings.presets import Preset
@@ -53,7 +53,7 @@ def test_with_everything_there_nothing_is_said(tmp_path):
     )
     every = StyleBook([Style("Film", "F", "{prompt}"), Style("x", "GONE", "{prompt}")])
     fitted = fit_preset(PRESET, have, every)
-    assert (fitted.settings, fitted.sentences) == (PRESET.settings, ())
+    assert (fitted.settings, fitted.sentences, fitted.missing) == (PRESET.settings, (), ())
 
 
 def test_what_is_missing_is_left_out_and_said(tmp_path):
@@ -67,7 +67,7 @@ def test_what_is_missing_is_left_out_and_said(tmp_path):
     }
     checkpoint, lora, vae, style = fitted.sentences
     assert "big.safetensors is not there yet, so older.safetensors paints" in checkpoint
-    assert "https://example.org/big (6.9 GB) into models/checkpoints" in checkpoint
+    assert [each.file for each in fitted.missing] == ["big.safetensors"]
     assert lora.startswith("The LoRA oil.safetensors is not there yet")
     assert vae.startswith("The VAE v.safetensors")
     assert style == "There is no style gone, so it is left out."
@@ -85,7 +85,46 @@ def test_the_first_model_there_is_takes_over(tmp_path):
 
 def test_without_any_model_it_says_what_to_get(tmp_path):
     fitted = fit_preset(PRESET, catalog(tmp_path), STYLES)
-    assert "so it is left out; save https://example.org/big" in fitted.sentences[0]
+    assert fitted.sentences[0] == (
+        "The checkpoint big.safetensors is not there yet, so it is left out."
+    )
+    assert fitted.missing == PRESET.downloads
+
+
+ARRIVED = ["checkpoints/big.safetensors", "loras/oil.safetensors"]
+
+
+@pytest.fixture
+def arrived(tmp_path):
+    """The files of `ARRIVED` have come beside one that was there; and what was held before."""
+    before = catalog(tmp_path, "checkpoints/older.safetensors", "loras/ink.safetensors")
+    held = fit_preset(PRESET, before, STYLES).settings | {"vae": "", "refiner": ""}
+    return catalog(tmp_path, *ARRIVED), held
+
+
+def test_what_has_arrived_is_taken_where_the_preset_wanted_it(arrived):
+    have, held = arrived
+    fitted = refit_preset(PRESET, ARRIVED, held, have, STYLES)
+    assert fitted.settings == {
+        "checkpoint": "big.safetensors",
+        "loras": PRESET.settings["loras"],
+    }
+    assert fitted.sentences[0].startswith("The VAE v.safetensors is not there yet")
+    one = refit_preset(PRESET, ARRIVED[1:], held | {"checkpoint": "big.safetensors"}, have, STYLES)
+    assert one.settings.keys() == {"loras"}
+
+
+def test_what_the_user_chose_meanwhile_stays(arrived):
+    have, held = arrived
+    held |= {"checkpoint": "mine.safetensors", "loras": []}
+    assert refit_preset(PRESET, ARRIVED, held, have, STYLES).settings == {}
+    assert refit_preset(PRESET, [], held, have, STYLES).settings == {}
+
+
+def test_the_first_checkpoint_is_taken_in_place_of_whichever_painted(tmp_path):
+    have = catalog(tmp_path, "checkpoints/big.safetensors", "checkpoints/any.safetensors")
+    fitted = refit_preset(PRESET, ARRIVED, {"checkpoint": "any.safetensors"}, have, STYLES)
+    assert fitted.settings["checkpoint"] == "big.safetensors"
 
 
 def test_a_request_takes_from_its_preset_what_it_does_not_name(tmp_path):

@@ -17,7 +17,8 @@ from modules.spec.task_spec import TaskSpec
 from modules.ui import assets
 from modules.ui.app import build_app, initial_spec, launch_options, submit
 from modules.ui.form import Form
-from modules.ui.panels.models import checkpoint_choices, download_list, in_bytes
+from modules.ui.panels.downloads import download_list, in_bytes
+from modules.ui.panels.models import checkpoint_choices
 from modules.ui.panels.settings import size_choices
 from modules.ui.texts import TEXTS, Texts
 

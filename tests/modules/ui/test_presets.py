@@ -11,7 +11,7 @@ from modules.library.catalog import Catalog
 from modules.prompt.plan import make_plan
 from modules.settings.config import load_settings
 from modules.settings.preset_files import save_preset
-from modules.settings.presets import load_presets
+from modules.settings.presets import Preset, load_presets
 from modules.spec.task_spec import TaskSpec
 from modules.ui.app import build_app, initial_spec, submit
 from modules.ui.form import Form
@@ -93,6 +93,34 @@ def test_choosing_says_what_changed_and_undo_puts_it_back(context):
     )
     assert page.value("preset") == "default"
     assert "nothing to undo" in page.take(page.fns["back"].fn(None))
+
+
+def test_a_file_that_arrives_takes_its_place_and_the_note_changes(context):
+    page = Page(context)
+    download = {"file": "big.safetensors", "folder": "checkpoints", "url": "https://e.org/<b>"}
+    wanting = context.presets["big"].model_dump() | {"downloads": [download]}
+    context.presets["big"] = Preset.model_validate(wanting)
+    page.set(preset="big")
+    said = page.take(page.fns["choose"].fn(page.held))
+    assert 'data-file="checkpoints/big.safetensors"' in said and "<b>" not in said
+    assert page.value("checkpoint") == "a.safetensors"
+    names = next(b for b in page.fns["arrive"].inputs if b not in page.fns["choose"].inputs)
+    key = "checkpoints/big.safetensors"
+    (context.settings.models_path / key).write_bytes(b"")
+    strange = page.fns["arrive"].fn(page.held | {names: ["loras/other.safetensors"]})
+    page.take(strange)
+    assert page.value("checkpoint") == "a.safetensors"  # listed, but nobody's wish
+    updates = page.fns["arrive"].fn(page.held | {names: [key]})
+    said = page.take(updates)
+    assert page.value("checkpoint") == "big.safetensors"
+    assert "big.safetensors has arrived." in said and "data-file" not in said.partition("hint")[0]
+    assert "Checkpoint a.safetensors → big.safetensors" in said
+    assert "The LoRA gone is not there yet" in said
+    before = next(v for v in updates.values() if isinstance(v, dict) and "checkpoint" in v)
+    page.take(page.fns["back"].fn(before))
+    assert (page.value("checkpoint"), page.value("preset")) == ("a.safetensors", "big")
+    page.set(preset="big")
+    assert page.fns["arrive"].fn(page.held | {names: "loras/x"})
 
 
 def test_words_that_a_preset_replaces_are_told_first_and_go_with_it(context):
