@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm_patched.k_diffusion.noise import seeds_for
+from ldm_patched.ldm.modules.diffusionmodules.context_cache import text_bytes
 from ldm_patched.modules.cond_batch import mask_like
 from ldm_patched.modules.control_base import controls_in_place, weights_to_come
 from ldm_patched.modules.errors import NotFinite
@@ -76,6 +77,14 @@ def _free_bytes(model: Any, device: torch.device) -> int:
     """What network calls may use."""
     budget = getattr(getattr(model, "residence", None), "budget", None)
     return free_memory(device) if budget is None else budget.working_bytes()
+
+
+def _working_bytes(model: Any, conditions: Conditions, shape: Sequence[int]) -> int:
+    """What a run takes beside the weights: a call, the controls, and what is kept of the texts."""
+    tokens = shape[0] * sum(context.shape[1] for context, *_ in conditions)
+    network = getattr(model, "diffusion_model", None)
+    kept = 0 if network is None else text_bytes(network, tokens)
+    return model.memory_required(shape) + weights_to_come(conditions) + kept
 
 
 @contextmanager
@@ -145,8 +154,7 @@ def sample(  # noqa: PLR0913 - the field's signature
     latent_format = runner.latent_format
     interrupt = runner.model_options.get("transformer_options", {}).get("interrupt")
     controls = controls_in_place(runner.base_model, [*positive, *negative], interrupt)
-    working = runner.base_model.memory_required(latent_image.shape)
-    working += weights_to_come([*positive, *negative])
+    working = _working_bytes(runner.base_model, [*positive, *negative], latent_image.shape)
     at = len(part) if refiner is None else refiner.step - (start_step or 0)
     other = None
     if refiner is not None and at < len(part) - 1:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ldm_patched.ldm.modules.diffusionmodules.context_cache import text_bytes
 from ldm_patched.modules.model_detection import require_model_config
 from ldm_patched.modules.model_patcher import ModelPatcher
 from ldm_patched.modules.sample import sample
@@ -109,3 +110,22 @@ def test_an_interrupt_acts_within_an_evaluation(patcher):
 def test_weights_can_still_be_trained_afterwards(patcher):
     run(patcher)
     assert not any(p.is_inference() for p in patcher.model.parameters())
+
+
+def test_room_is_asked_for_what_is_kept_of_the_texts(patcher, monkeypatch):
+    asked, own = [], patcher.patch_model
+
+    def noted(device, working):
+        asked.append(working)
+        return own(device, working)
+
+    monkeypatch.setattr(patcher, "patch_model", noted)
+    unet = patcher.model.diffusion_model
+    unet.clear_cache()
+    latent = torch.zeros(2, 4, 8, 8)
+    run(patcher, latent=latent)
+    (entry,) = unet._contexts._entries
+    kept = sum(t.nbytes for _, made in entry.store.values() for t in made)
+    assert asked == [patcher.memory_required(latent.shape) + kept]
+    assert kept > 0
+    assert text_bytes(unet, 10**6) < text_bytes(unet, 1000) * 1.1  # the store is bounded

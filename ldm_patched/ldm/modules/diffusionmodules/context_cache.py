@@ -8,10 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MAX_ENTRIES = 4
 MAX_TOKENS = 1024
+
+
+def text_bytes(network: nn.Module, tokens: int) -> int:
+    """Bytes of what a UNet keeps of so many tokens; the store's bound is the most."""
+    widths = (
+        weight.shape[0] * max(2, weight.dtype.itemsize)  # what is stored in 8 bits computes in 16
+        for name, weight in network.named_parameters()
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
+    )
+    return min(tokens, MAX_TOKENS) * sum(widths)
 
 
 @dataclass(slots=True)
