@@ -30,6 +30,7 @@ const page = {
     this.held = hold && Boolean(stage.picture);
     this.stopping = false;
     this.skipping = -1;
+    if (!hold) stage.error(""); // what was said of another task
     memory.set("task", id);
     const hash = `#task=${id}`;
     if (location.hash !== hash) history.replaceState(null, "", hash);
