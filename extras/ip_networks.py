@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from extras.resampler import Resampler
 from ldm_patched.modules.errors import CorruptModelFile
+from ldm_patched.modules.weight_header import count_of
 
 # Widths of key and value of each layer, in the order of the files: way down, way up, middle.
 SD_V12_CHANNELS = [320] * 4 + [640] * 4 + [1280] * 4 + [1280] * 6 + [640] * 6 + [320] * 6
@@ -164,7 +165,7 @@ def _resampler_sizes(shapes: Mapping[str, tuple[int, ...]], dim: int | None) -> 
         )
     return {
         "dim": found,
-        "depth": max(layers) + 1,
+        "depth": count_of(layers),
         "heads": shapes["layers.0.0.to_q.weight"][0] // DIM_HEAD,
         "ff_mult": shapes["layers.0.1.1.weight"][0] // found,
     }

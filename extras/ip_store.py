@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from extras.ip_networks import SDXL_WIDTH, IPAdapterModel
 from ldm_patched.modules import clip_vision as vision
-from ldm_patched.modules.errors import UnsupportedModel
+from ldm_patched.modules.errors import CorruptModelFile, UnsupportedModel
 from ldm_patched.modules.file_kinds import likely_kind
 from ldm_patched.modules.model_management import DevicePolicy
 from ldm_patched.modules.model_patcher import ModelPatcher
@@ -139,8 +139,8 @@ class IPAdapterStore:
         if path in self._negatives and self._negatives[path][0] == stamp:
             return
         tensors = load_torch_file(path)
-        found = tensors.get("data", next(iter(tensors.values())))
-        if len(tensors) != 1 or found.ndim not in (2, 3):
+        found = tensors.get("data", next(iter(tensors.values()), None))
+        if len(tensors) != 1 or found is None or found.ndim not in (2, 3) or not found.numel():
             raise UnsupportedModel(
                 f"{Path(path).name} is no negative image embedding, which is one tensor of tokens; "
                 f"it holds {len(tensors)}. Choose fooocus_ip_negative.safetensors."
@@ -158,14 +158,17 @@ class IPAdapterStore:
         features = proj["proj_in.weight" if plus else "proj.weight"].shape[1]
         self._check_tower(name, tower, plus, features)
         tokens = proj["latents"].shape[1] if plus else proj["proj.weight"].shape[0] // width
-        model = IPAdapterModel(
-            parts,
-            plus=plus,
-            cross_attention_dim=width,
-            clip_embeddings_dim=features,
-            clip_extra_context_tokens=tokens,
-            sdxl_plus=plus and width == SDXL_WIDTH,
-        )
+        try:
+            model = IPAdapterModel(
+                parts,
+                plus=plus,
+                cross_attention_dim=width,
+                clip_embeddings_dim=features,
+                clip_extra_context_tokens=tokens,
+                sdxl_plus=plus and width == SDXL_WIDTH,
+            )
+        except CorruptModelFile as error:
+            raise CorruptModelFile(f"{name}: {error}") from error
         # The small projection stays exact; keys and values are made in the network's precision.
         model.image_proj_model.float()
         model.ip_layers.to(self.policy.unet_compute_dtype)

@@ -143,7 +143,9 @@ def _load_text_encoder(
     names = {_in_text_model(key[len(prefix) :]): key for key in _keys(file, prefix)}
     is_openclip = "token_embedding.weight" in names
     shapes = {ours: tuple(file[key].shape) for ours, key in names.items()}
-    with utils.sound_shapes(file.name):
+    sources = {file.source_of(key) for key in names.values()} - {file.name}
+    words = " with ".join([file.name, *sorted(sources)])
+    with utils.sound_shapes(words):
         config = detect_clip_config(shapes, ACTIVATIONS.get(name, "gelu"))
         if config is not None and (config.vocabulary <= END_TOKEN or config.length < CHUNK):
             raise ValueError("There are tokens or places without a row.")
@@ -154,7 +156,7 @@ def _load_text_encoder(
     lazy = LazyWeights(file, prefix=prefix, dtype=policy.text_encoder_dtype)
     weights = {ours: lazy.pop(key) for ours, key in names.items()}
     report = utils.load_weights(model, from_openclip(weights) if is_openclip else weights)
-    utils.require_complete(report, file.name, "text encoders")
+    utils.require_complete(report, words, "text encoders")
     return model, report
 
 

@@ -188,15 +188,26 @@ class ControlLora(ControlNet):
         """An empty network for these weights. Raises UnsupportedModel if they do not fit it."""
         bare = self._bare(config)
         places = {name: p.shape for name, p in bare.named_parameters()}
+        ranks = self._ranks()
         for name, weight in self._weights.items():
             root, _, leaf = name.rpartition(".")
             shape = places.get(f"{root}.weight" if leaf in ("up", "down") else name)
-            if shape is None or not _fits(leaf, weight.shape, shape):
+            if shape is None or not _fits(leaf, weight.shape, shape) or len(ranks[root]) > 1:
                 raise UnsupportedModel(
                     f"{self.name} is a control-LoRA for another model: its {name} has no place in "
                     f"the chosen checkpoint. Choose a control made for {family_of(config)}."
                 )
         return bare
+
+    def _ranks(self) -> dict[str, set[int]]:
+        """By layer the ranks of its difference: of one that fits together there is one."""
+        found: dict[str, set[int]] = {}
+        for name, weight in self._weights.items():
+            root, _, leaf = name.rpartition(".")
+            ranks = found.setdefault(root, set())
+            if leaf in ("up", "down"):
+                ranks.add(weight.flatten(1).shape[1] if leaf == "up" else weight.shape[0])
+        return found
 
     def _build(self, unet: nn.Module) -> cldm.ControlNet:
         network = self._places(unet.config)

@@ -44,8 +44,8 @@ def load_controlnet(
     file = open_weights(ckpt_path)
     with utils.sound_shapes(file.name):
         control = _load(file, policy)
-    if model is not None:
-        control.check_fits(model.model)
+        if model is not None:
+            control.check_fits(model.model)
     return control
 
 

@@ -124,7 +124,8 @@ def _try(path: str | Path) -> WeightFile:
     try:
         return open_weights(path)
     except (ModelFileError, OSError) as error:
-        logger.warning("no text encoder is taken from %s: %s", Path(path).name, error)
+        # In words: an error that a record keeps would keep the file that it was raised from, too.
+        logger.warning("no text encoder is taken from %s: %s", Path(path).name, str(error))
         return JoinedWeights(Path(path).name, {}, {})
 
 

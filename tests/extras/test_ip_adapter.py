@@ -286,16 +286,11 @@ def test_a_changed_image_encoder_looks_again(files, tmp_path):
     assert not torch.equal(store.preprocess(picture(0), files["plus"])[0][0], before)
 
 
-def test_an_adapter_of_a_wrong_rank_is_damaged(files, tmp_path):
-    path = tmp_path / "flat.safetensors"
-    weights = {
-        name: weight.flatten() if name.startswith("ip_adapter.") else weight
-        for name, weight in load_file(files["plus"]).items()
-    }
-    save_file(weights, path)
-    store = ip_adapter.IPAdapterStore(POLICY)
-    with pytest.raises(CorruptModelFile, match=r"flat\.safetensors is damaged"):
-        store.load_ip_adapter(files["tower"], None, path)
+def test_a_layer_s_number_can_be_anything(files, tmp_path):
+    path = tmp_path / "deep.safetensors"
+    save_file(load_file(files["plus"]) | {"image_proj.layers.99999999.x": torch.zeros(1)}, path)
+    with pytest.raises(CorruptModelFile, match=r"deep\.safetensors is damaged"):
+        ip_adapter.IPAdapterStore(POLICY).load_ip_adapter(files["tower"], None, path)
 
 
 # --- The patched network ----------------------------------------------------------------------

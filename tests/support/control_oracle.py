@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ldm_patched.controlnet.cldm import ControlNet
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
 from tests.support.unet_oracle import diffusers_name, randomise
 
@@ -76,14 +77,43 @@ def in_ldm_layout(config: UNetConfig, control: nn.Module, prefix: str = "") -> d
     for number in range(len(control.controlnet_down_blocks)):
         take(f"zero_convs.{number}.0", f"controlnet_down_blocks.{number}")
     take("middle_block_out.0", "controlnet_mid_block")
-    from ldm_patched.controlnet.cldm import ControlNet
-
     for ours, _ in ControlNet(config, device="meta").named_parameters():
         if not ours.startswith(("input_hint_block", "zero_convs", "middle_block_out")):
             weights[prefix + ours] = theirs.pop(diffusers_name(config, ours))
     if theirs:
         raise ValueError(f"left over: {sorted(theirs)[:3]}")
     return weights
+
+
+def control_lora_file(
+    network: ControlNet, unet: nn.Module, rank: int = 4
+) -> tuple[dict[str, Tensor], ControlNet]:
+    """A control-LoRA beside the encoder of `unet`, and the ControlNet that they make together.
+
+    network: whose hint, zero convolutions and biases it takes.
+    """
+    generator = torch.Generator().manual_seed(9)
+    theirs = dict(unet.named_parameters())
+    file: dict[str, Tensor] = {}
+    whole: dict[str, Tensor] = {}
+    file["lora_controlnet"] = torch.tensor([])
+    for name, weight in network.named_parameters():
+        if name not in theirs:  # hint, zero convolutions, the middle's
+            file[name] = whole[name] = weight
+        elif weight.ndim > 1:
+            root = name.removesuffix(".weight")
+            up = torch.randn(weight.shape[0], rank, generator=generator) * 0.1
+            down = torch.randn(rank, *weight.shape[1:], generator=generator) * 0.05
+            file[f"{root}.up"] = up if weight.ndim == 2 else up[..., None, None]
+            file[f"{root}.down"] = down
+            whole[name] = theirs[name] + (up @ down.flatten(1)).reshape(weight.shape)
+        elif name.endswith(".bias"):
+            file[name] = whole[name] = weight
+        else:
+            whole[name] = theirs[name]
+    merged = ControlNet(network.config)
+    merged.load_state_dict(whole)
+    return file, merged.requires_grad_(False).eval()
 
 
 def write(path: Path, weights: dict[str, Tensor]) -> Path:

@@ -19,6 +19,7 @@ from tests.support.control_oracle import (
     SDXL_LIKE,
     Inputs,
     call_controlnet,
+    control_lora_file,
     diffusers_controlnet,
     in_ldm_layout,
 )
@@ -55,16 +56,33 @@ class Model:
         return torch.float32
 
 
-@pytest.fixture(scope="module")
-def model():
-    return Model(SDXL_LIKE)
+FAMILIES = {"SDXL": SDXL_LIKE, "SD 1.x": SD1_LIKE}
+
+
+class Parts:
+    """A model of a family, and a ControlNet for it in diffusers' hands and in ours."""
+
+    def __init__(self, name):
+        self.name, self.config = name, FAMILIES[name]
+        self.model, self.theirs = Model(self.config), diffusers_controlnet(self.config)
+        self.network = cldm.ControlNet(self.config)
+        self.network.load_state_dict(in_ldm_layout(self.config, self.theirs))
+        self.network.requires_grad_(False).eval()
 
 
 @pytest.fixture(scope="module")
-def network():
-    made = cldm.ControlNet(SDXL_LIKE)
-    made.load_state_dict(in_ldm_layout(SDXL_LIKE, diffusers_controlnet(SDXL_LIKE)))
-    return made.requires_grad_(False).eval()
+def families():
+    return {name: Parts(name) for name in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def model(families):
+    return families["SDXL"].model
+
+
+@pytest.fixture(scope="module")
+def network(families):
+    return families["SDXL"].network
 
 
 @pytest.fixture
@@ -93,10 +111,13 @@ def close(found, wanted, atol=1e-4):
 # --- ControlNet -------------------------------------------------------------------------------
 
 
-def test_unet_and_control_predict_what_diffusers_predicts(model, control):
-    inputs, strength = Inputs(SDXL_LIKE), 0.7
-    additions = ask(control.copy().set_cond_hint(inputs.hint, strength), model, inputs)
-    theirs = call_controlnet(diffusers_controlnet(SDXL_LIKE), inputs, strength)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unet_and_control_predict_what_diffusers_predicts(families, family):
+    parts, strength = families[family], 0.7
+    model, inputs = parts.model, Inputs(parts.config)
+    control = ControlNet("x", ModelPatcher(parts.network), torch.float32)
+    additions = ask(control.set_cond_hint(inputs.hint, strength), model, inputs)
+    theirs = call_controlnet(parts.theirs, inputs, strength)
     unet = model.diffusion_model
     with torch.no_grad():
         found = unet(inputs.x, inputs.t, inputs.context, inputs.y, control=additions)
@@ -111,7 +132,7 @@ def test_unet_and_control_predict_what_diffusers_predicts(model, control):
         )[0]
         plain = unet(inputs.x, inputs.t, inputs.context, inputs.y)
     difference = float((found - wanted).abs().max() / wanted.abs().max())
-    name = "ControlNet on the UNet (SDXL)"
+    name = f"ControlNet on the UNet ({family})"
     record("adapter", name, os.environ["PYTEST_CURRENT_TEST"], "diffusers", difference, TOLERANCE)
     assert difference < TOLERANCE
     assert float((found - plain).abs().max()) > 0.01  # the control matters
@@ -272,33 +293,10 @@ def test_a_hint_is_cut_at_the_sides_that_are_too_long():
 # --- control-LoRA -----------------------------------------------------------------------------
 
 
-def lora_file(network, unet, rank=4):
-    """A control-LoRA beside the encoder of `unet`, and the ControlNet that they make together."""
-    generator = torch.Generator().manual_seed(9)
-    theirs, file, whole = dict(unet.named_parameters()), {}, {}
-    file["lora_controlnet"] = torch.tensor([])
-    for name, weight in network.named_parameters():
-        if name not in theirs:  # hint, zero convolutions, the middle's
-            file[name] = whole[name] = weight
-        elif weight.ndim > 1:
-            root = name.removesuffix(".weight")
-            up = torch.randn(weight.shape[0], rank, generator=generator) * 0.1
-            down = torch.randn(rank, *weight.shape[1:], generator=generator) * 0.05
-            file[f"{root}.up"] = up if weight.ndim == 2 else up[..., None, None]
-            file[f"{root}.down"] = down
-            whole[name] = theirs[name] + (up @ down.flatten(1)).reshape(weight.shape)
-        elif name.endswith(".bias"):
-            file[name] = whole[name] = weight
-        else:
-            whole[name] = theirs[name]
-    merged = cldm.ControlNet(network.config)
-    merged.load_state_dict(whole)
-    return file, merged.requires_grad_(False).eval()
-
-
-def test_a_control_lora_is_the_controlnet_that_it_makes_with_the_unet(model, network):
-    file, merged = lora_file(network, model.diffusion_model)
-    inputs = Inputs(SDXL_LIKE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_control_lora_is_the_controlnet_that_it_makes_with_the_unet(families, family):
+    model, inputs = families[family].model, Inputs(families[family].config)
+    file, merged = control_lora_file(families[family].network, model.diffusion_model)
     before = {k: v.clone() for k, v in model.diffusion_model.state_dict().items()}
     lora = ControlLora("lora.safetensors", file).set_cond_hint(inputs.hint)
     whole = ControlNet("whole.safetensors", ModelPatcher(merged), torch.float32)
@@ -308,7 +306,7 @@ def test_a_control_lora_is_the_controlnet_that_it_makes_with_the_unet(model, net
         float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True)
     )
     test = os.environ["PYTEST_CURRENT_TEST"]
-    record("adapter", "control-LoRA", test, "merged weights", largest, TOLERANCE)
+    record("adapter", f"control-LoRA ({family})", test, "merged weights", largest, TOLERANCE)
     assert largest < TOLERANCE
     # Weights without a difference are the UNet's own, not copies.
     borrowed = dict(lora.network.named_parameters())["input_blocks.1.0.in_layers.2.weight"]
@@ -321,14 +319,16 @@ def test_a_control_lora_is_the_controlnet_that_it_makes_with_the_unet(model, net
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
-@pytest.mark.parametrize("change", ["rank", "name", "family"])
+@pytest.mark.parametrize("change", ["rank", "name", "family", "two ranks"])
 def test_a_control_lora_that_does_not_fit_is_refused(model, network, change):
-    file, _ = lora_file(network, model.diffusion_model)
+    file, _ = control_lora_file(network, model.diffusion_model)
     target = model
     if change == "rank":
         file["input_blocks.1.0.in_layers.2.down"] = torch.zeros(4, 7, 3, 3)
     elif change == "name":
         file["input_blocks.40.0.in_layers.2.down"] = torch.zeros(4, 7, 3, 3)
+    elif change == "two ranks":
+        file["input_blocks.4.1.proj_in.up"] = torch.zeros(128, 5)
     else:
         target = Model(SD1_LIKE)
     with pytest.raises(UnsupportedModel, match="control-LoRA for another model"):

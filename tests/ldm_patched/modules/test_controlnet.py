@@ -1,9 +1,5 @@
 """Control files: each layout is known and loads whole, bad ones are refused; sampling with them."""
 
-import json
-import pickle
-import struct
-
 import pytest
 import torch
 from safetensors.torch import save
@@ -16,12 +12,7 @@ from ldm_patched.modules.controlnet import (
     apply_controls,
     load_controlnet,
 )
-from ldm_patched.modules.errors import (
-    CorruptModelFile,
-    ModelFileError,
-    UnsafeModelFile,
-    UnsupportedModel,
-)
+from ldm_patched.modules.errors import CorruptModelFile, UnsupportedModel
 from ldm_patched.modules.model_detection import require_model_config
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy, Hardware
 from ldm_patched.modules.model_patcher import ModelPatcher
@@ -87,17 +78,6 @@ def test_adapters_and_control_loras_are_known(tmp_path):
     assert isinstance(load(write(tmp_path / "lora.safetensors", lora)), ControlLora)
 
 
-class Evil:
-    def __reduce__(self):
-        return (print, ("run",))
-
-
-def whole_file():
-    return save(
-        {k: v.clone() for k, v in in_ldm_layout(SDXL_LIKE, diffusers_controlnet(SDXL_LIKE)).items()}
-    )
-
-
 def without(name):
     weights = in_ldm_layout(SDXL_LIKE, diffusers_controlnet(SDXL_LIKE))
     del weights[name]
@@ -109,24 +89,12 @@ def with_shape(name, shape):
     return save({k: v.clone() for k, v in weights.items()} | {name: torch.zeros(shape)})
 
 
-def header_of_many():
-    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    raw = json.dumps({f"zero_convs.{n}": entry for n in range(70_000)}).encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
 BAD = {
-    "empty": (lambda: b"", CorruptModelFile, "is empty"),
-    "truncated": (lambda: whole_file()[:-1000], CorruptModelFile, "Download it again"),
-    "half a header": (lambda: whole_file()[:200], CorruptModelFile, "Download it again"),
-    "a web page": (lambda: b"<!DOCTYPE html>", CorruptModelFile, "web page"),
-    "a program": (lambda: pickle.dumps({"x": Evil()}, 2), UnsafeModelFile, "plain weights"),
     "a weight missing": (
         lambda: without("zero_convs.3.0.weight"),
         CorruptModelFile,
         "1 weights of its ControlNet",
     ),
-    "many tensors": (header_of_many, ModelFileError, "tensors"),
     "a LoRA": (
         lambda: save({"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}),
         UnsupportedModel,
@@ -159,11 +127,6 @@ BAD = {
         CorruptModelFile,
         "do not fit together",
     ),
-    "dunder names": (
-        lambda: save({"__class__.weight": torch.ones(1), "zero_convs.0": torch.ones(1)}),
-        CorruptModelFile,
-        "impossible name",
-    ),
     "a union": (
         lambda: save({"task_embedding": torch.zeros(2), "control_add_embedding.x": torch.zeros(2)}),
         UnsupportedModel,
@@ -181,13 +144,6 @@ def test_a_bad_file_is_refused_in_words(tmp_path, kind):
         load(path)
     assert "control.safetensors" in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
-
-
-def test_a_folder_is_refused_and_a_missing_file_is_the_system_s_error(tmp_path):
-    with pytest.raises(UnsupportedModel, match="folder"):
-        load(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        load(tmp_path / "none.safetensors")
 
 
 def test_another_family_s_control_is_refused_at_once(tmp_path, model):

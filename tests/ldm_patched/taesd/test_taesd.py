@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from ldm_patched.modules import latent_formats
-from ldm_patched.modules.errors import CorruptModelFile, ModelFileError, UnsupportedModel
+from ldm_patched.modules.errors import CorruptModelFile
 from ldm_patched.taesd.taesd import TAESD, TaesdPreviewer, load_taesd, make_decoder, make_encoder
 from tests.support.engine_report import record
 from tests.support.unet_oracle import randomise
@@ -96,31 +96,13 @@ def test_the_other_side_can_be_missing(theirs, tmp_path):
         TAESD().decode(torch.zeros(1, 4, 1, 1))
 
 
-@pytest.mark.parametrize("kind", ["empty", "cut", "missing", "nan", "other", "ranks", "odd name"])
-def test_bad_files_are_refused(theirs, tmp_path, kind):
-    weights = {name: w.clone() for name, w in own_names(theirs, "decoder").items()}
-    path = tmp_path / "taesdxl_decoder.safetensors"
-    error = CorruptModelFile
-    if kind == "missing":
-        del weights["8.conv.2.weight"]
-    elif kind == "nan":
-        weights["8.conv.2.weight"][0] = float("nan")
-    elif kind == "other":
-        weights, error = {"lora_unet_x.lora_up.weight": torch.zeros(2)}, UnsupportedModel
-    elif kind == "ranks":
-        weights, error = {"1.weight": torch.zeros(64)}, UnsupportedModel
-    elif kind == "odd name":
-        weights = {
-            name.replace("0.", "0a.", 1): w for name, w in own_names(theirs, "encoder").items()
-        } | {"0.weight": torch.zeros(64, 3, 3, 3)}
-    write(path, weights)
-    if kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "cut":
-        path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(error, match=r"taesdxl_decoder\.safetensors") as caught:
+def test_a_layer_that_is_no_number_is_damage(theirs, tmp_path):
+    weights = {
+        name.replace("0.", "0a.", 1): w for name, w in own_names(theirs, "encoder").items()
+    } | {"0.weight": torch.zeros(64, 3, 3, 3)}
+    path = write(tmp_path / "taesdxl_encoder.safetensors", weights)
+    with pytest.raises(CorruptModelFile, match=r"taesdxl_encoder\.safetensors"):
         load_taesd(path)
-    assert isinstance(caught.value, ModelFileError)
 
 
 def test_previews_are_the_decoded_latents_scaled_down(theirs, tmp_path):
