@@ -57,6 +57,45 @@ def peft_file(layers: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return found
 
 
+def lycoris_file(layers: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(a file with LoHa, LoKr, LoCon and a whole difference in turn, what it adds to each layer).
+
+    Deltas by formula in float64, given in float32.
+    """
+    file: dict[str, Tensor] = {}
+    added: dict[str, Tensor] = {}
+    g = torch.Generator().manual_seed(11)
+    for number, (name, weight) in enumerate(layers.items()):
+        module, (out, *inner) = f"lora_unet_{name.replace('.', '_')}", weight.shape
+        into = weight[0].numel()
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=g) * 0.15
+
+        form = ("LoHa", "LoKr", "LoCon", "full")[number % 4]
+        if form == "LoHa":
+            pairs = [(draw(out, 2), draw(2, into)) for _ in range(2)]
+            parts = {"hada_w1_a": pairs[0][0], "hada_w1_b": pairs[0][1]}
+            parts |= {"hada_w2_a": pairs[1][0], "hada_w2_b": pairs[1][1]}
+            one, two = (a.double() @ b.double() for a, b in pairs)
+            delta = one * two
+        elif form == "LoKr":
+            small, large = draw(2, 2), draw(out // 2, inner[0] // 2, *inner[1:])
+            parts = {"lokr_w1": small, "lokr_w2": large}
+            kernel = large.double().reshape(out // 2, inner[0] // 2, -1)
+            delta = torch.stack([torch.kron(small.double(), k) for k in kernel.unbind(-1)], dim=-1)
+        elif form == "LoCon":
+            up, down = draw(out, 2, *(1 for _ in inner[1:])), draw(2, *inner)
+            parts = {"lora_up.weight": up, "lora_down.weight": down}
+            delta = up.flatten(1).double() @ down.flatten(1).double()
+        else:
+            parts = {"diff": draw(*weight.shape) * 0.2}
+            delta = parts["diff"].double()
+        file |= {f"{module}.{part}": tensor for part, tensor in parts.items()}
+        added[name] = delta.reshape(weight.shape).float()
+    return file, added
+
+
 def with_added(state: dict[str, Tensor], added: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict with `added` (by layer) on its weights."""
     return {

@@ -1,21 +1,22 @@
 """Learned words: every kind of file, their place among the tokens, agreement with transformers."""
 
+import itertools
 import os
-import pickle
+from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from ldm_patched.modules import sd
 from ldm_patched.modules.clip_tokenizer import END_TOKEN, START_TOKEN, clip_tokenizer
 from ldm_patched.modules.embeddings import EmbeddingFolder, split_references
 from ldm_patched.modules.errors import (
-    CorruptModelFile,
     EmbeddingMissing,
-    UnsafeModelFile,
     UnsupportedModel,
 )
+from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy, Hardware
 from ldm_patched.modules.sd1_clip import (
     ClipTextModel,
     SD1ClipModel,
@@ -24,10 +25,19 @@ from ldm_patched.modules.sd1_clip import (
     detect_clip_config,
 )
 from ldm_patched.modules.sdxl_clip import SDXLTokenizer
-from tests.support.engine_report import record
-from tests.support.tiny_checkpoint import clip_l_shapes, jittered_weights
+from tests.support.clip_oracle import library_config, openclip_to_library
+from tests.support.engine_report import agree
+from tests.support.tiny_checkpoint import (
+    CLIP_G_PREFIX,
+    CLIP_L_PREFIX,
+    TINY,
+    clip_l_shapes,
+    jittered_weights,
+    write_tiny_sdxl,
+)
 
 TOLERANCE = 1e-5
+POLICY = DevicePolicy(DeviceFlags(always_cpu=True, all_in_fp32=True), Hardware(kind="cpu"))
 SD1, XL = {"l": 768}, {"l": 768, "g": 1280}
 
 
@@ -125,31 +135,6 @@ def test_what_does_not_fit_is_refused_in_words(tmp_path, tensors, widths, words)
     assert str(tmp_path) not in str(caught.value)
 
 
-class Evil:
-    def __reduce__(self):
-        return (print, ("run",))
-
-
-def test_bad_files_are_refused(tmp_path):
-    (tmp_path / "empty.pt").write_bytes(b"")
-    (tmp_path / "program.pt").write_bytes(pickle.dumps({"x": Evil()}, 2))
-    save_file({"emb_params": rows(9, 768)}, str(tmp_path / "cut.safetensors"))
-    whole = (tmp_path / "cut.safetensors").read_bytes()
-    (tmp_path / "cut.safetensors").write_bytes(whole[:-9])
-    save_file({"emb_params": rows(1, 768) / 0}, str(tmp_path / "nan.safetensors"))
-    (tmp_path / "folder.pt").mkdir()
-    folder = folder_of(tmp_path)
-    for name, error in (
-        ("empty", CorruptModelFile),
-        ("cut", CorruptModelFile),
-        ("nan", CorruptModelFile),
-        ("program", UnsafeModelFile),
-        ("folder", EmbeddingMissing),
-    ):
-        with pytest.raises(error, match=name):
-            folder.vectors(name, "l")
-
-
 @pytest.mark.parametrize("name", ["nothing", "../secret", "/etc/passwd", "x" * 500])
 def test_an_unknown_name_is_reported_not_read_as_words(tmp_path, name):
     with pytest.raises(EmbeddingMissing, match="models/embeddings"):
@@ -232,38 +217,72 @@ def test_encodes_what_transformers_encodes(tmp_path):
     tokens = SingleTokenizer().tokenize_with_weights(text, folder)
     found, pooled = SD1ClipModel(ours).encode_token_weights(tokens)
 
-    theirs = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=49408,
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            eos_token_id=END_TOKEN,
-        )
-    ).eval()
+    theirs = CLIPTextModel(library_config(width, 3, "quick_gelu")).eval()
     table = dict(weights)
-    learned = table["text_model.embeddings.token_embedding.weight"].clone()
-    learned[[1000, 1001, 1002]] = vectors  # ids that the text does not hold
-    table["text_model.embeddings.token_embedding.weight"] = learned
+    learned = "text_model.embeddings.token_embedding.weight"
+    table[learned] = with_words(table[learned], vectors)
     names = theirs.state_dict().keys()
     theirs.load_state_dict({n if n in names else n.removeprefix("text_model."): w
                             for n, w in table.items()})  # fmt: skip
-    next_id = iter((1000, 1001, 1002))
-    ids = [
-        [next(next_id) if isinstance(token, torch.Tensor) else token for token, _ in chunk]
-        for chunk in tokens["l"]
-    ]
     with torch.no_grad():
-        out = theirs(torch.tensor(ids))
+        out = theirs(ids_with_words(tokens["l"]))
     wanted = out.last_hidden_state.reshape(1, -1, width)
-    difference = float((found - wanted).abs().max() / wanted.abs().max())
-    name = "textual inversion"
-    record(
-        "adapter", name, os.environ["PYTEST_CURRENT_TEST"], "transformers", difference, TOLERANCE
-    )
-    assert difference < TOLERANCE
+    most = wanted.abs().max()
+    agree("adapter", "textual inversion", "transformers", found / most, wanted / most, TOLERANCE)
     torch.testing.assert_close(pooled, out.pooler_output[:1], rtol=1e-4, atol=1e-5)
+
+
+def with_words(table, vectors):
+    """A token table with vectors in the places 1000, 1001, …, which no text here names."""
+    table = table.clone()
+    table[1000 : 1000 + len(vectors)] = vectors
+    return table
+
+
+def ids_with_words(chunks):
+    """Token ids for `with_words`, chunk by chunk."""
+    places = itertools.count(1000)
+    return torch.tensor(
+        [[next(places) if isinstance(t, torch.Tensor) else t for t, _ in chunk] for chunk in chunks]
+    )
+
+
+def test_a_pair_of_sdxl_encodes_what_transformers_encodes(tmp_path):
+    sizes = replace(TINY, clip_l_width=128)
+    path = write_tiny_sdxl(tmp_path / "x.safetensors", dtype=torch.float32, sizes=sizes)
+    words = tmp_path / "words"
+    words.mkdir()
+    pair = {"clip_l": rows(2, 128, seed=6) * 10, "clip_g": rows(3, 128, seed=7) * 10}
+    save_file(pair, str(words / "word.safetensors"))
+    _, clip, _, _ = sd.load_checkpoint_guess_config(
+        path, embedding_directory=words, output_model=False, policy=POLICY
+    )
+    tokens = clip.tokenize("a cat embedding:word on a mat " + "and on " * 40)
+    found, pooled = clip.encode_from_tokens(tokens)
+
+    weights = load_file(str(path))
+    wanted = []
+    for encoder, prefix in (("l", CLIP_L_PREFIX), ("g", CLIP_G_PREFIX)):
+        own = {k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)}
+        is_l = encoder == "l"
+        kind = CLIPTextModel if is_l else CLIPTextModelWithProjection
+        named = {f"text_model.{k}": w for k, w in own.items() if "position_ids" not in k}
+        named = named if is_l else openclip_to_library(own)
+        table = "text_model.embeddings.token_embedding.weight"
+        named[table] = with_words(named[table], pair[f"clip_{encoder}"])
+        layers = sizes.clip_l_layers if is_l else sizes.clip_g_layers
+        activation = "quick_gelu" if is_l else "gelu"
+        theirs = kind(library_config(128, layers, activation, 128)).eval()
+        fit = theirs.state_dict().keys()
+        named = {k if k in fit else k.removeprefix("text_model."): w for k, w in named.items()}
+        theirs.load_state_dict(named)
+        with torch.no_grad():
+            out = theirs(ids_with_words(tokens[encoder]), output_hidden_states=True)
+        wanted.append(out.hidden_states[-2].reshape(1, -1, 128))
+    both = torch.cat(wanted, dim=-1)
+    name, reference = "textual inversion, SDXL pair", "transformers"
+    agree("adapter", name, reference, found / both.abs().max(), both / both.abs().max(), TOLERANCE)
+    torch.testing.assert_close(pooled, out.text_embeds[:1], rtol=1e-4, atol=1e-5)
 
 
 def test_the_refiner_reads_its_half_of_a_pair(tmp_path):

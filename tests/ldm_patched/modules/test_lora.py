@@ -19,6 +19,7 @@ from tests.support.lora_files import (
     kohya_file,
     layers_of,
     low_rank,
+    lycoris_file,
     peft_file,
     with_added,
     without,
@@ -146,6 +147,13 @@ def test_a_peft_file_agrees_with_deltas_added_by_hand(model, diffusers_layers):
     check_against_hand_made(
         model, peft_file(diffusers_layers, "unet."), deltas(diffusers_layers), -0.5, "PEFT's names"
     )
+
+
+def test_a_lycoris_file_agrees_with_deltas_added_by_hand(model, diffusers_layers):
+    file, added = lycoris_file(diffusers_layers)
+    assert len(added) == len(diffusers_layers)
+    assert read_lora(file, model).coverage == 1.0
+    check_against_hand_made(model, file, added, 0.6, "LyCORIS: LoHa, LoKr, LoCon, full in turn")
 
 
 def test_a_file_in_the_checkpoint_s_names_changes_the_same_weights(model):
@@ -289,8 +297,9 @@ def test_norms_and_biases_take_differences(model):
     norm = model.model.diffusion_model.middle_block[1].norm
     before = norm.weight.clone(), norm.bias.clone()
     patched.patch_model()
-    torch.testing.assert_close(norm.weight, before[0] + 0.5 * of_shape(128))
-    torch.testing.assert_close(norm.bias, before[1] + 0.5 * of_shape(128))
+    for name, own, old in zip(("norm", "bias"), (norm.weight, norm.bias), before, strict=True):
+        wanted = old.double() + 0.5 * of_shape(128).double()
+        agree("adapter", f"{name} difference", "the formula in float64", own, wanted, 1e-5)
 
 
 def test_a_bias_where_the_model_has_none_is_told(model):

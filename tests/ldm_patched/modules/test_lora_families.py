@@ -28,6 +28,26 @@ def family(request, tmp_path_factory):
     return request.param, model, clip, encoder
 
 
+def check_deltas(name, before, after, wanted):
+    """Record and check the largest error of what each weight has changed by.
+
+    before, after: by name; wanted: name → delta, of the weights that shall have changed.
+    """
+    worst = None
+    for key, old in before.items():
+        if key not in wanted:
+            assert torch.equal(after[key], old), key
+            continue
+        pair = (after[key] - old).flatten(), wanted[key].flatten()
+        error = float((pair[0] - pair[1]).abs().max())
+        worst = max(worst or (error, *pair), (error, *pair), key=lambda p: p[0])
+    agree("adapter", name, "the deltas by hand", *worst[1:], 1e-5)
+
+
+def copies(module):
+    return {k: v.clone() for k, v in module.named_parameters()}
+
+
 @pytest.mark.parametrize("naming", ["kohya", "PEFT"])
 def test_every_layer_of_the_unet_takes_its_delta(family, naming):
     name, model, _, _ = family
@@ -37,19 +57,12 @@ def test_every_layer_of_the_unet_takes_its_delta(family, naming):
     patched, _ = sd.load_lora_for_models(model, None, make[naming](), 0.7, 0.0)
     lora = read_lora(make[naming](), model)
     assert (lora.coverage, len(lora.unet)) == (1.0, len(layers))
-    wanted = deltas(layers, 0.7)
-    before = {k: v.clone() for k, v in model.model.diffusion_model.named_parameters()}
+    added, config = deltas(layers, 0.7), model.model.diffusion_model.config
+    before = copies(model.model.diffusion_model)
+    theirs = {ours: diffusers_name(config, ours).removesuffix(".weight") for ours in before}
+    wanted = {ours: added[name] for ours, name in theirs.items() if name in added}
     after = dict(patched.patch_model().diffusion_model.named_parameters())
-    config, worst = model.model.diffusion_model.config, None
-    for ours, old in before.items():
-        theirs = diffusers_name(config, ours).removesuffix(".weight")
-        if theirs in wanted:
-            pair = (after[ours] - old).flatten(), wanted[theirs].flatten()
-            error = float((pair[0] - pair[1]).abs().max())
-            worst = max(worst or (error, *pair), (error, *pair), key=lambda p: p[0])
-        else:
-            assert torch.equal(after[ours], old), ours
-    agree("adapter", f"LoRA file ({name}), {naming}", "the deltas by hand", *worst[1:], 1e-5)
+    check_deltas(f"LoRA file ({name}), {naming}", before, after, wanted)
     patched.unpatch_model()
     now = dict(model.model.diffusion_model.named_parameters())
     assert all(torch.equal(now[k], v) for k, v in before.items())
@@ -59,9 +72,18 @@ def test_the_text_encoder_takes_its_part(family):
     name, _, clip, encoder = family
     own = {n.removeprefix(f"{encoder}."): w for n, w in layers_of(clip.cond_stage_model).items()}
     own.pop("text_projection", None)
-    lora = read_lora(kohya_file(own, "lora_te_", alpha=3.0), None, clip)
+    file = kohya_file(own, "lora_te_", alpha=3.0)
+    lora = read_lora(file, None, clip)
     assert (lora.coverage, len(lora.clip)) == (1.0, len(own)), name
-    assert all(place.startswith(f"{encoder}.") for place in lora.clip)
+    wanted = {f"{encoder}.{layer}.weight": delta for layer, delta in deltas(own, 0.7).items()}
+    assert set(lora.clip) == wanted.keys()
+    before, plain = copies(clip.cond_stage_model), clip.encode("a boat")
+    _, patched = sd.load_lora_for_models(None, clip, file, 0.0, 0.7)
+    assert not torch.allclose(patched.encode("a boat"), plain)
+    check_deltas(f"LoRA file ({name}), text encoder", before, copies(clip.cond_stage_model), wanted)
+    assert torch.equal(clip.encode("a boat"), plain)  # the one without patches takes them out
+    now = dict(clip.cond_stage_model.named_parameters())
+    assert all(torch.equal(now[k], v) for k, v in before.items())
 
 
 def test_one_of_sdxl_is_refused_with_its_family_s_name(family, tmp_path):
