@@ -19,6 +19,10 @@ class NotEquivalent(Exception):
     """Two sides that should compute the same thing do not; no ratio may be printed."""
 
 
+class Waits(Exception):
+    """A row needs what this machine has not; nothing is wrong with it."""
+
+
 @dataclass
 class Row:
     """One line of the report. Times in seconds unless `unit` says otherwise.

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))  # run as a file, not as a module
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from benchmarks import (  # noqa: E402
+    rows_gpu,
     rows_guidance,
     rows_image,
     rows_loading,
@@ -25,14 +26,19 @@ from benchmarks import (  # noqa: E402
     rows_program,
     rows_prompts,
 )
-from benchmarks.measure import NotEquivalent, Row, machine  # noqa: E402
+from benchmarks.measure import NotEquivalent, Row, Waits, machine  # noqa: E402
 from benchmarks.sizes import Options  # noqa: E402
 
 ROWS: dict[str, Callable[[Options], Row]] = {
     "unet_overhead": rows_network.unet_overhead,
     "unet_bf16": rows_network.unet_bf16,
+    "unet_bf16_small": rows_network.unet_bf16_small,
     "unet_fp32": rows_network.unet_fp32,
     "unet_guided": rows_network.unet_guided,
+    "unet_gpu": rows_gpu.unet_gpu,
+    "unet_gpu_four": rows_gpu.unet_gpu_four,
+    "unet_gpu_compiled": rows_gpu.unet_gpu_compiled,
+    "unet_gpu_four_compiled": rows_gpu.unet_gpu_four_compiled,
     "vae_decode_bf16": rows_network.vae_decode_bf16,
     "sampler_loop": rows_network.sampler_loop,
     "guidance_cost": rows_guidance.guidance_cost,
@@ -68,18 +74,20 @@ def _line(row: Row) -> str:
     return " ".join(cells) + f" {row.setup}" + (f" ({row.note})" if row.note else "")
 
 
-def _measure(name: str, options: Options) -> tuple[Row | None, str]:
-    """(the row, '') or (None, why there is none)."""
+def _measure(name: str, options: Options) -> tuple[Row | None, str, str]:
+    """(the row, '', '') or (None, "waiting" or "failed", why)."""
     try:
-        return ROWS[name](options), ""
+        return ROWS[name](options), "", ""
+    except Waits as error:
+        return None, "waiting", str(error)
     except NotEquivalent as error:
-        return None, f"not equivalent, so no ratio: {error}"
+        return None, "failed", f"not equivalent, so no ratio: {error}"
     except Exception:  # noqa: BLE001 - one broken row must not lose the others
-        return None, traceback.format_exc(limit=6)
+        return None, "failed", traceback.format_exc(limit=6)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 if every row was measured, 1 otherwise."""
+    """0 if every row was measured or waits for other hardware, 1 otherwise."""
     parser = argparse.ArgumentParser(description="Measure speed against diffusers.")
     parser.add_argument("names", nargs="*", help=f"rows to measure; all of: {', '.join(ROWS)}")
     parser.add_argument("--quick", action="store_true", help="tiny models: only shows that it runs")
@@ -101,13 +109,14 @@ def main(argv: list[str] | None = None) -> int:
     results = ROOT / "benchmarks" / "results"
     results.mkdir(exist_ok=True)
     path = results / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}.json"
-    report = {"machine": machine(), "quick": options.quick, "rows": [], "failed": {}}
+    report = {"machine": machine(), "quick": options.quick, "rows": []}
+    report |= {"waiting": {}, "failed": {}}  # why a row is not there
     print(json.dumps(report["machine"]))
     print("row                   ours    theirs      ratio  95 %       target    error    setup")
     for name in arguments.names or ROWS:
-        row, problem = _measure(name, options)
+        row, kind, problem = _measure(name, options)
         if row is None:
-            report["failed"][name] = problem
+            report[kind][name] = problem
             print(f"{name:<16} -- {problem}")
         else:
             report["rows"].append(row.as_json())
