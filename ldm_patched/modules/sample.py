@@ -152,6 +152,9 @@ def sample(  # noqa: PLR0913 - the field's signature
         noise = prepare_noise(latent_image, seed)
     mask = None if noise_mask is None else mask_like(noise_mask, latent_image)
     latent_format = runner.latent_format
+    start = latent_image.float()
+    if start.any():  # no picture is zeros in every scale, though some have a middle of their own
+        start = latent_format.process_in(start)
     interrupt = runner.model_options.get("transformer_options", {}).get("interrupt")
     controls = controls_in_place(runner.base_model, [*positive, *negative], interrupt)
     working = _working_bytes(runner.base_model, [*positive, *negative], latent_image.shape)
@@ -169,7 +172,7 @@ def sample(  # noqa: PLR0913 - the field's signature
             positive,
             negative,
             cfg,
-            latent_format.process_in(latent_image.float()),
+            start,
             part,
             mask,
             _step_watch(callback, len(part) - 1),

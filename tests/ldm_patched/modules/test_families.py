@@ -5,13 +5,13 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
-from ldm_patched.modules import latent_formats, sd
+from ldm_patched.modules import sd
 from ldm_patched.modules.model_base import LoadReport, ModelType
 from ldm_patched.modules.model_detection import require_model_config
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy, Hardware
@@ -109,7 +109,7 @@ def test_each_network_predicts_what_diffusers_predicts(family):
     model = patcher.model
     randomise(model.diffusion_model, seed=5)
     x, context, pooled = inputs(model)
-    library = DDIMScheduler(
+    library = diffusers.DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -313,19 +313,3 @@ def _stub(config, share):
 
 def test_without_a_word_the_network_itself_is_asked(sd2):
     assert sd2[0].model.model_type is ModelType.V_PREDICTION  # random weights give no noise back
-
-
-def test_playground_takes_the_statistics_of_its_file(tmp_path):
-    weights = tiny_sdxl_state_dict(3, torch.float32)
-    weights["edm_mean"] = torch.tensor([-1.0, 2.0, -3.0, 4.0]).view(1, 4, 1, 1)
-    weights["edm_std"] = torch.tensor([8.0, 6.0, 7.0, 5.0]).view(1, 4, 1, 1)
-    path = tmp_path / "playground.safetensors"
-    save_file(weights, str(path))
-    model = load(path)[0].model
-    assert model.model_type is ModelType.EDM
-    assert isinstance(model.latent_format, latent_formats.SDXL_Playground_2_5)
-    latents = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(2))
-    wanted = (latents - weights["edm_mean"]) * 0.5 / weights["edm_std"]
-    torch.testing.assert_close(model.process_latent_in(latents), wanted)
-    torch.testing.assert_close(model.process_latent_out(wanted), latents)
-    assert model.model_sampling.sigma_max.item() == pytest.approx(80.0)
