@@ -53,10 +53,12 @@ class CountingTransfer(Transfer):
     def _count(self, tensor: Tensor, storages: "_Storages") -> Tensor:
         if storages.add(tensor):
             used = self._weights.sum + self._computed.total()
-            if used > self.capacity and (used := self.used) > self.capacity:
-                storages.remove(tensor)
-                raise torch.OutOfMemoryError(f"{used} bytes of {self.capacity}")
-            self.peak = max(self.peak, used)
+            if used > self.peak:  # if so even without what is gone since it was counted
+                used = self.used
+                if used > self.capacity:
+                    storages.remove(tensor)
+                    raise torch.OutOfMemoryError(f"{used} bytes of {self.capacity}")
+                self.peak = max(self.peak, used)
         return tensor
 
     def is_here(self, tensor: Tensor) -> bool:
