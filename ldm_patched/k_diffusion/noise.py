@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm_patched.modules.weight_stream import pinned
+
 NoiseSampler = Callable[[float, float], Tensor]
 
 # Draws of different kinds must never meet on one key; each kind numbers its draws from its base.
@@ -52,9 +54,10 @@ def seeds_for(batch: int, seed: int | Sequence[int] | None) -> tuple[int, ...]:
 def _like(noise: np.ndarray, like: Tensor) -> Tensor:
     """The numbers in the dtype and on the device of `like`; the host does not wait for CUDA."""
     made = torch.from_numpy(noise).to(like.dtype)
-    if like.device.type == "cuda":  # from ordinary memory even a copy of its own accord waits
-        made = made.pin_memory()
-    return made.to(like.device, non_blocking=True)
+    if like.device.type != "cuda":  # others may read the memory when it is another's already
+        return made.to(like.device)
+    # from ordinary memory even a copy of its own accord waits
+    return pinned(made).to(like.device, non_blocking=True)
 
 
 class PerImageNoise:

@@ -10,6 +10,24 @@ EngineError
 └── NotFinite            E_NAN                a network gave NaN or infinity
 """
 
+import errno
+
+_OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "alloc_cpu", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the device or in the computer, as Python or PyTorch say it."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if not isinstance(error, RuntimeError):
+        return False
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return any(words in text for words in _OUT_OF_MEMORY_WORDS)
+
 
 class EngineError(Exception):
     """Base of every error that the engine raises on purpose."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm_patched.modules.errors import CorruptModelFile
+from ldm_patched.modules.errors import CorruptModelFile, is_out_of_memory
 from ldm_patched.modules.model_base import LoadReport, set_weight
 from ldm_patched.modules.weight_file import open_weights, read_metadata
 
@@ -68,12 +68,12 @@ def load_weights(
 @contextmanager
 def sound_shapes(file_name: str) -> Iterator[None]:
     """Around work with the shapes in a file, which can be anything: what they break is the file's
-    fault. Raises CorruptModelFile."""
+    fault, but not that memory runs out. Raises CorruptModelFile."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise CorruptModelFile(
             f"{file_name} is damaged: the shapes of its weights do not fit together. "
             "Download it again."

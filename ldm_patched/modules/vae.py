@@ -122,6 +122,7 @@ class VAE:
                 except torch.OutOfMemoryError:
                     logger.warning("Not enough memory for a whole picture in the VAE; in strips.")
                 tiled = True
+                self._enter(needed())  # float32 weights that found no room are on the host
             # Outside of the handler: the exception would hold on to the frames and their tensors.
             results.append(self._finite(partial(strips, part), needed))
         return torch.cat(results)

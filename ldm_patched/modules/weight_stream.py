@@ -19,6 +19,16 @@ SMALL_UNIT = 4 * 2**20
 """Bytes; smaller ones always stay on the device, for the time of a copy is not worth theirs."""
 
 
+def pinned(tensor: Tensor) -> Tensor:
+    """A tensor on the host in memory that CUDA copies from by itself, itself if there is none."""
+    if tensor.is_pinned():
+        return tensor
+    try:
+        return tensor.pin_memory()
+    except RuntimeError:  # no more memory may be locked; copies are slower then
+        return tensor
+
+
 class Transfer:
     """How tensors reach one device and come back, and how copies run beside computation."""
 
@@ -76,12 +86,7 @@ class CudaTransfer(Transfer):
         self._stream: torch.cuda.Stream | None = None
 
     def pin(self, tensor: Tensor) -> Tensor:
-        if tensor.is_pinned():
-            return tensor
-        try:
-            return tensor.pin_memory()
-        except RuntimeError:  # no more memory may be locked; copies are slower then
-            return tensor
+        return pinned(tensor)
 
     def copy(self, slot: "_Slot", pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         if self._stream is None:

@@ -5,13 +5,11 @@ plain RuntimeError of the allocator; all become E_OOM. Anything unknown becomes 
 caller logs it in full.
 """
 
-import errno
 from typing import NamedTuple
 
-from ldm_patched.modules.errors import EngineError
+from ldm_patched.modules import errors as engine
 from modules.spec.errors import OutOfMemory, StudioError
 
-_OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "alloc_cpu", "not enough memory")
 _DEVICE_LOST_WORDS = ("CUDA error", "device-side assert", "CUDNN_STATUS", "XPU error")
 INTERNAL_SENTENCE = (
     "Something went wrong inside Easel; the log says more. Try again, and report it if it stays."
@@ -27,16 +25,7 @@ class Failure(NamedTuple):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the device or in the computer."""
-    if isinstance(error, MemoryError | OutOfMemory):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    if not isinstance(error, RuntimeError):
-        return False
-    if type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    return any(words in text for words in _OUT_OF_MEMORY_WORDS)
+    return isinstance(error, OutOfMemory) or engine.is_out_of_memory(error)
 
 
 def is_device_lost(error: BaseException) -> bool:
@@ -48,7 +37,7 @@ def is_device_lost(error: BaseException) -> bool:
 
 def failure_of(error: BaseException) -> Failure:
     """What to tell about `error`. Typed errors carry their own sentence."""
-    if isinstance(error, StudioError | EngineError):
+    if isinstance(error, StudioError | engine.EngineError):
         return Failure(error.code, str(error))
     if is_out_of_memory(error):
         return Failure(

@@ -1,6 +1,7 @@
 """Noise is a function of the picture's seed: never of the batch, the order or the steps."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,3 +96,29 @@ def test_an_interval_below_the_grid_still_gives_unit_noise():
 def test_a_range_without_sense_is_refused():
     with pytest.raises(ValueError, match="0 < sigma_min"):
         BrownianNoise(torch.zeros(SHAPE), [3], 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "locks", "runs_ahead"),
+    [("mps", True, False), ("cuda", True, True), ("cuda", False, True)],
+)
+def test_only_cuda_copies_by_itself_even_where_no_memory_can_be_locked(
+    monkeypatch, device, locks, runs_ahead
+):
+    copies = []
+
+    def to(tensor, target, non_blocking=False):
+        if isinstance(target, torch.device):
+            copies.append(non_blocking)
+        return tensor
+
+    def pin_memory(tensor):
+        if not locks:
+            raise RuntimeError("CUDA error: no more memory may be locked")
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    like = SimpleNamespace(shape=(1, 4), dtype=torch.float32, device=torch.device(device))
+    assert PerImageNoise(like, [1])().shape == (1, 4)
+    assert copies == [runs_ahead]

@@ -291,6 +291,22 @@ def test_broken_latents_are_not_blamed_on_the_vae():
     assert half.dtype == torch.bfloat16
 
 
+def test_strips_find_the_weights_where_the_way_back_in_float32_found_no_room(monkeypatch):
+    small, places = make_vae(torch.float16, change=enlarge), []
+    wanted = make_vae(change=enlarge).decode(noise(1, 4, 4, 4))
+
+    def enter(_):
+        places.append("device")
+        if len(places) == 2:  # the one in float32
+            places[-1] = "host"
+            raise torch.OutOfMemoryError("no room for float32")
+
+    monkeypatch.setattr(small.residence, "enter", enter)
+    pixels = small.decode(noise(1, 4, 4, 4))
+    assert places == ["device", "host", "device"]
+    assert (pixels - wanted).abs().max() < 0.01
+
+
 def test_the_way_back_in_float32_asks_for_twice_the_room(monkeypatch):
     small, asked = make_vae(torch.float16, change=enlarge), []
     monkeypatch.setattr(small.residence, "enter", asked.append)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ldm_patched.modules.errors import CorruptModelFile, NotFinite
+from ldm_patched.modules.utils import sound_shapes
 from modules.spec.errors import DiskFull, OutOfMemory
 from modules.worker.failures import failure_of, is_device_lost, is_out_of_memory
 
@@ -34,6 +35,14 @@ def test_torch_really_raises_what_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50)
     assert is_out_of_memory(caught.value)
+
+
+def test_a_full_computer_is_not_called_a_damaged_file():
+    with pytest.raises(RuntimeError) as caught, sound_shapes("model.safetensors"):
+        torch.empty(2**50)
+    assert failure_of(caught.value).code == "E_OOM"
+    with pytest.raises(CorruptModelFile), sound_shapes("model.safetensors"):
+        torch.empty(2, 3).view(7)
 
 
 def test_an_unknown_error_tells_no_details():
