@@ -56,24 +56,26 @@ class MemoryBudget:
         self._last_used: weakref.WeakKeyDictionary[Residence, int] = weakref.WeakKeyDictionary()
         self._clock = 0
 
-    def admit(self, residence: Residence, working: int = 0) -> None:
-        """Bring a network to the device and leave `working` bytes free beside it, if possible.
+    def admit(self, residence: Residence, working: int = 0, kept: int = 0) -> None:
+        """Bring a network to the device and leave that much free beside it, if possible.
+
+        working, kept: bytes, see Residence.enter.
 
         Raises torch.OutOfMemoryError if not even sending everybody else away and streaming gives
         enough; the network is on the host then, and usable again when there is room.
         """
         self._clock += 1
         self._last_used[residence] = self._clock
-        needed = residence.size - residence.device_bytes + working + self._reserve
+        needed = residence.size - residence.device_bytes + working + kept + self._reserve
         self.make_room(needed, keep=residence)
         streams = residence.can_stream and self._must_stream(needed)
         try:
-            residence.load(self._allowance(residence, working) if streams else None)
+            residence.load(self._allowance(residence, working, kept) if streams else None)
         except torch.OutOfMemoryError:
             if self.mode == "always":
                 raise
             self.make_room(None, keep=residence)
-            self._load_again(residence, working)
+            self._load_again(residence, working, kept)
         if residence.is_streaming:
             logger.info(
                 "%s streams: %d of %d MB are on the device",
@@ -82,13 +84,13 @@ class MemoryBudget:
                 residence.size >> 20,
             )
 
-    def _load_again(self, residence: Residence, working: int) -> None:
+    def _load_again(self, residence: Residence, working: int, kept: int) -> None:
         """After a failure: as much as there seems to be room for, and then as little as can be."""
         if not residence.can_stream:
             residence.load()
             return
         try:
-            residence.load(self._allowance(residence, working))
+            residence.load(self._allowance(residence, working, kept))
         except torch.OutOfMemoryError:
             residence.load(0)
 
@@ -115,12 +117,12 @@ class MemoryBudget:
             return False
         return self.mode == "no" or self.is_sparing or self.free_bytes() < needed
 
-    def _allowance(self, residence: Residence, working: int) -> int:
+    def _allowance(self, residence: Residence, working: int, kept: int) -> int:
         if self.mode == "no" or self.is_sparing:
             return 0
         # Twice the work space: both conditions in one call, since each call streams anew.
         free = self.free_bytes() + residence.device_bytes
-        return max(0, free - 2 * working - self._reserve)
+        return max(0, free - 2 * working - kept - self._reserve)
 
     @contextmanager
     def sparing(self) -> Iterator[None]:

@@ -236,22 +236,23 @@ class ModelPatcher:
         return self._applied.by is self._revision
 
     def patch_model(
-        self, device_to: torch.device | str | None = None, working: int = 0
+        self, device_to: torch.device | str | None = None, working: int = 0, kept: int = 0
     ) -> nn.Module:
         """The model with this patcher's objects and weights in it, on `device_to` if given.
 
-        working: bytes that shall be free beside the weights. Raises torch.OutOfMemoryError; the
-        model is on the host then, without patches.
+        working, kept: see Residence.enter. Raises torch.OutOfMemoryError; the model is on the
+        host then, without patches.
         """
         anew = not self.is_patched
         try:
             if anew:
                 self.unpatch_model()
                 self._put_objects()
-            self._move(device_to, working)  # with the numbers that the objects bring along
+            self._move(device_to, working, kept)  # with the numbers that the objects bring along
             if anew:
                 self._merge()
         except BaseException:
+            self.residence.offload()  # putting back takes room, of which there may be none there
             self.unpatch_model()
             raise
         self._applied.by = self._revision
@@ -260,7 +261,8 @@ class ModelPatcher:
     def _put_objects(self) -> None:
         for name, obj in self.object_patches.items():
             owner, leaf = self._owner(name)
-            self._applied.objects[name] = getattr(owner, leaf, _MISSING)
+            self._applied.objects[name] = original = getattr(owner, leaf, _MISSING)
+            self.residence.retire_all(original)
             _assign(owner, leaf, obj)
 
     def _merge(self) -> None:
@@ -295,11 +297,11 @@ class ModelPatcher:
             del applied.objects[name]
         self._move(device_to)
 
-    def _move(self, device: torch.device | str | None, working: int = 0) -> None:
+    def _move(self, device: torch.device | str | None, working: int = 0, kept: int = 0) -> None:
         if device is None:
             return
         if torch.device(device) == self.load_device:
-            self.residence.enter(working)
+            self.residence.enter(working, kept)
         else:
             self.residence.offload()
 

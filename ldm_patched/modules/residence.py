@@ -79,15 +79,16 @@ class Residence:
 
     # --- coming and going ------------------------------------------------------------------------
 
-    def enter(self, working: int = 0) -> None:
-        """Be ready to compute, with `working` bytes free beside the weights if there is a budget.
+    def enter(self, working: int = 0, kept: int = 0) -> None:
+        """Be ready to compute, with bytes free beside the weights if there is a budget.
 
+        working: what a call for one condition takes; kept: what comes to stay meanwhile.
         Raises torch.OutOfMemoryError, and is on the host then.
         """
         if self.transfer is None:
             return
         if self.budget is not None:
-            self.budget.admit(self, working)
+            self.budget.admit(self, working, kept)
         else:
             self.load()
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ldm_patched.k_diffusion.noise import seeds_for
-from ldm_patched.ldm.modules.diffusionmodules.context_cache import text_bytes
 from ldm_patched.modules.cond_batch import mask_like
 from ldm_patched.modules.control_base import controls_in_place, weights_to_come
 from ldm_patched.modules.errors import NotFinite
@@ -79,26 +78,35 @@ def _free_bytes(model: Any, device: torch.device) -> int:
     return free_memory(device) if budget is None else budget.working_bytes()
 
 
-def _working_bytes(model: Any, conditions: Conditions, shape: Sequence[int]) -> int:
-    """What a run takes beside the weights: a call, the controls, and what is kept of the texts."""
-    tokens = shape[0] * sum(context.shape[1] for context, *_ in conditions)
+def _bytes_beside(
+    runner: KSampler, positive: Conditions, negative: Conditions, cfg: float, shape: Sequence[int]
+) -> tuple[int, int]:
+    """What a run takes beside the weights: for a call, and for what comes to stay meanwhile,
+    which is the controls and what is kept of the texts."""
+    model, conditions = runner.base_model, [*positive, *negative]
+    working, kept = model.memory_required(shape), weights_to_come(conditions)
     network = getattr(model, "diffusion_model", None)
-    kept = 0 if network is None else text_bytes(network, tokens)
-    return model.memory_required(shape) + weights_to_come(conditions) + kept
+    if network is not None:
+        is_guided = cfg != 1.0 and not network.config.guidance_dim
+        if not is_guided and not runner.model_options.get("disable_cfg1_optimization", False):
+            conditions = list(positive)  # the others are never evaluated
+        dtype = model.manual_cast_dtype or model.get_dtype()
+        kept += network.text_bytes([text for text, *_ in conditions], shape[0], dtype)
+    return working, kept
 
 
 @contextmanager
-def _patched(model: Any, working: int) -> Iterator[None]:
+def _patched(model: Any, working: int, kept: int) -> Iterator[None]:
     """With a ModelPatcher's patches in the model, on its device; taken out if anything fails.
 
-    working: bytes that shall be free beside the weights.
+    working, kept: bytes beside the weights, see Residence.enter.
     They stay in otherwise: the next picture needs them, and another patcher takes them out itself.
     """
     if not hasattr(model, "patch_model"):
         yield
         return
     try:
-        model.patch_model(model.load_device, working)
+        model.patch_model(model.load_device, working, kept)
         with model.residence.busy():
             yield
     except BaseException:
@@ -157,7 +165,7 @@ def sample(  # noqa: PLR0913 - the field's signature
         start = latent_format.process_in(start)
     interrupt = runner.model_options.get("transformer_options", {}).get("interrupt")
     controls = controls_in_place(runner.base_model, [*positive, *negative], interrupt)
-    working = _working_bytes(runner.base_model, [*positive, *negative], latent_image.shape)
+    beside = _bytes_beside(runner, positive, negative, cfg, latent_image.shape)
     at = len(part) if refiner is None else refiner.step - (start_step or 0)
     other = None
     if refiner is not None and at < len(part) - 1:
@@ -165,7 +173,7 @@ def sample(  # noqa: PLR0913 - the field's signature
     # The run's model sampling outside of all else: controls go by it, and a refiner that shares
     # the network leaves its own before this one leaves.
     in_place = runner.sampling_in_place()
-    with _patched(model, working), in_place, torch.inference_mode(), controls, ExitStack() as stack:
+    with _patched(model, *beside), in_place, torch.inference_mode(), controls, ExitStack() as stack:
         runner.free_bytes = _free_bytes(model, device)  # now that the weights are in their place
         given = Arguments(
             noise.float(),
@@ -184,10 +192,11 @@ def sample(  # noqa: PLR0913 - the field's signature
         else:
 
             def enter() -> None:
-                room = other.base_model.memory_required(latent_image.shape)
+                texts = refiner.positive, refiner.negative
+                beside = _bytes_beside(other, *texts, cfg, latent_image.shape)
                 if hasattr(model, "residence"):
                     model.residence.is_busy = False  # it has done its part and may make room
-                stack.enter_context(_patched(refiner.model, room))
+                stack.enter_context(_patched(refiner.model, *beside))
                 stack.enter_context(other.sampling_in_place())
                 other.free_bytes = _free_bytes(refiner.model, device)
 

@@ -181,3 +181,15 @@ def test_high_vram_on_a_card_that_is_a_little_too_small_keeps_most_of_it_there()
     machine.unet.enter(2 * MB)
     assert machine.unet.is_streaming
     assert 20 * MB < machine.unet.device_bytes <= 38 * MB - 2 * MB
+
+
+def test_what_comes_to_stay_is_left_free_once_and_work_space_twice():
+    machine = Machine(40)
+    machine.unet.enter(2 * MB, 8 * MB)
+    assert machine.unet.is_streaming
+    assert machine.on_device()["unet"] == 28  # of blocks of 4
+    machine = Machine(50)
+    machine.unet.enter(2 * MB, 8 * MB)
+    assert not machine.unet.is_streaming
+    machine.unet.enter(2 * MB, 9 * MB)
+    assert machine.unet.is_streaming

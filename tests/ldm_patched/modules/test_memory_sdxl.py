@@ -6,6 +6,8 @@ Stated, not counted: what CUDA itself takes (CONTEXT), and the work space of lib
 the budget keeps its RESERVE. Attention takes no more than its result, as every fused kernel does.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ from ldm_patched.modules.model_detection import require_model_config
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy, Hardware
 from ldm_patched.modules.model_patcher import ModelPatcher
 from ldm_patched.modules.residence import Residence
-from ldm_patched.modules.sample import _working_bytes
+from ldm_patched.modules.sample import _bytes_beside
 from ldm_patched.modules.vae import VAE
 from tests.support import engine_report
 from tests.support.counting_transfer import CountingTransfer
@@ -82,10 +84,12 @@ def small_card() -> DevicePolicy:
     return DevicePolicy(DeviceFlags(), hardware)
 
 
-def planned(unet: BaseModel, **options: object) -> int:
+def planned(unet: BaseModel, **options: object) -> tuple[int, int]:
     """What a run of one picture with both prompts is planned to take beside the weights."""
-    conditions = [[torch.empty(1, 77, 2048, device="meta"), options]] * 2
-    return _working_bytes(unet, conditions, (1, *LATENTS))
+    prompt = [[torch.empty(1, 77, 2048, device="meta"), options]]
+    unet.diffusion_model.clear_cache()
+    runner = SimpleNamespace(base_model=unet, model_options={})
+    return _bytes_beside(runner, prompt, prompt, 7.0, (1, *LATENTS))
 
 
 def note_peak(what: str, request: pytest.FixtureRequest, transfer: MetaTransfer) -> float:
@@ -131,7 +135,7 @@ def test_a_picture_of_1024_keeps_to_4_gb(unet, text_encoders, request, mode):
         if number:
             patcher = merged(unet, patcher)
         both = unet.memory_required((2, *LATENTS))
-        patcher.patch_model("meta", planned(unet))
+        patcher.patch_model("meta", *planned(unet))
         assert patcher.residence.is_streaming
         assert clip.device_bytes == 0  # left before sampling
         assert patcher.residence.device_bytes > GIB // 2  # and what fits stays there
@@ -161,7 +165,7 @@ def test_a_controlnet_beside_it_keeps_to_4_gb(unet, request):
     network.eval().requires_grad_(False)
     own = ModelPatcher(network, "meta", "cpu", budget=budget)
     control = ControlNet("canny", own, torch.bfloat16)
-    patcher.patch_model("meta", planned(unet, control=control))
+    patcher.patch_model("meta", *planned(unet, control=control))
     like = {"dtype": torch.bfloat16, "device": "meta"}
     with patcher.residence.busy():
         own.patch_model("meta")

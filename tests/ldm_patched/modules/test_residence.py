@@ -287,6 +287,42 @@ def test_what_an_object_brings_along_is_there_from_the_first_run(model, share):
     assert transfer.used == 0
 
 
+def test_an_object_that_is_set_aside_leaves_the_device(model):
+    transfer = CountingTransfer()
+    plain, clone = patched(model, transfer)
+    plain.patch_model("cuda")
+    original = model.model_sampling
+    assert transfer.is_here(original.sigmas.data)
+    clone.add_object_patch("model_sampling", type(original)())
+    clone.patch_model("cuda")
+    assert not transfer.is_here(original.sigmas.data)
+    plain.patch_model("cuda")
+    assert model.model_sampling is original
+    assert transfer.is_here(original.sigmas.data)
+    plain.unpatch_model("cpu")
+
+
+def test_a_merge_that_runs_out_of_memory_leaves_the_plain_model_on_the_host(model, monkeypatch):
+    wanted, before = run(model), hosts(model)
+    transfer = CountingTransfer()
+    _, clone = patched(model, transfer)
+    own, made = clone._patched, []
+
+    def full(weight, patches):
+        if len(made) == 2:  # and what was made for it is still held by the error
+            monkeypatch.setattr(transfer, "capacity", 0)
+            raise torch.OutOfMemoryError("no room to merge")
+        made.append(1)
+        return own(weight, patches)
+
+    monkeypatch.setattr(clone, "_patched", full)
+    with pytest.raises(torch.OutOfMemoryError, match="merge"):
+        clone.patch_model("cuda")
+    assert transfer.used == 0
+    assert hosts(model) == before
+    assert torch.equal(run(model), wanted)
+
+
 class Nest(torch.nn.Module):
     """Its own weight counts after those of what is in it."""
 

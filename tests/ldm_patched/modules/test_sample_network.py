@@ -1,11 +1,14 @@
 """Sampling with a real network of the SDXL family, at a tenth of its width."""
 
+import copy
+
 import pytest
 import torch
 
-from ldm_patched.ldm.modules.diffusionmodules.context_cache import text_bytes
+from ldm_patched.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm_patched.modules.model_detection import require_model_config
 from ldm_patched.modules.model_patcher import ModelPatcher
+from ldm_patched.modules.refiner import RefinerSwitch
 from ldm_patched.modules.sample import sample
 from tests.support.tiny_checkpoint import TINY, UNET_PREFIX, random_weights, unet_shapes
 
@@ -112,20 +115,66 @@ def test_weights_can_still_be_trained_afterwards(patcher):
     assert not any(p.is_inference() for p in patcher.model.parameters())
 
 
-def test_room_is_asked_for_what_is_kept_of_the_texts(patcher, monkeypatch):
-    asked, own = [], patcher.patch_model
+@pytest.fixture
+def asked(monkeypatch):
+    """(working, kept) of each time that room is made."""
+    rooms, own = [], ModelPatcher.patch_model
 
-    def noted(device, working):
-        asked.append(working)
-        return own(device, working)
+    def noted(patcher, device, working, kept):
+        rooms.append((working, kept))
+        return own(patcher, device, working, kept)
 
-    monkeypatch.setattr(patcher, "patch_model", noted)
+    monkeypatch.setattr(ModelPatcher, "patch_model", noted)
+    return rooms
+
+
+def stored(unet: UNetModel) -> int:
+    """Bytes of the keys and values that are kept."""
+    stores = [entry.store for entry in unet._contexts._entries]
+    return sum(t.nbytes for store in stores for _, made in store.values() for t in made)
+
+
+@pytest.mark.parametrize("tokens", [(77, 77), (154, 231)])
+def test_room_is_asked_for_what_is_kept_of_the_texts_and_once(patcher, asked, tokens):
     unet = patcher.model.diffusion_model
     unet.clear_cache()
-    latent = torch.zeros(2, 4, 8, 8)
-    run(patcher, latent=latent)
-    (entry,) = unet._contexts._entries
-    kept = sum(t.nbytes for _, made in entry.store.values() for t in made)
-    assert asked == [patcher.memory_required(latent.shape) + kept]
+    latent = torch.zeros(1, 4, 8, 8)
+    for _ in range(2):
+        run(patcher, tokens, latent=latent)
+    working, kept = patcher.memory_required(latent.shape), stored(unet)
     assert kept > 0
-    assert text_bytes(unet, 10**6) < text_bytes(unet, 1000) * 1.1  # the store is bounded
+    assert asked == [(working, kept), (working, 0)]
+
+
+def test_other_texts_ask_for_room_of_their_own(patcher, asked):
+    unet = patcher.model.diffusion_model
+    unet.clear_cache()
+    run(patcher)
+    before = stored(unet)
+    run(patcher, (77, 154))
+    assert asked[1][1] == stored(unet) - before > 0
+
+
+def test_no_room_is_asked_for_a_negative_prompt_that_is_never_evaluated(patcher, asked):
+    unet = patcher.model.diffusion_model
+    unet.clear_cache()
+    sample(patcher, None, 2, 1.0, "euler", "karras", prompt(1), prompt(2), LATENT, seed=3)
+    assert asked[0][1] == stored(unet) > 0
+
+
+def test_the_refiner_s_texts_are_counted_too(patcher, asked):
+    other = ModelPatcher(copy.deepcopy(patcher.model))
+    run(patcher, refiner=RefinerSwitch(other, 2, prompt(5), prompt(6)))
+    assert asked[1] == (other.memory_required(LATENT.shape), stored(other.model.diffusion_model))
+    assert asked[1][1] > 0
+
+
+def test_texts_that_are_not_kept_take_no_room(patcher):
+    unet, text = patcher.model.diffusion_model, torch.zeros(1, 77, TINY.context)
+    unet.clear_cache()
+    one = unet.text_bytes([text], 1, torch.float32)
+    assert one == 2 * unet.text_bytes([text], 1, torch.float16) > 0  # by what it computes in
+    assert unet.text_bytes([text, text], 6, torch.float32) == 12 * one
+    assert unet.text_bytes([text, text], 8, torch.float32) * 77 == 1024 * one  # one at a time
+    assert unet.text_bytes([text, text], 14, torch.float32) == 0
+    assert unet.text_bytes([], 1, torch.float32) == 0

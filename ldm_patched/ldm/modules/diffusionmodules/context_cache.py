@@ -4,24 +4,28 @@ Exact: a text is known again only if it is equal in every number, and each layer
 weights are unchanged. The store is bounded by tokens, since 1,024 of them cost 340 MB in SDXL.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from ldm_patched.modules.conds import CONDCrossAttn
+
 MAX_ENTRIES = 4
 MAX_TOKENS = 1024
 
 
-def text_bytes(network: nn.Module, tokens: int) -> int:
-    """Bytes of what a UNet keeps of so many tokens; the store's bound is the most."""
+def bytes_per_token(network: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values that a UNet computing in `dtype` makes of a token."""
     widths = (
-        weight.shape[0] * max(2, weight.dtype.itemsize)  # what is stored in 8 bits computes in 16
+        weight.shape[0]
         for name, weight in network.named_parameters()
         if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
     )
-    return min(tokens, MAX_TOKENS) * sum(widths)
+    return sum(widths) * dtype.itemsize
 
 
 @dataclass(slots=True)
@@ -36,6 +40,10 @@ class _Entry:
     @property
     def tokens(self) -> int:
         return self.copy.shape[0] * self.copy.shape[1]
+
+    def is_of(self, texts: Sequence[Tensor]) -> bool:
+        """Whether all of it is made of these, (1, tokens, C), which may be repeated."""
+        return all(any(_begins_with(row, text) for text in texts) for row in self.copy)
 
 
 class ContextCache:
@@ -53,6 +61,23 @@ class ContextCache:
     def clear(self) -> None:
         """Forget all."""
         self._entries.clear()
+
+    def tokens_to_come(self, texts: Sequence[Tensor], batch: int) -> int:
+        """How many more tokens are kept after a run of `batch` pictures with these texts.
+
+        texts: (1, tokens, C). Of evaluating them in one call and apart, what keeps more counts.
+        """
+        if not texts:
+            return 0
+        lengths = [text.shape[1] for text in texts]
+        longest = math.lcm(*lengths)  # as CONDCrossAttn joins them
+        together = batch * longest * len(lengths)
+        if together > MAX_TOKENS or longest > CONDCrossAttn.max_repeats * min(lengths):
+            together = 0
+        apart = sum(batch * n for n in lengths if batch * n <= MAX_TOKENS)
+        known = sum(entry.tokens for entry in self._entries if entry.is_of(texts))
+        room = MAX_TOKENS - sum(entry.tokens for entry in self._entries)
+        return max(0, min(max(together, apart) - known, room))
 
     def store_for(self, context: Tensor | None) -> dict[Any, Any] | None:
         """The store of this context, (B, tokens, C); None where keeping one would not be exact.
@@ -77,6 +102,11 @@ class ContextCache:
 def _version(tensor: Tensor) -> int:
     """Counts changes in place; -1 where PyTorch does not count them."""
     return -1 if tensor.is_inference() else tensor._version
+
+
+def _begins_with(row: Tensor, text: Tensor) -> bool:
+    length = text.shape[1]
+    return len(row) % length == 0 and torch.equal(row[:length], text[0].to(row))
 
 
 def _is_same(entry: _Entry, context: Tensor) -> bool:

@@ -6,14 +6,14 @@ at each call, so that an assignment to `openaimodel.timestep_embedding` (see the
 patch) reaches every user.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm_patched.ldm.modules.diffusionmodules.context_cache import ContextCache
+from ldm_patched.ldm.modules.diffusionmodules.context_cache import ContextCache, bytes_per_token
 from ldm_patched.ldm.modules.diffusionmodules.unet_blocks import (
     BlockMaker,
     Downsample,
@@ -139,6 +139,10 @@ class UNetModel(nn.Module):
     def clear_cache(self) -> None:
         """Forget the keys and values kept for texts."""
         self._contexts.clear()
+
+    def text_bytes(self, texts: Sequence[Tensor], batch: int, dtype: torch.dtype) -> int:
+        """Bytes that keeping texts adds to what is kept, see ContextCache.tokens_to_come."""
+        return self._contexts.tokens_to_come(texts, batch) * bytes_per_token(self, dtype)
 
     def embed(
         self,
