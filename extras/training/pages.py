@@ -5,9 +5,9 @@ is interrupted goes on with the very pictures that it would have seen.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -125,6 +125,11 @@ class PagePlan:
             torch.from_numpy(np.stack(facts)),
             torch.from_numpy(np.stack(maps)),
         )
+
+
+def source_record(source: GroupSource) -> dict[str, Any]:
+    """What a checkpoint says of `source`: nothing of a primer, as before there was one, without."""
+    return {k: v for k, v in asdict(source).items() if (k, v) != ("primer", False)}
 
 
 def edge_map(image: np.ndarray, rng: Random) -> np.ndarray:

@@ -17,7 +17,7 @@ from extras.training.conditioner import ClipEmbedder, ConcatTimestepEmbedderND, 
 from extras.training.errors import TrainingFolderError
 from extras.training.grids import tile
 from extras.training.objectives import OBJECTIVES, make_loss
-from extras.training.pages import GroupSource, PageGroup
+from extras.training.pages import GroupSource, PageGroup, source_record
 from extras.training.run import Stage
 from extras.training.stage_vae import to_network, to_pixels
 from extras.training.window import Batch, LatentWindow, WindowPlan, conditions
@@ -93,7 +93,7 @@ class DiffusionStage(Stage):
         return self.window_plan.batch
 
     def identity(self) -> dict[str, Any]:
-        return {"stage": self.name, "pages": asdict(self.source),
+        return {"stage": self.name, "pages": source_record(self.source),
                 "window": asdict(self.window_plan)}  # fmt: skip
 
     def begin(self, step: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from extras.training import picturebook
 from extras.training.detector import FactNetwork
 from extras.training.facts import fact_loss, readings, right, shares
-from extras.training.pages import PageGroup, PagePlan
+from extras.training.pages import PageGroup, PagePlan, source_record
 from extras.training.run import Stage
 from extras.training.window import LatentWindow, WindowPlan
 
@@ -66,7 +66,7 @@ class FactsStage(Stage):
         return self.window_plan.batch
 
     def identity(self) -> dict[str, Any]:
-        return {"stage": self.name, "pages": asdict(self.pages),
+        return {"stage": self.name, "pages": source_record(self.pages),
                 "window": asdict(self.window_plan)}  # fmt: skip
 
     def begin(self, step: int) -> None:

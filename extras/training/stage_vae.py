@@ -16,7 +16,7 @@ from extras.training import picturebook
 from extras.training.builtin_model import BuiltinSizes, make_vae
 from extras.training.grids import tile
 from extras.training.latent_space import normalise_latents, preview_turn, whitener
-from extras.training.pages import PageGroup, PagePlan, draw_groups
+from extras.training.pages import PageGroup, PagePlan, draw_groups, source_record
 from extras.training.run import Stage
 from extras.training.vae_start import fit_to_colours
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL
@@ -91,7 +91,7 @@ class VaeStage(Stage):
         return self.pages.group
 
     def identity(self) -> dict[str, Any]:
-        return {"stage": self.name, "sizes": asdict(self.sizes), "pages": asdict(self.pages),
+        return {"stage": self.name, "sizes": asdict(self.sizes), "pages": source_record(self.pages),
                 "loss": asdict(self.weights)}  # fmt: skip
 
     def begin(self, step: int) -> None:

@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch", type=int, help="pictures or captions in a step")
     add("--page", type=int, default=256, help="side of a square page in pixels: 128 on a slow CPU")
     add("--square", action="store_true", help="square pages only: there is one size to compile for")
-    add("--primer", action="store_true", help="base: one large subject a page, to begin with")
+    add("--primer", action="store_true", help="base: one subject a page, mostly large, first")
     add("--side", type=int, help="vae: train on square pieces of this side (0: whole pages)")
     add("--learning-rate", type=float)
     add("--seed", type=int, default=0)
@@ -94,6 +94,10 @@ def choose_device(name: str) -> torch.device:
 
 def make_run(args: argparse.Namespace) -> Run:
     """The run that a command line asks for. Raises TrainingError."""
+    if args.primer and args.stage != "base":
+        raise TrainingError(
+            f"--primer is of the stage base alone: leave it out for the stage {args.stage}."
+        )
     device = choose_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -328,6 +328,21 @@ def test_the_command_line_trains_resumes_and_ends(tmp_path, capsys):
     assert (tmp_path / "run" / VAE_FILE).stat().st_size > 1e6
 
 
+def test_runs_from_before_the_primer_go_on_and_those_with_it_say_so(tmp_path):
+    stage = vae_run(tmp_path).stage
+    assert "primer" not in stage.identity()["pages"]
+    stage.pages = replace(stage.pages, primer=True)
+    assert stage.identity()["pages"]["primer"] is True
+
+
+@pytest.mark.parametrize("stage", ["vae", "lora"])
+def test_a_primer_for_another_stage_is_refused_in_one_sentence(stage, tmp_path, capsys):
+    line = ["--stage", stage, "--size", "toy", "--primer", "--folder", str(tmp_path / "run")]
+    assert train_builtin.main(line) == 1
+    assert "--primer is of the stage base alone" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_absent_device_is_named(tmp_path, capsys):
     line = ["--stage", "vae", "--device", "abacus", "--folder", str(tmp_path)]
     assert train_builtin.main(line) == 1
