@@ -35,11 +35,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPage]:
 class Window:
     """One tab of a visitor of their own (no shared storage), with words for what they do."""
 
-    def __init__(self, context: Any, url: str, address: str = "") -> None:
-        """`url`: the server's; `address`: what is opened there, the page itself unless given."""
-        self.context, self.url = context, url
+    def __init__(self, context: Any, url: str, address: str = "", forgive: str = "") -> None:
+        """`url`: the server's; `address`: what is opened there, the page itself unless given.
+        `forgive`: a pattern of the errors that the test brings about from now on.
+        """
+        self.context, self.url, self.forgive = context, url, forgive
         self.complaints: list[str] = []
-        self.forgive = ""  # a pattern of console errors that the test itself brings about
         self._keeper = context.pages[0] if context.pages else context.new_page()
         if self._keeper.url == "about:blank":
             self._keeper.goto(url + "/healthz")
@@ -51,22 +52,26 @@ class Window:
         tab.set_default_timeout(PATIENCE_MS)
         tab.on("request", self._on_request)
         tab.on("console", self._on_console)
-        tab.on("pageerror", lambda error: self.complaints.append(f"script: {error}"))
+        tab.on("pageerror", lambda error: self._complain(f"script: {error}"))
         tab.goto(address or self.url)
         ready(tab)
         return tab
 
     def _on_request(self, request: Any) -> None:
         if not request.url.startswith((self.url, "data:", "blob:")):
-            self.complaints.append(f"external request: {request.url}")
+            self._complain(f"external request: {request.url}")
 
     def _on_console(self, message: Any) -> None:
         if message.type in ("error", "warning"):
-            self.complaints.append(f"console: {message.text} {message.location.get('url', '')}")
+            self._complain(f"console: {message.text} {message.location.get('url', '')}")
 
-    def close(self) -> None:
+    def _complain(self, text: str) -> None:
+        if not (self.forgive and re.search(self.forgive, text)):
+            self.complaints.append(text)
+
+    def close(self) -> list[str]:
         """End the visit, and forget all of it but what is cached; what is left open is the tab
-        that keeps the compiled script. The test fails here if anything went wrong on the way.
+        that keeps the compiled script. What went wrong on the way.
         """
         for tab in self.context.pages:
             if tab != self._keeper:
@@ -74,8 +79,7 @@ class Window:
         session = self.context.new_cdp_session(self._keeper)
         session.send("Storage.clearDataForOrigin", {"origin": self.url, "storageTypes": "all"})
         session.detach()
-        bad = [c for c in self.complaints if not (self.forgive and re.search(self.forgive, c))]
-        assert not bad, "\n".join(bad)
+        return self.complaints
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +95,22 @@ def visit(
     """Opens windows on the shared server, or on `at`; closes and checks them afterwards."""
     windows: list[tuple[str, Window]] = []
 
-    def open_window(at: RunningPage | None = None, address: str = "", **options: Any) -> Window:
+    def open_window(
+        at: RunningPage | None = None, address: str = "", forgive: str = "", **options: Any
+    ) -> Window:
         options = {"viewport": {"width": 1400, "height": 900}, "color_scheme": "dark"} | options
         kind = repr(sorted(options.items()))
         unused = contexts.setdefault(kind, [])
         context = unused.pop() if unused else chromium.new_context(**options)
-        windows.append((kind, Window(context, (at or server).url, address)))
+        windows.append((kind, Window(context, (at or server).url, address, forgive)))
         return windows[-1][1]
 
     yield open_window
-    for kind, window in windows:
-        window.close()
+    bad: list[str] = []
+    for kind, window in windows:  # all of them, whatever one complains of
+        bad += window.close()
         contexts[kind].append(window.context)
+    assert not bad, "\n".join(bad)
 
 
 def ready(tab: Any) -> None:

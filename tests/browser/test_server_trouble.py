@@ -3,19 +3,23 @@
 from tests.browser.conftest import generate, ready, task_of, wait_next, wait_state
 from tests.support.page_server import RunningPage
 
+AWAY = "Failed to load resource|ERR_CONNECTION|ERR_INCOMPLETE|network"
+"""What the browser says of a server that is gone."""
+
 
 def test_the_page_says_that_the_server_is_away_and_comes_back(visit, tmp_path):
     server = RunningPage(tmp_path)
     try:
         window = visit(at=server)
-        window.forgive = "Failed to load resource|ERR_CONNECTION|ERR_INCOMPLETE|network"
         tab = window.page
+        window.forgive = "ERR_FAILED"
         tab.route("**/api/images/*/*?thumb=1", lambda route: route.abort())
         generate(tab, "hills", pictures=3)
         tab.wait_for_selector("#strip .lost", state="attached")
         tab.unroute("**/api/images/*/*?thumb=1")
         tab.wait_for_selector("#stage img.preview")
         task = task_of(tab)
+        window.forgive = AWAY
         server.close()
         tab.wait_for_selector("#server:not(:empty)", timeout=30_000)
         assert "does not answer" in tab.locator("#server").inner_text()
@@ -30,7 +34,9 @@ def test_the_page_says_that_the_server_is_away_and_comes_back(visit, tmp_path):
         assert len(server.pool.view(task).images) == 3
         tab.wait_for_function("() => document.querySelectorAll('#strip .place img').length === 3")
         assert tab.locator("#strip .lost").count() == 0  # asked for again
+        window.forgive = ""
 
+        window.forgive = AWAY
         server.close()
         generate(tab, "quick hills that must not get lost")  # before the page knows
         tab.wait_for_selector("#error:not([hidden])")
@@ -48,7 +54,6 @@ def test_the_page_says_that_the_server_is_away_and_comes_back(visit, tmp_path):
 
 def test_the_side_waits_for_the_restored_form_but_not_for_ever(visit):
     window = visit()
-    window.forgive = "500"
     tab = window.page
     for answered in (True, False):
         held = []
@@ -60,6 +65,7 @@ def test_the_side_waits_for_the_restored_form_but_not_for_ever(visit):
             held[0].continue_()
             ready(tab)
         else:
+            window.forgive = "500"
             held[0].fulfill(status=500, body="{}")
         patience = 1_000 if answered else 8_000  # after four seconds it opens whatever happened
         tab.wait_for_function("() => !document.querySelector('#side').inert", timeout=patience)
@@ -70,21 +76,23 @@ def test_the_side_waits_for_the_restored_form_but_not_for_ever(visit):
 
 
 def test_an_unknown_task_or_an_answer_that_is_none_leaves_a_usable_page(visit, server):
-    window = visit(address=f"{server.url}/#task=abcdefgh")
-    window.forgive = "404|500"
+    window = visit(address=f"{server.url}/#task=abcdefgh", forgive="404")
     tab = window.page
     tab.wait_for_selector("#error:not([hidden])")
     assert "not known" in tab.locator("#error-text").inner_text()
+    window.forgive = ""
     assert tab.evaluate("location.hash") == ""
     generate(tab, "quick hills", pictures=1)
     wait_state(tab, "done")
     assert tab.locator("#error").is_hidden()
     before = task_of(tab)
+    window.forgive = "500"
     tab.route("**/run/predict", lambda route: route.fulfill(status=500, body="{}"))
     generate(tab, "hills")
     tab.wait_for_selector("#error:not([hidden])", timeout=5_000)
     assert "Try again" in tab.locator("#error-text").inner_text()
     tab.unroute("**/run/predict")
+    window.forgive = ""
     generate(tab, "quick hills", pictures=1)
     wait_next(tab, before, "done")
     assert tab.locator("#error").is_hidden()
@@ -94,7 +102,6 @@ def test_without_a_model_the_page_says_what_to_put_where_and_keeps_it_in_sight(v
     server = RunningPage(tmp_path, worker="modules.async_worker:worker_main", checkpoints=())
     try:
         window = visit(at=server)
-        window.forgive = "ERR_CONNECTION"  # the server goes while the page still asks
         tab = window.page
         tab.wait_for_selector("#no-model:not([hidden])")
         said = tab.locator("#no-model").inner_text()
@@ -122,5 +129,6 @@ def test_without_a_model_the_page_says_what_to_put_where_and_keeps_it_in_sight(v
         tab.wait_for_function(
             "() => document.querySelector('#checkpoint input').value.includes('late.safetensors')"
         )
+        window.forgive = "ERR_CONNECTION"  # the server goes while the page still asks
     finally:
         server.close()
