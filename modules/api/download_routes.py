@@ -4,6 +4,7 @@ A request names a file of our own lists, never an address. Whoever comes through
 look; only the owner may fill the owner's disk.
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from modules.library.download_queue import DownloadView
 from modules.library.known_files import find_known, known_files
 from modules.settings.config import Settings
 from modules.settings.performance import load_modes
-from modules.spec.errors import OwnerOnly
+from modules.spec.errors import NotFound, OwnerOnly
 
 Name = Annotated[str, Path(min_length=1, max_length=300)]
 
@@ -41,6 +42,9 @@ def add_download_routes(router: APIRouter, context: ServerContext, owner: str | 
     @router.post("/api/downloads/{name:path}/stop", status_code=202)
     def stop(request: Request, name: Name) -> DownloadList:
         _require_owner(context, owner, request)
+        known = known_files(context.catalog, load_modes(context.settings.root))
+        with contextlib.suppress(NotFound):  # one that nobody names any more can be stopped, too
+            name = find_known(known, name).key
         context.downloads.stop(name)
         return list_downloads(context, owner, request)
 

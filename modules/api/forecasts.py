@@ -3,8 +3,10 @@
 from typing import Any
 
 from modules.api.context import ServerContext
+from modules.library.known_files import download_of
 from modules.library.model_sizes import model_sizes
 from modules.settings.performance import load_modes
+from modules.settings.presets import public_link
 from modules.spec.errors import ModelMissing
 from modules.spec.performance import PerformanceMode
 from modules.spec.resolving import resolve_spec
@@ -19,7 +21,8 @@ def seconds_by_mode(context: ServerContext, spec: TaskSpec) -> dict[str, Any]:
     modes: seconds by mode, "" being the settings as they are; memory: bytes that one picture as
     asked for takes at most, None where no such picture was painted yet, and memory_modes the same
     by mode; forced: what the mode decides, by
-    field; missing: the mode's LoRA if it is not there, as {"file", "url"}. Raises SpecError for a
+    field; missing: the mode's LoRA if it is not there, as {"file", "folder", "url"}, the folder ""
+    where Easel cannot fetch it. Raises SpecError for a
     preset that is not there.
     """
     spec = context.complete(spec)
@@ -56,4 +59,6 @@ def seconds_by_mode(context: ServerContext, spec: TaskSpec) -> dict[str, Any]:
 def _missing(mode: PerformanceMode | None, context: ServerContext) -> dict[str, str] | None:
     if mode is None or mode.lora is None or context.catalog.find_lora(mode.lora.names):
         return None
-    return {"file": mode.lora.file, "url": mode.lora.url}
+    download = download_of(mode)
+    folder = download.folder if download else ""
+    return {"file": mode.lora.file, "folder": folder, "url": public_link(mode.lora.url)}

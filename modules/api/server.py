@@ -282,7 +282,7 @@ class PageServer:
         self._share.start()
 
     def close(self) -> None:
-        """Stop serving, within about a second; a second call does nothing."""
+        """Stop serving and downloading, within about four seconds; a second call does nothing."""
         if self._share is not None:
             self._share.close()
         self._context.downloads.close()

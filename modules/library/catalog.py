@@ -149,7 +149,8 @@ class Catalog:
         for download in self.known_downloads():
             if download.folder is ModelFolder.CHECKPOINTS:
                 size = f" ({download.size / 1e9:.1f} GB)" if download.size else ""
-                sentence += f" {download.file}{size} is one, from {download.url}."
+                source = f", from {download.link}" if download.link else ""
+                sentence += f" {download.file}{size} is one{source}."
                 break
         return sentence
 

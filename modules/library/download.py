@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 
+from modules.library.download_http import client_for, may_pass, version_of
 from modules.library.part_file import PartFile, disk_full, target_of
 from modules.settings.presets import Download
 from modules.spec.errors import DownloadFailed
@@ -77,13 +78,11 @@ async def fetch(
 
     tell: called about five times a second. reserve: bytes of the disk that stay free. Raises
     DownloadFailed or DiskFull, each a sentence for the user. When it is cancelled, or fails for a
-    reason that may pass, what has arrived stays as `name.part` for the next call.
+    reason that may pass, what has arrived stays as `name.easel-part` for the next call.
     """
     target = target_of(download, models_path)
-    is_local = download.url.startswith("http://")
-    with PartFile(target, download.url) as part:
-        # A proxy cannot reach this very computer.
-        async with httpx.AsyncClient(timeout=timeout, trust_env=not is_local) as client:
+    with PartFile(target, download.url, download.sha256) as part:
+        async with client_for(download, timeout) as client:
             await _Transfer(download, part, tell, client, reserve).run(pauses)
         part.become_target()
     return target
@@ -109,6 +108,7 @@ class _Transfer:
         self._progress = Progress(Phase.CONNECTING, total=download.size)
         self._sha256 = download.sha256
         self._looked = 0.0
+        self._is_measured = True  # an answer that breaks off, or lacks something, is known
         self._marks: deque[tuple[float, int]] = deque()
 
     async def run(self, pauses: tuple[float, ...]) -> None:
@@ -128,7 +128,7 @@ class _Transfer:
                 if self._part.size - before >= _PROGRESS_BYTES:
                     failures = 0
                 most = len(pauses) if self._part.size else min(_FIRST_TRIES, len(pauses))
-                if failures >= most or not _may_pass(error):
+                if failures >= most or not may_pass(error):
                     raise self._lost(error) from None
                 self._say(Phase.PAUSING)
                 await asyncio.sleep(pauses[failures])
@@ -165,8 +165,19 @@ class _Transfer:
                     self._require_room()
         finally:
             telling.cancel()
+        if total is None and not self._is_measured:
+            total = part.told_size()
+            if total is None or part.size > total:
+                raise self._of_no_length()
         if total is not None and part.size < total:
             raise _TryAgain("ended too early")
+
+    def _of_no_length(self) -> DownloadFailed:
+        self._part.restart()
+        return DownloadFailed(
+            f"The server does not say how long {self._download.file} is, so nobody can tell "
+            "whether it came whole, and it was not kept; fetch it by hand."
+        )
 
     async def _keep_telling(self) -> None:
         """By the clock, so that a connection that brings nothing is seen, too."""
@@ -235,16 +246,18 @@ class _Transfer:
         total: int | None = None
         if status == 206:
             place = _RANGE.fullmatch(headers.get("content-range", ""))
-            changed = part.version and _version(headers) not in ("", part.version)
+            changed = part.version and version_of(headers) not in ("", part.version)
             if place is None or int(place[1]) != part.size or changed:
                 part.restart()
                 raise _TryAgain("sent another part than was asked for")
             total = None if place[2] == "*" else int(place[2])
         else:
-            part.restart(_version(headers))
+            part.restart(version_of(headers))
             self._marks.clear()
             length = headers.get("content-length", "")
             total = int(length) if length.isdecimal() else None
+        is_chunked = "chunked" in headers.get("transfer-encoding", "")
+        self._is_measured = is_chunked or self._sha256 is not None
         if self._download.size and total not in (None, self._download.size):
             part.restart()
             raise self._another_file()
@@ -286,9 +299,9 @@ class _Transfer:
 
     def _lost(self, error: Exception) -> DownloadFailed:
         name, host = self._download.file, httpx.URL(self._download.url).host
-        kept = f" {self._part.size / 1e9:.2f} GB are kept, and Download goes on from there."
+        kept = f" {self._part.size / 1e9:.2f} GB are kept, and the next try goes on from there."
         kept = kept if self._part.size else ""
-        if not _may_pass(error):
+        if not may_pass(error):
             return DownloadFailed(
                 f"{host} cannot prove that it is {host} (its certificate), so {name} was not "
                 "fetched. Check this computer's clock and network, then try again."
@@ -297,7 +310,7 @@ class _Transfer:
             return DownloadFailed(f"{host} {error}, so {name} is not whole; try later.{kept}")
         return DownloadFailed(
             f"{host} cannot be reached, so {name} is not there. Check the internet connection and "
-            f"press Download again.{kept}"
+            f"try again.{kept}"
         )
 
     def _check(self) -> None:
@@ -333,14 +346,3 @@ class _Transfer:
         free = self._part.free_bytes() - self._reserve
         if free < needed:
             raise disk_full(self._download.file, needed, free)
-
-
-def _version(headers: httpx.Headers) -> str:
-    """What If-Range may name: a strong ETag, else the date."""
-    etag = headers.get("etag", "")
-    return headers.get("last-modified", "") if not etag or etag.startswith("W/") else etag
-
-
-def _may_pass(error: Exception) -> bool:
-    """False for a certificate that is not right: another try would not help."""
-    return "CERTIFICATE_VERIFY_FAILED" not in str(error)

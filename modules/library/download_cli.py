@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 size = f"{download.size / 1e9:.1f} GB" if download.size else ""
                 sys.stdout.write(f"{'there' if is_there else size:>8}  {key}\n")
         for download in [find_known(known, name) for name in given.names]:
+            if (settings.models_path / download.key).is_file():
+                sys.stderr.write(f"{download.key} is there already.\n")
+                continue
             asyncio.run(fetch(download, settings.models_path, _tell))
             _show("")
             sys.stdout.write(f"{download.key}\n")

@@ -38,8 +38,9 @@ ENDED = frozenset({DownloadState.DONE, DownloadState.FAILED, DownloadState.STOPP
 
 @dataclass(frozen=True, slots=True)
 class DownloadView:
-    """What everybody may know of one. name: its key; url: where it comes from; done, total:
-    bytes; rate: bytes a second; error: a sentence, '' unless it failed."""
+    """What everybody may know of one. name: its key; url: where it comes from, as far as
+    everybody may know that; done, total: bytes; rate: bytes a second; error: a sentence, '' unless
+    it failed."""
 
     name: str
     url: str
@@ -75,7 +76,8 @@ class Downloads:
         with self._lock:
             item = self._items.get(download.key)
             if item is None or item.view.state in ENDED:
-                view = DownloadView(download.key, download.url, total=download.size)
+                state = DownloadState.STOPPED if self._is_closed else DownloadState.WAITING
+                view = DownloadView(download.key, download.link, state, total=download.size)
                 item = _Item(download, view)
                 self._items.pop(download.key, None)  # the new one goes to the end
                 self._items[download.key] = item
@@ -97,9 +99,14 @@ class Downloads:
                 item.view = replace(item.view, state=DownloadState.STOPPED)
 
     def views(self) -> list[DownloadView]:
-        """All of this start, in the order in which they were asked for."""
+        """All of this start, in the order in which they were asked for; those that are done, for
+        as long as their file is there."""
         with self._lock:
-            return [item.view for item in self._items.values()]
+            views = [item.view for item in self._items.values()]
+        return [each for each in views if each.state is not DownloadState.DONE or self._has(each)]
+
+    def _has(self, view: DownloadView) -> bool:
+        return (self._models_path / view.name).is_file()
 
     def close(self) -> None:
         """Stop all of them, within about two seconds."""

@@ -10,6 +10,7 @@ from modules.settings.performance import Modes
 from modules.settings.presets import Download, ModelFolder
 from modules.spec.errors import NotFound
 from modules.spec.image_prompt import ImagePromptType
+from modules.spec.performance import PerformanceMode
 
 
 def known_files(catalog: Catalog, modes: Modes) -> dict[str, Download]:
@@ -41,10 +42,15 @@ def _of_image_prompts() -> Iterator[Download]:
 
 
 def _of_modes(modes: Modes) -> Iterator[Download]:
-    for lora in (mode.lora for mode in modes.values()):
-        if lora is None or not lora.url:
-            continue
-        try:
-            yield Download(file=lora.file, folder=ModelFolder.LORAS, url=lora.url)
-        except ValidationError:
-            continue  # a name with folders in it: for the user's own hand
+    found = (download_of(mode) for mode in modes.values())
+    yield from (download for download in found if download is not None)
+
+
+def download_of(mode: PerformanceMode) -> Download | None:
+    """The LoRA of a mode, if it can be fetched."""
+    if mode.lora is None or not mode.lora.url:
+        return None
+    try:
+        return Download(file=mode.lora.file, folder=ModelFolder.LORAS, url=mode.lora.url)
+    except ValidationError:
+        return None  # a name with folders in it: for the user's own hand

@@ -1,8 +1,9 @@
-"""A model file that is not whole yet: `name.part`, and beside it `name.part.json`.
+"""A model file that is not whole yet: `name.easel-part`, and beside it `name.easel-part.json`.
 
 The second one says where the bytes came from and what the server called that version, so that a
 download goes on after a restart; it is locked for as long as somebody writes. The first takes the
-file's own name only when it is whole and right, and never in the place of another file.
+file's own name only when it is whole and right, and never in the place of another file; without
+the second it is nobody's that we know, and is left alone.
 """
 
 import asyncio
@@ -24,7 +25,10 @@ from modules.spec.file_lock import lock_file
 
 _CHUNK_BYTES = 1 << 20
 _NOTE_BYTES = 16 * 1024
-_PLAIN = re.compile(r"[^./\\:\x00][^/\\:\x00]{0,240}(?<![. ])")  # leaves room for .part.json
+_NOTE_TRIES = 20
+_HEADER_BYTES = 16 * 1024 * 1024
+SUFFIX = ".easel-part"
+_PLAIN = re.compile(r"[^./\\:\x00][^/\\:\x00]{0,230}(?<![. ])")  # leaves room for SUFFIX and .json
 
 
 def target_of(download: Download, models_path: Path) -> Path:
@@ -41,21 +45,24 @@ def target_of(download: Download, models_path: Path) -> Path:
 class PartFile:
     """What is there of a file so far. A context: entering takes the lock, leaving gives it back.
 
-        with PartFile(target, url) as part:
+        with PartFile(target, url, sha256) as part:
             await part.read()
             part.write(...)
             part.become_target()
 
+    sha256: that the whole is to have, if known: bytes of that file are good from any address.
     size: bytes that are there. version: what the server called the version that they are of
     (an ETag, or a date), '' where it said nothing. Whatever the disk refuses is raised as DiskFull
     or DownloadFailed.
     """
 
-    def __init__(self, target: Path, url: str) -> None:
+    def __init__(self, target: Path, url: str, sha256: str | None = None) -> None:
         self.target, self.url = target, url
         self.size, self.version = 0, ""
-        self._path = target.with_name(f"{target.name}.part")
-        self._note_path = target.with_name(f"{target.name}.part.json")
+        self._wanted = sha256
+        self._path = target.with_name(f"{target.name}{SUFFIX}")
+        self._note_path = target.with_name(f"{target.name}{SUFFIX}.json")
+        self._is_gone = False  # the names are free, and may be another's by now
         self._digest = hashlib.sha256()
         self._file: BinaryIO | None = None
         self._note: BinaryIO | None = None
@@ -83,33 +90,53 @@ class PartFile:
     def _open(self) -> None:
         self.target.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
-        self._note = os.fdopen(os.open(self._note_path, flags, 0o644), "r+b", buffering=0)
-        if not lock_file(self._note):
-            raise DownloadFailed(
-                f"{self.target.name} is being downloaded by another Easel; wait for that one."
-            )
+        self._lock_note(flags)
         if os.path.lexists(self.target):
             if not os.path.lexists(self._path):
-                self._note_path.unlink()
+                self._forget()
             raise DownloadFailed(
                 f"{self.target.name} is there already; rename or remove it to download it anew."
             )
+        opened(self._note).seek(0)
+        note = opened(self._note).read(_NOTE_BYTES)
+        if not note and os.path.lexists(self._path) and self._path.lstat().st_size:
+            self._forget()
+            raise DownloadFailed(
+                f"{self._path.name} lies where {self.target.name} is to be collected, and Easel "
+                "does not know whose it is; rename or remove it, then try again."
+            )
         self._file = os.fdopen(os.open(self._path, flags, 0o644), "r+b")
         self.size = os.fstat(self._file.fileno()).st_size
-        self._read_note()
+        self._go_on(note)
 
-    def _read_note(self) -> None:
-        """Bytes that came from elsewhere are of no use."""
-        opened(self._note).seek(0)
+    def _lock_note(self, flags: int) -> None:
+        """Whoever ends removes the note, and a lock on a removed one keeps nobody out."""
+        for _ in range(_NOTE_TRIES):
+            self._note = os.fdopen(os.open(self._note_path, flags, 0o644), "r+b", buffering=0)
+            if not lock_file(self._note):
+                break
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._note.fileno()), self._note_path.stat()):
+                    return
+            self._note.close()
+        raise DownloadFailed(
+            f"{self.target.name} is being downloaded by another Easel; wait for that one."
+        )
+
+    def _go_on(self, text: bytes) -> None:
+        """Bytes of another file are of no use. text: the note."""
         try:
-            note = json.loads(opened(self._note).read(_NOTE_BYTES) or b"{}")
-            url, version = str(note.get("url", "")), str(note.get("version", ""))
+            note = json.loads(text or b"{}")
+            keys = ("url", "version", "sha256")
+            url, version, sha256 = (str(note.get(key) or "") for key in keys)
         except (ValueError, AttributeError, RecursionError):
-            url, version = "", ""
-        if url != self.url:
-            self.restart()
-        else:
+            url = version = sha256 = ""
+        if url == self.url:
             self.version = version
+        elif self._wanted is None or sha256 != self._wanted:
+            self.restart()
+        else:  # what another server calls it means nothing to this one
+            self._write_note()
 
     async def read(self) -> None:
         """Hash what is there; it may take seconds, in which the caller can be cancelled."""
@@ -129,13 +156,18 @@ class PartFile:
     def restart(self, version: str = "") -> None:
         """Begin anew, with a file of that version."""
         with self._told():
-            file, note = opened(self._file), opened(self._note)
+            file = opened(self._file)
             file.seek(0)
             file.truncate()
             self.size, self.version, self._digest = 0, version, hashlib.sha256()
-            note.seek(0)
-            note.truncate()
-            note.write(json.dumps({"url": self.url, "version": version}).encode())
+            self._write_note()
+
+    def _write_note(self) -> None:
+        content = {"url": self.url, "version": self.version, "sha256": self._wanted}
+        note = opened(self._note)
+        note.seek(0)
+        note.truncate()
+        note.write(json.dumps(content).encode())
 
     def write(self, chunk: bytes) -> None:
         """Add bytes at the end."""
@@ -149,6 +181,20 @@ class PartFile:
         with self._told():
             return shutil.disk_usage(self.target.parent).free
 
+    def told_size(self) -> int | None:
+        """Bytes that the header of a safetensors file names; None for another kind of file."""
+        with self._told():
+            file = opened(self._file)
+            file.seek(0)
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if length <= _HEADER_BYTES else b""
+            file.seek(0, os.SEEK_END)
+        try:
+            parts = [part for name, part in json.loads(text).items() if name != "__metadata__"]
+            return 8 + length + max((int(part["data_offsets"][1]) for part in parts), default=0)
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+            return None
+
     @property
     def sha256(self) -> str:
         """64 hex digits of what is there, provided that `read` has run."""
@@ -160,7 +206,14 @@ class PartFile:
             file = opened(self._file)
             file.flush()
             os.fsync(file.fileno())
+            state = os.fstat(file.fileno())
+            is_ours = os.path.samestat(state, self._path.stat()) and state.st_size == self.size
             file.close()
+            if not is_ours:
+                raise DownloadFailed(
+                    f"Another program has written into {self._path.name}, so "
+                    f"{self.target.name} is not whole; remove it and try again."
+                )
             try:
                 self._rename()
             except FileExistsError:
@@ -184,7 +237,9 @@ class PartFile:
             self._path.unlink()
 
     def discard(self) -> None:
-        """Remove what is there."""
+        """Remove what is there; once done, a second call does nothing."""
+        if self._is_gone:
+            return
         with self._told():
             opened(self._file).close()
             self._path.unlink(missing_ok=True)
@@ -197,6 +252,7 @@ class PartFile:
             opened(self._note).close()
         with contextlib.suppress(FileNotFoundError):
             self._note_path.unlink()
+        self._is_gone = True
 
     def _close(self) -> None:
         for file in (self._file, self._note):
@@ -231,7 +287,7 @@ def disk_full(name: str, needed: int | None = None, free: int | None = None) -> 
         )
     return DiskFull(
         f"{name} cannot be downloaded: {why}. Free some space, or choose another folder with "
-        "--models-path, then press Download again."
+        "--models-path, then try again."
     )
 
 

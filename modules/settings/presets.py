@@ -63,6 +63,11 @@ class Download(BaseModel):
         """What requests call it by, such as `loras/ink.safetensors`."""
         return f"{self.folder}/{self.file}"
 
+    @property
+    def link(self) -> str:
+        """The address for everybody who sees the page; '' for one that may hold a secret."""
+        return public_link(self.url)
+
     @field_validator("file")
     @classmethod
     def _file_is_a_plain_name(cls, name: str) -> str:
@@ -94,6 +99,12 @@ class Presets(dict[str, Preset]):
 
     notices: tuple[str, ...] = ()
     own: frozenset[str] = frozenset()
+
+
+def public_link(url: str) -> str:
+    """`url`, or '' where it names a user or has a query, which is where secrets stand."""
+    place = url.partition("://")[2].partition("/")[0]
+    return "" if "@" in place or "?" in url else url
 
 
 def load_presets(root: Path) -> Presets:

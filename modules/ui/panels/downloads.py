@@ -13,12 +13,18 @@ def download_list(downloads: Sequence[Download], texts: Texts, element_id: str =
         return ""
     items = "".join(
         f'<li class="fetchable" data-file="{escape(item.key)}" data-size="{item.size or ""}">'
-        f'<a href="{escape(item.url)}" target="_blank" rel="noreferrer noopener">'
-        f"{escape(item.file)}</a> <small>{_facts(item, texts)}</small></li>"
+        f"{_name(item)} <small>{_facts(item, texts)}</small></li>"
         for item in downloads
     )
     named = f' id="{element_id}"' if element_id else ""
     return f'<ul class="downloads"{named}>{items}</ul>'
+
+
+def _name(item: Download) -> str:
+    if not item.link:
+        return f"<span>{escape(item.file)}</span>"
+    link = f'<a href="{escape(item.link)}" target="_blank" rel="noreferrer noopener">'
+    return f"{link}{escape(item.file)}</a>"
 
 
 def in_bytes(count: int) -> str:

@@ -54,7 +54,7 @@ def test_stopping_and_beginning_again(tmp_path, files):
     with serve(tmp_path) as server:
         server.client.post(f"/api/downloads/{KEY}")
         wait_until(server.client, "running")
-        assert server.client.post(f"/api/downloads/{KEY}/stop").status_code == 202
+        assert server.client.post("/api/downloads/new ink.safetensors/stop").status_code == 202
         wait_until(server.client, "stopped")
         files.hold = None
         server.client.post("/api/downloads/new ink.safetensors")  # the file's name will do
@@ -63,7 +63,7 @@ def test_stopping_and_beginning_again(tmp_path, files):
 
 def test_a_restart_goes_on_where_the_last_one_was(tmp_path, files):
     files.body, files.hold = b"w" * 300_000, 200_000
-    part = tmp_path / "models" / f"{KEY}.part"
+    part = tmp_path / "models" / f"{KEY}.easel-part"
     with serve(tmp_path) as server:
         server.client.post(f"/api/downloads/{KEY}")
         wait_until(server.client, "running")

@@ -35,6 +35,13 @@ def test_a_named_file_arrives(root, capsys):
         assert (root / "models" / "loras" / "a.safetensors").read_bytes() == b"weights"
         assert download_cli.main(["loras/b.safetensors", "--models-path", str(root / "m")]) == 0
         assert (root / "m" / "loras" / "b.safetensors").is_file()
+        both = ["b.safetensors", "a.safetensors"]  # goes on where it was stopped
+        capsys.readouterr()
+        assert download_cli.main(["a.safetensors", *both]) == 0
+        told = capsys.readouterr()
+        assert told.err.startswith("loras/a.safetensors is there already.")
+        assert told.out == "loras/b.safetensors\n" and len(server.asked) == 3
+        (root / "models" / "loras" / "b.safetensors").unlink()
     assert download_cli.main([]) == 0
     listed = capsys.readouterr().out
     assert "   there  loras/a.safetensors\n  0.0 GB  loras/b.safetensors\n" in listed

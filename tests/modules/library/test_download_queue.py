@@ -33,7 +33,10 @@ class Scripted:
             end = self.ends[download.file]
             if end:
                 raise end
-            return folder / download.file
+            path = folder / download.key
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"")
+            return path
         finally:
             self.running.remove(download.file)
 
@@ -107,6 +110,28 @@ def test_stopping_at_any_moment_ends_it(queue, fetching):
     queue.begin(file("last"))
     fetching.ends = {"last": None}
     wait_for(lambda: states(queue)["loras/last"] == "done")
+
+
+def test_a_file_that_was_removed_is_not_told_as_there(queue, fetching, tmp_path):
+    fetching.ends = {"a": None}
+    queue.begin(file("a"))
+    wait_for(lambda: states(queue) == {"loras/a": "done"})
+    (tmp_path / "loras" / "a").unlink()
+    assert states(queue) == {}
+    queue.begin(file("a"))
+    wait_for(lambda: states(queue) == {"loras/a": "done"})
+
+
+def test_after_the_end_nothing_waits(queue):
+    queue.close()
+    assert queue.begin(file("a")).state is DownloadState.STOPPED
+
+
+@pytest.mark.parametrize("secret", ["https://me:pass@e.org/x", "https://e.org/x?token=1"])
+def test_an_address_with_a_secret_is_nobody_s_to_see(queue, secret):
+    queue.begin(file("a", secret))
+    queue.begin(file("b", "https://e.org/@x"))
+    assert [view.url for view in queue.views()] == ["", "https://e.org/@x"]
 
 
 def test_the_end_of_the_program_waits_for_no_server(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from modules.library.catalog import Catalog
-from modules.library.known_files import find_known, known_files
+from modules.library.known_files import download_of, find_known, known_files
 from modules.settings.config import load_settings
 from modules.settings.performance import load_modes
 from modules.settings.presets import Preset
@@ -43,6 +43,14 @@ def test_a_name_alone_will_do_and_nothing_else(known):
     ):
         with pytest.raises(NotFound, match="no file that Easel knows"):
             find_known(known, name)
+
+
+def test_a_mode_s_lora_can_be_fetched_by_a_plain_name_alone():
+    numbers = {"name": "own", "title": "Own", "steps": 4, "steps_upscale": 4}
+    lora = {"file": "x.safetensors", "url": "https://e.org/x"}
+    assert download_of(make_mode(numbers | {"lora": lora})).key == "loras/x.safetensors"
+    assert download_of(make_mode(numbers | {"lora": lora | {"file": "sub/x.safetensors"}})) is None
+    assert download_of(make_mode(numbers)) is None
 
 
 def test_names_of_two_folders_and_odd_ones(tmp_path):
