@@ -10,7 +10,8 @@ from modules.spec.errors import ModelMissing
 from modules.spec.task_spec import TaskSpec
 
 _OF_FILES = ("checkpoint", "loras", "vae", "refiner")
-_ANY = ("checkpoint", "")
+CHOSEN = "*"
+"""In place of the checkpoint that a preset left: the user chose one."""
 _PAIR = frozenset({"width", "height"})  # one of them says nothing
 
 
@@ -26,10 +27,13 @@ class Fitted:
     missing: tuple[Download, ...] = ()
 
 
-def fit_preset(preset: Preset, catalog: Catalog, styles: Container[str]) -> Fitted:
+def fit_preset(
+    preset: Preset, catalog: Catalog, styles: Container[str], held: str | None = ""
+) -> Fitted:
     """`preset` with a checkpoint that is there, and without LoRAs, VAE and styles that are not.
 
-    styles: those that a request may name.
+    styles: those that a request may name. held: the checkpoint that paints if there is neither the
+    preset's nor one that does as well; '' for the first, None where nobody can say.
     """
     settings, sentences, gone = dict(preset.settings), [], []
     wanted = settings.get("checkpoint", "")
@@ -37,7 +41,8 @@ def fit_preset(preset: Preset, catalog: Catalog, styles: Container[str]) -> Fitt
     if wanted and wanted not in names:
         other = next((name for name in preset.instead if name in names), "")
         settings["checkpoint"] = other
-        sentences.append(_about_checkpoint(wanted, other, catalog))
+        painter = None if held is None else other or (held if held in names else "")
+        sentences.append(_about_checkpoint(wanted, painter, catalog))
         gone.append(wanted)
     loras = [entry for entry in settings.get("loras", ()) if _is_there(entry["name"], catalog)]
     missing = [entry["name"] for entry in settings.get("loras", ()) if entry not in loras]
@@ -67,20 +72,26 @@ def refit_preset(
     held: Mapping[str, Any],
     catalog: Catalog,
     styles: Container[str],
+    left: str = "",
 ) -> Fitted:
     """What `preset` sets now that files have arrived which it lacked: only what they change.
 
     arrived: keys of the files. held: today's settings; what is not as the preset left it for want
-    of those files is the user's own choice, and stays.
+    of those files is the user's own choice, and stays. left: the checkpoint that went on painting
+    when the preset was chosen, CHOSEN if the user chose one since, '' where nobody knows: then it
+    was the first one.
     """
-    before = fit_preset(preset, catalog.without(arrived), styles).settings
-    now = fit_preset(preset, catalog, styles)
+    earlier = catalog.without(arrived)
+    before = fit_preset(preset, earlier, styles).settings
+    now = fit_preset(preset, catalog, styles, held.get("checkpoint") or "")
+    first = next((file.name for file in earlier.checkpoints()), "")
     changed = {}
     for name in _OF_FILES:
-        then, value = before.get(name), now.settings.get(name)
-        # For want of a checkpoint the one that painted stays, whichever it is.
-        is_untouched = (held.get(name) or None) == (then or None) or (name, then) == _ANY
-        if value != then and is_untouched:
+        then, value = before.get(name) or None, now.settings.get(name)
+        untouched = [then]
+        if name == "checkpoint":
+            untouched = [None, left or then or first]
+        if (value or None) != then and (held.get(name) or None) in untouched:
             changed[name] = value
     return Fitted(changed, now.sentences, now.missing)
 
@@ -113,9 +124,11 @@ def _is_named(file: str, names: Container[str]) -> bool:
     return file in names or file.rpartition(".")[0] in names
 
 
-def _about_checkpoint(wanted: str, other: str, catalog: Catalog) -> str:
+def _about_checkpoint(wanted: str, painter: str | None, catalog: Catalog) -> str:
+    if painter is None:
+        return f"{wanted} is not there yet."
     try:
-        painter = other or catalog.find_checkpoint().name
+        painter = painter or catalog.find_checkpoint().name
     except ModelMissing:
         return _left_out(f"The checkpoint {wanted}")
     return f"{wanted} is not there yet, so {painter} paints."

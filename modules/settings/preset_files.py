@@ -117,6 +117,12 @@ def _path(root: Path, name: str) -> Path:
     return root / "presets" / OWN / f"{name}.json"
 
 
+def reload_presets(root: Path, presets: Presets) -> None:
+    """Take into `presets` what the files say now."""
+    with _writing:
+        _reload(root, presets)
+
+
 def _reload(root: Path, presets: Presets) -> None:
     """Bring `presets` up to date in place: others hold on to it."""
     fresh = load_presets(root)

@@ -18,7 +18,8 @@ from gradio.components import Component
 from modules.api.context import ServerContext
 from modules.library.catalog import ModelFile
 from modules.library.model_sizes import model_sizes
-from modules.library.preset_fit import fit_preset
+from modules.library.preset_fit import CHOSEN, fit_preset
+from modules.settings.preset_files import reload_presets
 from modules.settings.presets import preset_named
 from modules.spec.errors import LimitError, SpecError, StudioError
 from modules.spec.task_spec import TaskSpec
@@ -33,6 +34,7 @@ from modules.ui.texts import Texts
 logger = logging.getLogger(__name__)
 
 _START = "preset of this start"  # a topic of the notice board
+_LISTED = ("checkpoint", "aspect_ratio", "vae", "refiner")  # they depend on model files
 PANELS = ("settings", "styles", "models", "advanced")
 IDLE_QUEUE_SECONDS = 0.5
 DIRECT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -68,11 +70,11 @@ def build_app(context: ServerContext) -> gr.Blocks:
         app.load(
             parts.restore,
             kept,
-            [*form.components.values(), parts.hint, presets.last],
+            [*form.components.values(), parts.hint, presets.last, presets.left],
             js="() => window.easel.formOfThisTab()",
             **DIRECT,
         ).success(None, None, None, js="() => window.easel.restored()")
-        _wire_form(app, form)
+        _wire_form(app, form, presets)
     # Gradio looks into its queue, which nothing here uses, 1,100 times a second: 5 % of a core.
     app._queue.sleep_when_free = IDLE_QUEUE_SECONDS
     app._queue.progress_update_sleep_when_free = IDLE_QUEUE_SECONDS
@@ -122,7 +124,8 @@ def tell_of_start(context: ServerContext) -> None:
         return
     try:
         preset = preset_named(context.presets, name)
-        said = fit_preset(preset, context.catalog, context.shelf.styles()).sentences
+        # Every tab may paint with another checkpoint, so none is named.
+        said = fit_preset(preset, context.catalog, context.shelf.styles(), None).sentences
     except SpecError as error:
         said = (str(error),)
     if said:
@@ -173,26 +176,25 @@ def _wire_choices(form: Form, parts: "_ModelParts", presets: PresetPanel) -> Non
         changes = form.updates(wanted | {"checkpoint": models.name_of(file)})
         return changes | parts.size(file, ratio)
 
-    def look_again(
-        name: str | None, ratio: str | None, chosen_vae: str | None, chosen_refiner: str | None
-    ) -> dict[Component, Any]:
-        return parts.updates(name, ratio, chosen_vae, chosen_refiner)
+    def look_again(*held: str | None) -> dict[Component, Any]:
+        context = parts.context
+        reload_presets(context.settings.root, context.presets)
+        preset, *rest = held
+        return presets.restored(preset) | refreshed(dict(zip(_LISTED, rest, strict=True)))
 
     def other_model(name: str | None, ratio: str | None) -> dict[Component, Any]:
-        return parts.size(parts.find(name), ratio)
+        return parts.size(parts.find(name), ratio) | {presets.left: CHOSEN}
 
     def refreshed(held: Mapping[str, Any]) -> dict[Component, Any]:
         tell_of_start(parts.context)
-        return parts.updates(
-            *(held[name] for name in ("checkpoint", "aspect_ratio", "vae", "refiner"))
-        )
+        return parts.updates(*(held[name] for name in _LISTED))
 
     # `input`: only the user's own choice; a restored form must not be overwritten.
     size, checkpoint = form.components["aspect_ratio"], parts.checkpoint
     presets.wire(after_preset, refreshed, parts.hint)
-    checkpoint.input(other_model, [checkpoint, size], [size], **DIRECT)
-    asked = [checkpoint, size, form.components["vae"], form.components["refiner"]]
-    parts.refresh.click(look_again, asked, [*asked, parts.hint], **DIRECT)
+    checkpoint.input(other_model, [checkpoint, size], [size, presets.left], **DIRECT)
+    asked = [presets.choice, *(form.components[name] for name in _LISTED)]
+    parts.refresh.click(look_again, asked, [*asked, presets.last, parts.hint], **DIRECT)
 
 
 @dataclass(frozen=True)
@@ -237,27 +239,32 @@ class _ModelParts:
     def restore(self, text: str | None) -> dict[Component, Any]:
         """On load: today's models and presets, and what this tab held last (JSON text, or '').
 
-        Nothing is checked: half a number was the user's own, and is checked when it is sent.
+        A tab that held nothing starts as the first one would today. Nothing is checked: half a
+        number was the user's own, and is checked when it is sent.
         """
         try:
             held = dict(json.loads(text or "{}"))
         except (ValueError, TypeError, RecursionError):
             held = {}
-        tell_of_start(self.context)
-        initial, controls = self.form.initial, self.form.components
+        start, now = self.form.initial, initial_spec(self.context)
+        initial, controls = start if held else now, self.form.components
+        new = {name: getattr(initial, name) for name in TaskSpec.model_fields}
+        new = {name: value for name, value in new.items() if value != getattr(start, name)}
+        left = held.pop("preset_left", "")
         name = held.pop("checkpoint", initial.checkpoint)
         ratio = held.pop("aspect_ratio", initial.aspect_ratio)
         vae = held.pop("vae", initial.vae)
         refiner = held.pop("refiner", initial.refiner)
         presets = self.presets.restored(held.pop("preset", initial.preset))
         known = {controls[name]: gr.update(value=held[name]) for name in held if name in controls}
-        return known | presets | self.updates(name, ratio, vae, refiner)
+        shown = self.form.updates(new) | known | presets | {self.presets.left: left}
+        return shown | self.updates(name, ratio, vae, refiner)
 
 
-def _wire_form(app: gr.Blocks, form: Form) -> None:
+def _wire_form(app: gr.Blocks, form: Form, presets: PresetPanel) -> None:
     """Tell the script what the controls hold, now and whenever one changes."""
-    controls = list(form.components.values())
-    names = json.dumps(list(form.components))
+    controls = [*form.components.values(), presets.left]
+    names = json.dumps([*form.components, "preset_left"])
     gr.on(
         [app.load, *(control.change for control in controls)],
         None,

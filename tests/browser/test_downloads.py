@@ -96,12 +96,16 @@ def test_a_preset_s_note_offers_what_it_lacks_and_takes_it(visit, tmp_path, sour
         tab.get_by_role("option", name="Other").click()
         tab.wait_for_selector("#preset-note p:has-text('landscape.safetensors paints')")
         known = row(tab, "#preset-note")
+        second = window.new_tab()
         known.locator(".fetch").click()
         tab.wait_for_selector("#preset-note .fetch-error:not(:empty)")
         assert "not at its address any more" in known.locator(".fetch-error").inner_text()
         assert tab.evaluate(CONTRAST, ["#preset-note .fetch-error", "#preset-note .fetch"]) == []
         known.locator(".fetch").click()
         chosen(tab, NAME)
+        listed = f"#models-downloads .fetchable[data-file$='{NAME}']"
+        second.wait_for_selector(listed, state="detached")
+        assert "landscape" in second.locator("#checkpoint input").input_value()  # it did not ask
         row(tab, "#preset-note", "ink.safetensors").locator(".fetch").click()
         tab.wait_for_function(
             "() => document.querySelector('#lora-1 select')?.value === 'ink.safetensors'"

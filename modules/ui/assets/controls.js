@@ -167,6 +167,7 @@ const controls = {
 
   restored() {
     this.isRestored = true;
+    downloads.restored();
     document.documentElement.dataset.restored = "true";
     this.admit();
     this.summarize();

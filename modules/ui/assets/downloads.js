@@ -11,7 +11,15 @@ const downloads = {
   allowed: false, // whether this visitor may begin and stop them
   turn: 0, // counts questions and presses, for answers that come late
   timer: 0,
-  news: [], // names of files that have come, until the form has heard of it
+  news: [], // names of files of `mine` that have come, until the form has heard of it
+
+  /** Names of the files that this tab asked for, reloaded or not: only there they take their place. */
+  get mine() {
+    return (memory.get("downloads") ?? "").split("\n").filter(Boolean);
+  },
+  set mine(names) {
+    memory.set("downloads", names.join("\n"));
+  },
 
   start() {
     document.addEventListener("click", (event) => {
@@ -29,6 +37,7 @@ const downloads = {
 
   async act(name, verb) {
     const turn = ++this.turn;
+    this.mine = [...this.mine.filter((other) => other !== name), ...(verb ? [] : [name])];
     const path = name.split("/").map(encodeURIComponent).join("/");
     try {
       this.take(await post(`/api/downloads/${path}${verb}`), turn);
@@ -59,8 +68,9 @@ const downloads = {
     const before = this.views;
     this.allowed = allowed;
     this.views = new Map(list.map((view) => [view.name, view]));
-    if (before) {
-      for (const view of list) this.compare(before.get(view.name), view);
+    const mine = this.mine;
+    for (const view of list) {
+      if (before || mine.includes(view.name)) this.compare(before?.get(view.name), view);
     }
     this.draw();
     this.askAgain();
@@ -71,10 +81,17 @@ const downloads = {
     if (before?.state === view.state) return;
     const file = view.name.split("/").pop();
     if (view.state === "done") {
-      this.news.push(view.name);
+      const { mine } = this;
+      if (mine.includes(view.name)) this.news.push(view.name);
+      this.mine = mine.filter((name) => name !== view.name);
       stage.tell(say("download.arrived", { file }));
       this.refresh();
     } else if (view.state === "failed") setText($("announcer"), view.error);
+  },
+
+  /** The form is as this tab left it: it can hear of what came while nobody looked. */
+  restored() {
+    if (this.news.length) $("arrived")?.click();
   },
 
   /** Show the new files wherever models are listed; the form hears of it by #arrived. */
@@ -98,8 +115,7 @@ const downloads = {
       drawFetching(row, this.views.get(row.dataset.file), this.allowed);
     }
     const running = this.underWay.find(({ state }) => state === "running");
-    const share = running?.total ? running.done / running.total : 0;
-    setText($("downloading"), running ? say("download.share", { percent: Math.floor(share * 100) }) : "");
+    setText($("downloading"), running ? howFar(running) : "");
   },
 
   /** Those that no list of known files names, such as one that a preset of yesterday wanted. */
@@ -111,17 +127,28 @@ const downloads = {
   },
 };
 
+/** "download 66 %", or how much where nobody knows of how much. */
+function howFar({ done, total }) {
+  if (!total) return say("download.amount", { size: inBytes(done) });
+  return say("download.share", { percent: Math.floor((done / total) * 100) });
+}
+
 /** "loras/ink.safetensors" → its two parts. */
 const ofName = (name) => ({ folder: name.split("/")[0], file: name.split("/").slice(1).join("/") });
+
+/** A file's name, as a link where everybody may know its address. */
+function fileLink({ file, url }) {
+  const link = make(url ? "a" : "span", { text: file });
+  if (url) Object.assign(link, { href: url, target: "_blank", rel: "noreferrer noopener" });
+  return link;
+}
 
 /** A line with a link to a file, which gets its button from `downloads`. */
 function fetchable(tag, { file, folder, url, size }, facts = "") {
   const row = make(tag, { className: "fetchable" });
   row.dataset.file = `${folder}/${file}`;
   row.dataset.size = size ?? "";
-  const link = make("a", { text: file });
-  Object.assign(link, { href: url, target: "_blank", rel: "noreferrer noopener" });
-  row.append(link, ...(facts ? [" ", make("small", { text: facts })] : []));
+  row.append(fileLink({ file, url }), ...(facts ? [" ", make("small", { text: facts })] : []));
   return row;
 }
 
@@ -137,7 +164,9 @@ function drawFetching(row, view, allowed) {
   const bar = box.querySelector(".track");
   if (busy) bar.setAttribute("aria-valuenow", String(Math.floor(share * 100)));
   bar.firstChild.style.transform = `scaleX(${share})`;
-  setText(box.querySelector(".fetch-words"), view ? downloadWords(view) : "");
+  const isFirst = !row.previousElementSibling?.matches(".fetchable"); // once for a list
+  const why = !allowed && isFirst ? say("download.owner") : "";
+  setText(box.querySelector(".fetch-words"), view ? downloadWords(view) : why);
   setText(box.querySelector(".fetch-error"), view?.error ?? "");
 }
 

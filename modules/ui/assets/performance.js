@@ -78,7 +78,7 @@ const performanceMode = {
     const parts = told.length ? [make("span", { text: say("performance.forced", { fields }) })] : [];
     if (missing) {
       const needs = make("span", { className: "missing", text: say("performance.missing", missing) });
-      parts.push(needs, ...(missing.url ? [fetchable("span", { ...missing, folder: "loras" })] : []));
+      parts.push(needs, missing.folder ? fetchable("span", missing) : fileLink(missing));
     }
     const key = JSON.stringify([fields, missing]);
     if (note.dataset.key === key) return; // a download that runs goes on being told

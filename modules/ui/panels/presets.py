@@ -21,7 +21,7 @@ from modules.settings.preset_files import (
     require_own,
     save_preset,
 )
-from modules.settings.presets import Download
+from modules.settings.presets import Download, ModelFolder
 from modules.spec.errors import StudioError
 from modules.ui.components import markup
 from modules.ui.form import Form, field_defaults
@@ -51,6 +51,7 @@ class PresetPanel:
     form: Form
     choice: gr.Dropdown
     last: gr.Textbox  # what `choice` held before
+    left: gr.Textbox  # the checkpoint when it was chosen, or CHOSEN
     title: gr.Textbox
     note: gr.HTML
     save: gr.Button
@@ -70,6 +71,7 @@ class PresetPanel:
         texts = form.texts
         choice = form.choice("preset", preset_choices(context), elem_id="preset", filterable=False)
         last = gr.Textbox(choice.value, visible=False)
+        left = gr.Textbox(visible=False)
         note = markup("", "preset-note")
         undo = gr.Button(texts("preset.undo"), elem_id="preset-undo", size="sm", visible=False)
         arrived = gr.Button(texts("refresh"), elem_id="arrived", elem_classes="unseen")
@@ -92,7 +94,9 @@ class PresetPanel:
                     for name in ("save", "rename", "delete", "compare")
                 )
         buttons = (save, rename, delete, compare, undo, arrived)
-        return cls(context, form, choice, last, title, note, *buttons, asked, sure, keep, gone)
+        return cls(
+            context, form, choice, last, left, title, note, *buttons, asked, sure, keep, gone
+        )
 
     def wire(
         self,
@@ -105,7 +109,7 @@ class PresetPanel:
         refreshed: settings → updates of every control that lists model files, `hint` among them.
         """
         before = gr.JSON(visible=False)  # no gr.State: it would keep a connection open
-        last = self.last
+        last, left = self.last, self.left
         every = set(self.form.components.values())
 
         def choose(values: Mapping[Component, Any]) -> Updates:
@@ -114,6 +118,8 @@ class PresetPanel:
             # What the preset leaves alone is the user's, and stays so when it is undone.
             touched = {name: held[name] for name, c in self.form.components.items() if c in updates}
             kept = {before: touched | {"preset": values[last]}, last: held["preset"]}
+            painter = updates.get(self.form.components["checkpoint"])
+            kept |= {left: painter["value"]} if painter else {}
             undo = {self.undo: gr.update(visible=bool(updates))}
             return updates | kept | undo | {self.sure: gr.update(visible=False)}
 
@@ -125,11 +131,11 @@ class PresetPanel:
             model = {name: held.get(name) for name in ("checkpoint", "aspect_ratio")}
             shown |= after(model, None)  # with the sizes of its own
             said = self._said(self.form.texts("preset.undone"))
-            rest = {self.note: said, before: None, last: held["preset"]}
+            rest = {self.note: said, before: None, last: held["preset"], left: ""}
             hidden = dict.fromkeys((self.undo, self.sure), gr.update(visible=False))
             return {**shown, **rest, **hidden}
 
-        outputs = [*every, self.note, before, last, self.undo, self.sure]
+        outputs = [*every, self.note, before, last, left, self.undo, self.sure]
         # `input`: only the user's own choice; a restored form must not be overwritten.
         self.choice.input(choose, {*every, last}, outputs, **_DIRECT)
         self.undo.click(back, before, outputs, **_DIRECT)
@@ -138,27 +144,40 @@ class PresetPanel:
 
         def arrive(values: Mapping[Component, Any]) -> Updates:
             held = {name: values[control] for name, control in self.form.components.items()}
-            wanted, told = self._arrived(held, values[names])
+            wanted, told = self._arrived(held, values[names], values[left])
             updates = self.form.updates(wanted) | refreshed(held | wanted) | told
             if wanted:
                 touched = {n: held[n] for n, c in self.form.components.items() if c in updates}
-                updates |= {before: touched | {"preset": values[last]}}
+                # One Undo takes back what was chosen and what has come since.
+                touched |= {"preset": values[last]} | (values[before] or {})
+                updates |= {before: touched}
                 updates |= {self.undo: gr.update(visible=True)}
             return updates
 
         self.arrived.click(None, None, names, js="() => [window.easel.arrived()]", **_DIRECT).then(
-            arrive, {*every, last, names}, [*every, hint, self.note, before, self.undo], **_DIRECT
+            arrive,
+            {*every, last, left, before, names},
+            [*every, hint, self.note, before, self.undo],
+            **_DIRECT,
         )
 
-    def _arrived(self, held: Mapping[str, Any], names: Any) -> tuple[dict[str, Any], Updates]:
-        """What the preset at hand changes now that files have come, and what to say of it."""
+    def _arrived(
+        self, held: Mapping[str, Any], names: Any, left: str | None
+    ) -> tuple[dict[str, Any], Updates]:
+        """What the preset at hand changes now that files have come, and what to say of it.
+
+        names: of the files that this tab fetched. left: see `refit_preset`.
+        """
         names = names if isinstance(names, list) else []
         preset = self.context.presets.get(held["preset"] or "")
-        if preset is None or not {each.key for each in preset.downloads} & set(names):
-            return {}, {}
+        own = {each.key for each in preset.downloads} if preset else set()
+        others = [name for name in names if name not in own]
+        names = [name for name in names if name in own]
+        if preset is None or not names:
+            return {}, self._offered(held["preset"], others)
         plain = {name: self.form.plain(name, value) for name, value in held.items()}
         fitted = refit_preset(
-            preset, names, plain, self.context.catalog, self.context.shelf.styles()
+            preset, names, plain, self.context.catalog, self.context.shelf.styles(), left or ""
         )
         changed = {
             name: (_set(plain[name]), _set(new))
@@ -169,6 +188,16 @@ class PresetPanel:
         here = self.form.texts("preset.arrived", files=files)
         sentences = filter(None, (here, self._changes(changed), *fitted.sentences))
         return fitted.settings, {self.note: self._said(*sentences, files=fitted.missing)}
+
+    def _offered(self, chosen: str | None, arrived: Sequence[str]) -> Updates:
+        """The settings of the small model suit no other: say with which preset a new one paints."""
+        default = self.context.presets.get("default")
+        folder = f"{ModelFolder.CHECKPOINTS}/"
+        files = [name.removeprefix(folder) for name in arrived if name.startswith(folder)]
+        if chosen != "builtin" or default is None or not files:
+            return {}
+        words = {"files": ", ".join(files), "title": default.title}
+        return {self.note: self._said(self.form.texts("preset.offer", **words))}
 
     def restored(self, name: str | None) -> Updates:
         """On load: the presets of this moment, with `name` chosen if it is there."""
@@ -246,7 +275,8 @@ class PresetPanel:
         preset = self.context.presets.get(held["preset"] or "")
         if preset is None:
             return {}
-        fitted = fit_preset(preset, self.context.catalog, self.context.shelf.styles())
+        painter = held.get("checkpoint") or ""
+        fitted = fit_preset(preset, self.context.catalog, self.context.shelf.styles(), painter)
         before = self.context.presets.get(previous or "")
         theirs = before.settings if before is not None else {}
         unset = {k for k in _WORDS if held.get(k) and held[k] == theirs.get(k)}

@@ -3,7 +3,7 @@
 import pytest
 
 from modules.library.catalog import Catalog
-from modules.library.preset_fit import fit_preset, refit_preset, with_preset
+from modules.library.preset_fit import CHOSEN, fit_preset, refit_preset, with_preset
 from modules.prompt.styles import Style, StyleBook
 from modules.settings.config import load_settings
 from modules.settings.presets import Preset
@@ -125,6 +125,31 @@ def test_the_first_checkpoint_is_taken_in_place_of_whichever_painted(tmp_path):
     have = catalog(tmp_path, "checkpoints/big.safetensors", "checkpoints/any.safetensors")
     fitted = refit_preset(PRESET, ARRIVED, {"checkpoint": "any.safetensors"}, have, STYLES)
     assert fitted.settings["checkpoint"] == "big.safetensors"
+
+
+def test_a_checkpoint_that_the_user_chose_is_never_replaced(tmp_path):
+    have = catalog(tmp_path, *(f"checkpoints/{name}.safetensors" for name in ("big", "a", "b")))
+
+    def taken(held, left=""):
+        held = {"checkpoint": f"{held}.safetensors"}
+        fitted = refit_preset(PRESET, ARRIVED, held, have, STYLES, left)
+        return "checkpoint" in fitted.settings
+
+    assert taken("a") and not taken("b")  # without a word of it only the first is by chance
+    assert taken("b", "b.safetensors") and not taken("a", "b.safetensors")
+    assert not taken("a", CHOSEN)
+
+
+def test_the_checkpoint_at_hand_is_said_to_paint(tmp_path):
+    have = catalog(tmp_path, "checkpoints/any.safetensors", "checkpoints/mine.safetensors")
+    told = {
+        held: fit_preset(PRESET, have, STYLES, held).sentences[0]
+        for held in ("", "mine.safetensors", "gone.safetensors", None)
+    }
+    assert told["mine.safetensors"].endswith("not there yet, so mine.safetensors paints.")
+    assert told[""] == told["gone.safetensors"]
+    assert told[""].endswith("not there yet, so any.safetensors paints.")
+    assert told[None] == "big.safetensors is not there yet."
 
 
 def test_a_request_takes_from_its_preset_what_it_does_not_name(tmp_path):

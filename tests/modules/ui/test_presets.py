@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import gradio as gr
 import pytest
 
 from modules.api.context import ServerContext
@@ -36,6 +37,11 @@ def context(tmp_path: Path) -> ServerContext:
     return ServerContext(settings, None, None, Catalog(settings, presets), presets)
 
 
+def page_parts(*inputs):
+    """What listeners take beside the form: controls without an id."""
+    return {block for blocks in inputs for block in blocks if block.elem_id is None}
+
+
 class Page:
     """The page's listeners with what its controls hold."""
 
@@ -43,8 +49,14 @@ class Page:
         self.app = build_app(context)
         self.fns = {fn.name: fn for fn in self.app.fns.values()}
         controls = {block.elem_id: block for block in self.fns["choose"].inputs}
-        self.held = {block: block.value for block in controls.values()}
+        hidden = page_parts(self.fns["choose"].inputs, self.fns["arrive"].inputs)
+        self.held = {block: block.value for block in (*controls.values(), *hidden)}
         self.by_id = controls
+
+    def part_of(self, event, kind, other):
+        """The hidden control of `kind` that `event` takes and `other` does not."""
+        known = self.fns[other].inputs
+        return next(b for b in self.fns[event].inputs if isinstance(b, kind) and b not in known)
 
     def set(self, **values):
         for name, value in values.items():
@@ -53,7 +65,9 @@ class Page:
     def take(self, updates):
         for block, update in updates.items():
             if block in self.held:
-                self.held[block] = update["value"] if isinstance(update, dict) else update
+                is_update = isinstance(update, dict) and update.get("__type__") == "update"
+                value = update.get("value", self.held[block]) if is_update else update
+                self.held[block] = value
         return "".join(str(v) for v in updates.values() if isinstance(v, str))
 
     def value(self, name):
@@ -104,23 +118,118 @@ def test_a_file_that_arrives_takes_its_place_and_the_note_changes(context):
     said = page.take(page.fns["choose"].fn(page.held))
     assert 'data-file="checkpoints/big.safetensors"' in said and "<b>" not in said
     assert page.value("checkpoint") == "a.safetensors"
-    names = next(b for b in page.fns["arrive"].inputs if b not in page.fns["choose"].inputs)
+    names = page.part_of("arrive", gr.JSON, "back")
     key = "checkpoints/big.safetensors"
     (context.settings.models_path / key).write_bytes(b"")
     strange = page.fns["arrive"].fn(page.held | {names: ["loras/other.safetensors"]})
     page.take(strange)
     assert page.value("checkpoint") == "a.safetensors"  # listed, but nobody's wish
-    updates = page.fns["arrive"].fn(page.held | {names: [key]})
+    undo = page.fns["back"].inputs[0]
+    updates = page.fns["arrive"].fn(page.held | {names: [key, "loras/other.safetensors"]})
     said = page.take(updates)
+    assert "other.safetensors" not in said.partition("hint")[0]  # nothing of this preset
     assert page.value("checkpoint") == "big.safetensors"
     assert "big.safetensors has arrived." in said and "data-file" not in said.partition("hint")[0]
     assert "Checkpoint a.safetensors → big.safetensors" in said
     assert "The LoRA gone is not there yet" in said
-    before = next(v for v in updates.values() if isinstance(v, dict) and "checkpoint" in v)
-    page.take(page.fns["back"].fn(before))
-    assert (page.value("checkpoint"), page.value("preset")) == ("a.safetensors", "big")
+    page.take(page.fns["back"].fn(updates[undo]))
+    assert (page.value("checkpoint"), page.value("preset")) == ("a.safetensors", "default")
     page.set(preset="big")
     assert page.fns["arrive"].fn(page.held | {names: "loras/x"})
+
+
+def test_one_undo_takes_back_the_choice_and_what_came_since(context):
+    download = {"file": "big.safetensors", "folder": "checkpoints", "url": "https://e.org/x"}
+    wanting = context.presets["big"].model_dump() | {"downloads": [download]}
+    wanting["settings"] = wanting["settings"] | {"negative_prompt": "theirs"}
+    context.presets["big"] = Preset.model_validate(wanting)
+    page = Page(context)
+    names, undo = page.part_of("arrive", gr.JSON, "back"), page.fns["back"].inputs[0]
+    page.set(preset="big", negative_prompt="mine")
+    page.take(page.fns["choose"].fn(page.held))
+    assert page.value("negative-prompt") == "theirs"
+    key = "checkpoints/big.safetensors"
+    (context.settings.models_path / key).write_bytes(b"")
+    updates = page.fns["arrive"].fn(page.held | {names: [key]})
+    page.take(updates)
+    assert page.value("checkpoint") == "big.safetensors"
+    page.take(page.fns["back"].fn(updates[undo]))
+    shown = [page.value(name) for name in ("negative-prompt", "checkpoint", "preset")]
+    assert shown == ["mine", "a.safetensors", "default"]
+
+
+def test_the_user_s_own_checkpoint_stays_when_a_file_arrives(context):
+    download = {"file": "big.safetensors", "folder": "checkpoints", "url": "https://e.org/x"}
+    wanting = context.presets["big"].model_dump() | {"downloads": [download]}
+    context.presets["big"] = Preset.model_validate(wanting)
+    folder = context.settings.models_path / "checkpoints"
+    (folder / "z.safetensors").write_bytes(b"")
+    page = Page(context)
+    names = page.part_of("arrive", gr.JSON, "back")
+    key = "checkpoints/big.safetensors"
+
+    def after_arrival():
+        held = page.held | {names: [key]}
+        (folder / "big.safetensors").write_bytes(b"")
+        shown = page.fns["arrive"].fn(held)
+        (folder / "big.safetensors").unlink()
+        return shown[page.by_id["checkpoint"]]["value"]
+
+    page.set(preset="big", checkpoint="z.safetensors")
+    said = page.take(page.fns["choose"].fn(page.held))
+    assert "so z.safetensors paints" in said
+    assert after_arrival() == "big.safetensors"  # it painted for want of another
+    page.take(page.fns["other_model"].fn("z.safetensors", None))
+    assert after_arrival() == "z.safetensors"
+
+
+def test_with_the_small_model_s_preset_a_new_checkpoint_is_offered(context):
+    (context.settings.presets_path / "builtin.json").write_text('{"title": "Small"}')
+    context.presets |= load_presets(context.settings.root)
+    page = Page(context)
+    names = page.part_of("arrive", gr.JSON, "back")
+    page.set(preset="builtin", guidance=6.5)
+    updates = page.fns["arrive"].fn(page.held | {names: ["checkpoints/new.safetensors"]})
+    said = page.take(updates)
+    assert "new.safetensors has arrived." in said and "choose Default to paint" in said
+    assert (page.value("preset"), page.value("guidance")) == ("builtin", 6.5)
+    page.set(preset="big")
+    other = page.fns["arrive"].fn(page.held | {names: ["checkpoints/new.safetensors"]})
+    assert "has arrived" not in page.take(other)
+
+
+def test_a_new_tab_starts_as_the_server_would_today(context):
+    text = '{"title": "Small", "settings": {"steps": 7}}'
+    (context.settings.presets_path / "builtin.json").write_text(text)
+    context.presets |= load_presets(context.settings.root)
+    (context.settings.models_path / "checkpoints" / "a.safetensors").unlink()
+    context.settings.builtin_models_path.mkdir(parents=True)
+    (context.settings.builtin_models_path / "small.safetensors").write_bytes(b"")
+    page = Page(context)
+    assert (page.value("preset"), page.value("steps")) == ("builtin", 7)
+    (context.settings.models_path / "checkpoints" / "new.safetensors").write_bytes(b"")
+    page.take(page.fns["restore"].fn(json.dumps({"preset": "builtin"})))
+    assert (page.value("preset"), page.value("steps")) == ("builtin", 7)
+    page.take(page.fns["restore"].fn(""))
+    shown = [page.value(name) for name in ("preset", "checkpoint", "guidance")]
+    assert shown == ["default", "new.safetensors", 4.0]
+    assert page.value("steps") == TaskSpec().steps
+
+
+def test_refresh_reads_presets_again_and_what_the_start_lacks(context):
+    context.settings = load_settings(["--preset", "big"], {}, root=context.settings.root)
+    page = Page(context)
+    assert "big.safetensors is not there yet." in context.notices.sentences()[0]
+    (context.settings.models_path / "checkpoints" / "big.safetensors").write_bytes(b"")
+    path = context.settings.presets_path / "late.json"
+    path.write_text('{"title": "Late"}')
+    page.take(shown := page.fns["look_again"].fn("big", "a.safetensors", None, "", ""))
+    assert shown[page.by_id["preset"]]["choices"][-1] == ("Late", "late")
+    assert page.value("preset") == "big"
+    assert context.notices.sentences() == ["The LoRA gone is not there yet, so it is left out."]
+    path.unlink()
+    page.take(page.fns["look_again"].fn("late", "a.safetensors", None, "", ""))
+    assert "late" not in context.presets and page.value("preset") is None
 
 
 def test_words_that_a_preset_replaces_are_told_first_and_go_with_it(context):
