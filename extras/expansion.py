@@ -71,19 +71,30 @@ def load_gpt_expander(folder: Path, words: Iterable[str]) -> GptExpander:
     """The model of `folder` in transformers' layout.
 
     words: what may be added where the folder has no positive.txt, one word a line. Raises
-    ModelFileError, and ImportError without the package.
+    ModelFileError, and ImportError where the package is not there or cannot be loaded.
     """
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+    try:
+        from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        # One that does not fit the other packages raises any of these.
+        raise ImportError("transformers cannot be loaded") from error
 
     try:
         config = GPT2Config.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         model = GPT2LMHeadModel(config)
         _put_weights(model, folder)
         return GptExpander(model.eval().float(), tokenizer, _words_of(folder, words))
     except ModelFileError as error:
         raise type(error)(f"{_about(folder)} cannot be used: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, MemoryError, ArithmeticError) as error:  # by numbers in config.json
+        raise UnsupportedModel(
+            f"{_about(folder)} cannot be built as its config.json says; copy its folder there "
+            "again, or take it away to have Easel's own phrases."
+        ) from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CorruptModelFile(
             f"{_about(folder)} is not whole; copy its folder there again, or take it away to have "
             "Easel's own phrases."

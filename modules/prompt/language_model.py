@@ -33,7 +33,8 @@ class LanguageModel:
             )
         return (
             f"The language model {self.name} needs the Python package {PACKAGE}, which is not "
-            "installed beside Easel; until it is, Easel's own phrases are added."
+            "installed beside Easel, or does not fit it; until it does, Easel's own phrases are "
+            "added."
         )
 
 

@@ -220,9 +220,10 @@ def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
     fitted = fit_preset(preset_named(presets, preset), Catalog(settings, presets), styles)
     for sentence in fitted.sentences:
         sys.stderr.write(f"{sentence}\n")
+    models = ["--models-path", given["models_path"]] if given.get("models_path") else []
     for download in fitted.missing:
-        name = shlex.quote(download.file)
-        sys.stderr.write(f"This fetches it: python3 launch.py download {name}\n")
+        words = shlex.join(["launch.py", "download", download.key, *models])
+        sys.stderr.write(f"This fetches it: python3 {words}\n")
     spec = TaskSpec.from_mapping({**fitted.settings, "preset": preset, **values})
     return spec.with_fixed_seed(), settings, folder is not None
 

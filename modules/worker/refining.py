@@ -1,5 +1,6 @@
 """The refiner of a task, as the engine takes it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,13 +36,14 @@ def refiner_switch(job: Job, small_nets: Path | None = None) -> "RefinerSwitch |
     guidance_of(resolved).attach(unet)
     positive, negative = guided_conditions(resolved, job.refiner_positive, job.refiner_negative)
     through = resolved.refiner_method is RefinerMethod.VAE and not _shares_latents(job)
+    convert = _converter(job, small_nets) if through else None
     return RefinerSwitch(
         unet,
         resolved.refiner_step,
         positive,
         negative,
         resolved.refiner_method.value,
-        (lambda latents: _converted(job, latents, small_nets)) if through else None,
+        convert,
     )
 
 
@@ -52,7 +54,7 @@ def interposer_file(folder: Path | None, first: "BaseModel", second: "BaseModel"
     sizes = {model.diffusion_model.config.model_channels for model in (first, second)}
     if folder is None or None in names or not sizes <= RELEASED_CHANNELS:
         return None
-    found = folder.glob(f"{names[0]}-to-{names[1]}_interposer*")
+    found = folder.glob(f"{names[0]}-to-{names[1]}_interposer-v4*")
     return next((path for path in sorted(found) if path.suffix in SUFFIXES), None)
 
 
@@ -73,14 +75,18 @@ def _shares_latents(job: Job) -> bool:
     return formats[0] is formats[1]
 
 
-def _converted(job: Job, latents: "Tensor", small_nets: Path | None) -> "Tensor":
-    """Latents of the checkpoint → latents of the refiner: by an interposer, else by the pixels."""
+def _converter(job: Job, small_nets: Path | None) -> Callable[["Tensor"], "Tensor"]:
+    """Latents of the checkpoint → latents of the refiner: by an interposer, else by the pixels.
+
+    A file that is no interposer is told here, before anything is painted.
+    """
     if job.model is None or job.refiner is None:
         raise RuntimeError("the prompts stage has not run yet")
-    interposer = interposer_file(small_nets, job.model.unet.model, job.refiner.unet.model)
-    if interposer is not None:
-        from ldm_patched.modules.interposer import load_interposer
+    model, refiner = job.model, job.refiner
+    file = interposer_file(small_nets, model.unet.model, refiner.unet.model)
+    if file is None:
+        return lambda latents: refiner.vae.encode(model.vae.decode(latents, job.check))
+    from ldm_patched.modules.interposer import load_interposer
 
-        return load_interposer(interposer, latents.device)(latents)
-    pixels = job.model.vae.decode(latents, job.check)
-    return job.refiner.vae.encode(pixels)
+    interposer = load_interposer(file)
+    return lambda latents: interposer.to(latents.device)(latents)

@@ -1,7 +1,10 @@
 """A language model that goes on writing after a prompt, with allowed words alone."""
 
+import json
+
 import pytest
 import torch
+import transformers
 
 from extras.expansion import load_gpt_expander
 from ldm_patched.modules.errors import CorruptModelFile, UnsafeModelFile, UnsupportedModel
@@ -87,6 +90,25 @@ def test_without_a_list_of_its_own_the_given_words_count(tmp_path):
     assert set(added) == {"calm", "deep"}
     with pytest.raises(UnsupportedModel, match="bare for prompt expansion cannot be used"):
         load_gpt_expander(folder, ["nowhere"])
+
+
+def test_numbers_that_no_computer_holds_are_one_sentence(tmp_path):
+    folder = write_tiny_gpt2(tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    for odd in ({"n_embd": 10**12}, {"n_head": 0}, {"vocab_size": 2**62}):
+        (folder / "config.json").write_text(json.dumps(config | odd))
+        with pytest.raises((UnsupportedModel, CorruptModelFile), match="copy its folder there"):
+            load_gpt_expander(folder, ())
+
+
+def test_code_that_a_folder_brings_is_never_asked_for(tmp_path, monkeypatch):
+    folder = write_tiny_gpt2(tmp_path / "tiny")
+    seen = {}
+    real = transformers.AutoTokenizer.from_pretrained
+    take = lambda path, **how: seen.update(how) or real(path, **how)  # noqa: E731
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", take)
+    load_gpt_expander(folder, ())
+    assert seen == {"local_files_only": True, "trust_remote_code": False}
 
 
 class Runs:

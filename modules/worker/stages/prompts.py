@@ -4,6 +4,7 @@
 whose words and LoRAs may differ from those of the picture before.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from extras.expansion import GptExpander
     from modules.worker.pipeline import Conditions, LoadedModel
     from modules.worker.studio import Studio
+
+logger = logging.getLogger(__name__)
 
 
 def run(job: Job, studio: "Studio") -> None:
@@ -68,7 +71,12 @@ def _books(job: Job, studio: "Studio") -> PromptBooks:
     if found is None or not found.is_usable or not job.spec.expand_prompt:
         return books
     job.task.emit(Loading(message=f"loading {found.name}"))
-    return replace(books, expander=_Stoppable(studio.expander(found), job.check_stop))
+    try:
+        expander = studio.expander(found)
+    except ImportError as error:
+        logger.warning("the language model is left out: %s", error)
+        return replace(books, language_model=replace(found, is_usable=False))
+    return replace(books, expander=_Stoppable(expander, job.check_stop))
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,14 @@ def test_no_model_at_all_is_a_sentence_and_exit_code_1(tmp_path, capsys):
     assert not (tmp_path / "folder").exists()
 
 
+def test_what_a_preset_lacks_is_fetched_into_the_same_folder(tmp_path, capsys):
+    models = str(tmp_path / "my models")
+    generate_cli.read_request(["x", "--preset", "default", "--models-path", models])
+    told = capsys.readouterr().err
+    key = "checkpoints/juggernautXL_v8Rundiffusion.safetensors"
+    assert f"python3 launch.py download {key} --models-path '{models}'\n" in told
+
+
 def test_styles_and_switches_are_options():
     argv = ["a cat", "--styles", "ink, glow", "--expand-prompt", "--no-wildcards-in-order"]
     spec, _, _ = generate_cli.read_request(argv)

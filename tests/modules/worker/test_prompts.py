@@ -1,6 +1,7 @@
 """The words of a request, from its text to the conditions of each picture."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -171,6 +172,15 @@ def test_a_language_model_adds_the_words_and_the_recipe_keeps_them(own, studio):
     assert broken.code == "E_MODEL_CORRUPT"
     assert "tiny-gpt for prompt expansion cannot be used" in broken.message
     assert paint(studio, prompt="a house").state is TaskState.DONE
+
+
+def test_a_language_model_whose_package_does_not_load_is_left_out(own, studio, monkeypatch):
+    write_tiny_gpt2(own.models_path / "prompt_expansion" / "tiny-gpt")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    job = Job(RecordingTask(request(prompt="a house", expand_prompt=True)))
+    resolve.run(job, studio)
+    prompts.run(job, studio)
+    assert any("or does not fit it" in notice for notice in job.plan.notices)
 
 
 def test_texts_stand_one_after_another_and_pool_as_a_sum(own, studio):

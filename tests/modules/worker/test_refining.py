@@ -96,7 +96,10 @@ def test_an_interposer_takes_the_place_of_the_picture(studio, sd1, codings, monk
     found = done(studio, refiner_method="vae", **sd1)
     assert codings == [("decode", (1, 4, 8, 8))]
     assert not np.array_equal(found, by_picture)
+    path.with_name("xl-to-v1_interposer-v1.1.safetensors").write_bytes(b"of an older kind")
+    assert np.array_equal(found, done(studio, refiner_method="vae", **sd1))
     path.write_bytes(path.read_bytes()[:2_000])
     task = paint(studio, refiner_method="vae", **sd1)
     assert task.code == "E_MODEL_CORRUPT"
     assert path.name in task.message
+    assert [each.step for each in task.progress] == [0]  # known before anything was painted
