@@ -130,11 +130,14 @@ def other_ends(album: Album) -> None:
     album.wait_state("failed")
     album.both(lambda page: page.wait_for_selector("#error:not([hidden])"))
     album.add("failed", "failed")
-    album.phone.locator("#error-close").click()
-    # another task does not keep what was said of this one
-    album.desktop.evaluate("address => location.assign(address)", stopped)
-    album.desktop.wait_for_selector("#stage[data-state=stopped]")
-    album.desktop.wait_for_selector("#error", state="hidden")
+    failed = album.desktop.url
+    for address, state in ((stopped, "stopped"), (failed, "failed")):
+        album.desktop.evaluate("address => location.assign(address)", address)
+        wait_state(album.desktop, state)
+        # another task does not keep what was said of this one
+        shown = "hidden" if state == "stopped" else "visible"
+        album.desktop.wait_for_selector("#error", state=shown)
+    album.both(lambda page: page.locator("#error-close").click())
 
 
 def settings(album: Album) -> None:
