@@ -84,7 +84,7 @@ def test_nothing_moves_between_idle_running_queued_done_and_failed(visit, device
         require_on_screen_together(tab, idle)
     ground = "getComputedStyle(document.querySelector('#progress .track')).backgroundColor"
     assert tab.evaluate(ground) == "rgba(0, 0, 0, 0)"  # an empty bar would look like a rule
-    generate(tab, "hills")
+    generate(tab, "hills holds")
     tab.wait_for_selector("#stage img.preview")
     assert boxes(tab) == idle
     generate(tab, "this fails")

@@ -69,6 +69,7 @@ def test_one_runs_and_the_others_wait_their_turn(queue, fetching):
         queue.begin(file(name))
     wait_for(lambda: fetching.running == ["a"])
     assert states(queue) == {"loras/a": "running", "loras/b": "waiting", "loras/c": "waiting"}
+    wait_for(lambda: queue.views()[0].done)  # it is told just after it began
     running = queue.views()[0]
     assert (running.done, running.total, running.seconds_left) == (5, 10, 5.0)
     fetching.ends = {
