@@ -140,3 +140,40 @@ def test_a_download_fits_a_phone(visit, tmp_path, source, theme):
         known.locator(".fetch").wait_for()
     finally:
         server.close()
+
+
+def test_who_may_not_download_is_told_who_may(visit, tmp_path, source):
+    server = page_over(tmp_path, source)
+    running = {"name": "loras/q.safetensors", "url": "", "state": "running", "phase": "fetching"}
+    running |= {"done": 5_000_000, "total": None, "rate": 0, "seconds_left": None, "error": ""}
+    views = {"allowed": False, "downloads": [running]}
+    lora = {"file": "sub/x.safetensors", "folder": "", "url": "https://e.org/x"}
+
+    def say(**changes):
+        def change(route):
+            answer = route.fetch()
+            route.fulfill(response=answer, json=answer.json() | changes)
+
+        return change
+
+    try:
+        window = visit(at=server)
+        window.forgive = "ERR_CONNECTION"
+        tab = window.page
+        tab.route("**/api/status", say(downloads=views))
+        tab.route("**/api/downloads", say(**views))
+        tab.route("**/api/forecast", say(missing=lora))
+        tab.reload()
+        tab.wait_for_selector("#downloading:text-is('download 5.0 MB')")
+        words = tab.locator("#models-downloads .fetch-words").all_text_contents()
+        assert words == ["The owner of this Easel can download it.", ""]
+        assert tab.locator("#no-model .fetch:visible").count() == 0
+        assert tab.locator("#downloads .fetchable > span").first.text_content() == "q.safetensors"
+        assert tab.locator("#downloads a").count() == 0
+        link = tab.locator("#performance-note a")
+        link.wait_for(state="attached")
+        assert link.text_content() == "sub/x.safetensors"
+        assert tab.locator("#performance-note .fetchable").count() == 0
+    finally:
+        tab.unroute_all(behavior="ignoreErrors")
+        server.close()
