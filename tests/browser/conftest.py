@@ -35,11 +35,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPage]:
 class Window:
     """One tab of a visitor of their own (no shared storage), with words for what they do."""
 
-    def __init__(self, context: Any, url: str, address: str = "", forgive: str = "") -> None:
-        """`url`: the server's; `address`: what is opened there, the page itself unless given.
-        `forgive`: a pattern of the errors that the test brings about from now on.
+    def __init__(
+        self, context: Any, server: RunningPage, address: str = "", forgive: str = ""
+    ) -> None:
+        """`address`: what is opened on the server, the page itself unless given. `forgive`: a
+        pattern of the errors that the test brings about from now on; that a server which the
+        test has closed refuses connections is forgiven anyway.
         """
-        self.context, self.url, self.forgive = context, url, forgive
+        self.context, self.server, self.forgive = context, server, forgive
+        self.url = url = server.url
         self.complaints: list[str] = []
         self._keeper = context.pages[0] if context.pages else context.new_page()
         if self._keeper.url == "about:blank":
@@ -66,7 +70,8 @@ class Window:
             self._complain(f"console: {message.text} {message.location.get('url', '')}")
 
     def _complain(self, text: str) -> None:
-        if not (self.forgive and re.search(self.forgive, text)):
+        gone = self.server.closed and "ERR_CONNECTION" in text
+        if not gone and not (self.forgive and re.search(self.forgive, text)):
             self.complaints.append(text)
 
     def close(self) -> list[str]:
@@ -102,7 +107,7 @@ def visit(
         kind = repr(sorted(options.items()))
         unused = contexts.setdefault(kind, [])
         context = unused.pop() if unused else chromium.new_context(**options)
-        windows.append((kind, Window(context, (at or server).url, address, forgive)))
+        windows.append((kind, Window(context, at or server, address, forgive)))
         return windows[-1][1]
 
     yield open_window

@@ -73,6 +73,7 @@ class RunningPage:
         listener = open_listener(settings)
         self._server = PageServer(self.context, listener)
         self._server.start()
+        self.closed = False
         self.url = self._server.url
         self.settings = Settings(**{**vars(settings), "port": self._server.port})
 
@@ -87,6 +88,7 @@ class RunningPage:
 
     def close(self) -> None:
         """Stop serving and end the workers."""
+        self.closed = True
         self._server.close()
         self.pool.close()
         self.store.close()
