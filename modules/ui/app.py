@@ -118,9 +118,12 @@ def initial_spec(context: ServerContext) -> TaskSpec:
 
 
 def tell_of_start(context: ServerContext) -> None:
-    """Keep on the notice board what the preset that this start names cannot have now."""
+    """Keep on the notice board what the preset that this start names cannot have now.
+
+    Who names none need not read of files on every page: there the Models tab offers them.
+    """
     name = context.settings.preset
-    if not name:
+    if name in ("", "default"):
         return
     try:
         preset = preset_named(context.presets, name)
