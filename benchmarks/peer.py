@@ -115,24 +115,11 @@ def scheduler():  # noqa: ANN201 - imported within
 
 def _text_configs(sizes: FamilySizes):  # noqa: ANN202 - imported within
     """(CLIP ViT-L's config, OpenCLIP bigG's) at these sizes."""
-    from transformers import CLIPTextConfig
-
-    def config(width: int, layers: int, activation: str) -> CLIPTextConfig:
-        return CLIPTextConfig(
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=width // 64,
-            projection_dim=width,
-            hidden_act=activation,
-            bos_token_id=49406,
-            eos_token_id=49407,
-            pad_token_id=1,
-        )
+    from tests.support.clip_oracle import library_config as config
 
     return (
-        config(sizes.clip_l_width, sizes.clip_l_layers, "quick_gelu"),
-        config(sizes.clip_g_width, sizes.clip_g_layers, "gelu"),
+        config(sizes.clip_l_width, sizes.clip_l_layers, "quick_gelu", sizes.clip_l_width),
+        config(sizes.clip_g_width, sizes.clip_g_layers, "gelu", sizes.clip_g_width),
     )
 
 

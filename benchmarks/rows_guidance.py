@@ -18,11 +18,11 @@ def guidance_cost(options: Options) -> Row:
     from extras.guidance.attach import Guidance, guidance_function
     from ldm_patched.modules.conds import TimedInput
     from ldm_patched.modules.model_base import ModelType, model_sampling
+    from ldm_patched.modules.model_management import cpu_has_bf16
     from ldm_patched.modules.model_sampling import sampling_progress
 
-    units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     # emulated bfloat16 would slow the network alone; and float32 wants a smaller picture
-    dtype, needed, side = (torch.bfloat16, 9, 128) if units else (torch.float32, 16, 64)
+    dtype, needed, side = (torch.bfloat16, 9, 128) if cpu_has_bf16() else (torch.float32, 16, 64)
     sizes = fitting(options, needed * GIB)
     side = 16 if options.quick else side
     weights = peer.draw_weights(unet_shapes(sizes), dtype)

@@ -16,6 +16,7 @@ from modules.library.download_queue import DownloadView
 from modules.library.known_files import find_known, known_files
 from modules.settings.config import Settings
 from modules.settings.performance import load_modes
+from modules.settings.presets import Download
 from modules.spec.errors import NotFound, OwnerOnly
 
 Name = Annotated[str, Path(min_length=1, max_length=300)]
@@ -35,6 +36,9 @@ def add_download_routes(router: APIRouter, context: ServerContext, owner: str | 
     owner: the user who may, None where nobody logs in.
     """
 
+    def known() -> dict[str, Download]:
+        return known_files(context.catalog, load_modes(context.settings.root))
+
     @router.get("/api/downloads")
     def all_downloads(request: Request) -> DownloadList:
         return list_downloads(context, owner, request)
@@ -42,17 +46,15 @@ def add_download_routes(router: APIRouter, context: ServerContext, owner: str | 
     @router.post("/api/downloads/{name:path}/stop", status_code=202)
     def stop(request: Request, name: Name) -> DownloadList:
         _require_owner(context, owner, request)
-        known = known_files(context.catalog, load_modes(context.settings.root))
         with contextlib.suppress(NotFound):  # one that nobody names any more can be stopped, too
-            name = find_known(known, name).key
+            name = find_known(known(), name).key
         context.downloads.stop(name)
         return list_downloads(context, owner, request)
 
     @router.post("/api/downloads/{name:path}", status_code=202)
     def begin(request: Request, name: Name) -> DownloadList:
         _require_owner(context, owner, request)
-        known = known_files(context.catalog, load_modes(context.settings.root))
-        context.downloads.begin(find_known(known, name))
+        context.downloads.begin(find_known(known(), name))
         return list_downloads(context, owner, request)
 
 

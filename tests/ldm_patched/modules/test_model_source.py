@@ -9,12 +9,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ldm_patched.modules import latent_formats, sd
 from ldm_patched.modules.errors import CorruptModelFile, ModelFileError, UnsupportedModel
 from ldm_patched.modules.model_base import ModelType
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy, Hardware
+from tests.support.clip_oracle import library_config
 from tests.support.engine_report import record
 from tests.support.tiny_checkpoint import (
     CLIP_G_PREFIX,
@@ -43,18 +44,7 @@ def load(path, **options):
 
 
 def text_model(cls, width, layers, activation, seed):
-    config = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        hidden_act=activation,
-        projection_dim=width,
-        eos_token_id=49407,
-        bos_token_id=49406,
-        pad_token_id=1,
-    )
+    config = library_config(width, layers, activation, width)
     model = cls(config).eval().requires_grad_(False)
     randomise(model, seed)
     return model
