@@ -315,6 +315,15 @@ def test_what_the_preset_of_a_start_lacks_is_told_until_it_is_there(context):
     assert said.startswith("Preset 'gone' is not there; choose one of default, ")
 
 
+def test_a_start_that_names_no_preset_tells_nobody_of_missing_files(context):
+    context.presets["default"] = context.presets["big"]
+    initial_spec(context)
+    assert context.notices.sentences() == []
+    context.settings = load_settings(["--preset", "big"], {}, root=context.settings.root)
+    initial_spec(context)
+    assert "big.safetensors is not there yet." in context.notices.sentences()[0]
+
+
 def test_deleting_asks_once(context):
     page = Page(context)
     save_preset(context.settings.root, context.presets, "Mine", TaskSpec(steps=9))
