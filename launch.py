@@ -104,8 +104,7 @@ def venv_python(venv: Path) -> Path:
 def requirement_files(part: str) -> list[tuple[Path, list[str]]]:
     """(file, extra pip options) of a part of the program, in the order of installing."""
     if part == "dev":
-        # Tests import a tenth of these libraries: that is compiled then, the rest never.
-        return [(ROOT / "requirements-dev.txt", ["--no-compile"])]
+        return [(ROOT / "requirements-dev.txt", [])]
     # The vocabulary's package is used for one data file only; its own needs are not wanted.
     return [
         (ROOT / "requirements.txt", []),
@@ -368,6 +367,9 @@ def run_pip(venv: Path, arguments: list[str], log: Path, title: str) -> None:
     """Run pip with its output in the log and a living line on the terminal."""
     command = [str(venv_python(venv)), "-m", "pip", "--disable-pip-version-check", "--no-input"]
     command += [*arguments, "--progress-bar", "off"]
+    if arguments[0] == "install":
+        # A third of it is ever imported: that is compiled then, and the rest of the time saved.
+        command.append("--no-compile")
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -462,6 +464,7 @@ class LivingLine:
 def hand_over(python: Path, command: list[str], arguments: list[str]) -> int:
     """Become the program: the same process where the system allows it, so nothing is orphaned."""
     os.chdir(ROOT)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # see run_pip: what is compiled must be kept
     words = [str(python), *command, *arguments]
     sys.stdout.flush()
     if os.name != "nt":

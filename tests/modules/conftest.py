@@ -37,16 +37,30 @@ def put_checkpoint(settings: Settings, source: Path, name: str = "tiny.safetenso
     return target
 
 
+def settings_at(root: Path, checkpoint: Path) -> Settings:
+    """Settings of a checkout of its own, with `checkpoint` in place."""
+    settings = load_settings(["--all-in-fp32", "--always-cpu", "1"], {}, root=root)
+    put_checkpoint(settings, checkpoint)
+    return settings
+
+
 @pytest.fixture
 def settings(tmp_path: Path, tiny_checkpoint: Path) -> Settings:
-    """Settings of a checkout of its own, with the tiny checkpoint in place."""
-    settings = load_settings(["--all-in-fp32", "--always-cpu", "1"], {}, root=tmp_path)
-    put_checkpoint(settings, tiny_checkpoint)
-    return settings
+    return settings_at(tmp_path, tiny_checkpoint)
 
 
 @pytest.fixture
 def studio(settings: Settings) -> Iterator[Studio]:
     studio = Studio(settings)
+    yield studio
+    studio.close()
+
+
+@pytest.fixture(scope="module")
+def lasting_studio(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
+) -> Iterator[Studio]:
+    """One whose model stays loaded, for tests that only look at what they painted themselves."""
+    studio = Studio(settings_at(tmp_path_factory.mktemp("lasting"), tiny_checkpoint))
     yield studio
     studio.close()

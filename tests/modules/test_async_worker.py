@@ -114,20 +114,20 @@ def test_a_file_that_was_left_without_its_row_is_adopted(studio):
 
 
 @pytest.mark.parametrize("sampler", Sampler)
-def test_every_sampler_paints(studio, sampler):
-    assert pixels(studio, paint(studio, sampler=sampler, steps=3)).std() > 1
+def test_every_sampler_paints(lasting_studio, sampler):
+    assert pixels(lasting_studio, paint(lasting_studio, sampler=sampler, steps=3)).std() > 1
 
 
 @pytest.mark.parametrize("output_format", OutputFormat)
-def test_every_format_is_saved(studio, output_format):
-    task = paint(studio, output_format=output_format)
+def test_every_format_is_saved(lasting_studio, output_format):
+    task = paint(lasting_studio, output_format=output_format)
     assert task.commits[0]["path"].endswith(f"_{task.id}_0{output_format.suffix}")
 
 
 @pytest.mark.parametrize("prompt", ["", "👩‍🎨🏠", "بيت أحمر على بحيرة", "a " * 200, "line\nbreak"])
-def test_odd_prompts_paint(studio, prompt):
-    task = paint(studio, prompt=prompt, negative_prompt=prompt[::-1])
-    recipe = read_full_recipe(studio.settings.output_path / task.commits[0]["path"])
+def test_odd_prompts_paint(lasting_studio, prompt):
+    task = paint(lasting_studio, prompt=prompt, negative_prompt=prompt[::-1])
+    recipe = read_full_recipe(lasting_studio.settings.output_path / task.commits[0]["path"])
     assert recipe.spec.prompt == prompt
 
 
