@@ -9,8 +9,9 @@ from extras.training.scenes.scene import SIZES, Scene, Thing
 _STYLE_WEIGHTS = {"flat": 22, "cartoon": 14, "watercolor": 14, "crayon": 10, "line art": 10,
                   "chalk": 8, "pixel art": 11, "neon": 11}  # fmt: skip
 _SIZE_WEIGHTS = (40, 12, 12, 10, 10, 8, 8)
-_PRIMER_STYLES = {"flat": 34, "cartoon": 26, "watercolor": 12, "crayon": 4, "line art": 6,
-                  "chalk": 4, "pixel art": 8, "neon": 6}  # fmt: skip
+_PRIMER_STYLES = {"flat": 44, "cartoon": 28, "watercolor": 8, "crayon": 3, "line art": 4,
+                  "chalk": 3, "pixel art": 5, "neon": 5}  # fmt: skip
+_PRIMER_PLAIN = 0.4
 # The colour of the ground in each place: a subject of that colour is drawn there less often.
 _GROUND_COLORS = {"meadow": {"green"}, "forest": {"green"}, "hills": {"green", "gray"},
                   "lake": {"green", "blue"}, "sea": {"blue"}, "underwater": {"blue"},
@@ -61,17 +62,18 @@ def scene_from_seed(seed: int, *, size: tuple[int, int] | None = None) -> Scene:
 def primer_scene(seed: int, *, size: tuple[int, int] | None = None) -> Scene:
     """The scene of a seed in the primer, for a network that has seen little yet.
 
-    One subject, most often large, in clear weather, mostly by day: what is told of it is seen.
+    One subject, most often large, often on a plain ground, in clear weather, mostly by day: what
+    is told of it is seen.
     """
     rng = Random(f"primer {seed}")
     drawn_size = rng.choices(SIZES, _SIZE_WEIGHTS)[0]
     style = rng.choices(list(_PRIMER_STYLES), list(_PRIMER_STYLES.values()))[0]
     subject = rng.choice(list(words.SUBJECTS))
-    place = _place(rng, subject)
+    place = "plain" if rng.random() < _PRIMER_PLAIN else _place(rng, subject)
     has_sky = words.PLACES[place].has_sky
     thing = _thing(rng, subject, style, place, 1)
     return Scene(
-        things=(replace(thing, scale=rng.choices(("medium", "large"), (30, 70))[0]),),
+        things=(replace(thing, scale=rng.choices(("medium", "large"), (25, 75))[0]),),
         place=place,
         place_color=_backdrop(rng, {thing.color}) if place == "plain" else "",
         time=rng.choices(("day", "sunset", "night"), (70, 12, 18))[0] if has_sky else "day",
