@@ -2,10 +2,13 @@
 
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT, NEGATIVE = "a red fox in the snow, early morning light", "blurry, low quality"
+FORECAST_FROM = 5  # pictures of this machine
 
 
 def checkpoint_file(sizes: FamilySizes, dtype: torch.dtype = torch.float16) -> Path:
@@ -162,10 +166,7 @@ def around_sampler(options: Options) -> Row:
     and has a row of its own.
     """
     from ldm_patched.modules.sample import prepare_noise
-    from modules.settings.config import load_settings
     from modules.spec.task_spec import TaskSpec
-    from modules.tasks.store import TaskStore
-    from modules.tasks.worker_pool import LocalWorkerPool
 
     sizes = TINY if options.quick else HALF
     side, steps, cfg = (16 if options.quick else 64), 20, 5.0
@@ -179,30 +180,18 @@ def around_sampler(options: Options) -> Row:
     )  # fmt: skip
     prompts = engine.encode(PROMPT), engine.encode(NEGATIVE)
     engine.encode = lambda text: prompts[text == NEGATIVE]  # cached, as the program has them
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = ["--models-path", str(path.parent.parent)]
-        for name in ("output-path", "data-path"):
-            arguments += [f"--{name}", os.path.join(folder, name)]
-        settings = load_settings(arguments)
-        settings.database_path.parent.mkdir(parents=True, exist_ok=True)
-        store = TaskStore(settings.database_path)
-        pool = LocalWorkerPool(settings, store)
-        pool.start()
-        try:
-            painted = _picture(settings.output_path, store.images(_finish(pool, spec))[0].path)
-            error = require_equal(
-                "around_sampler", painted, engine.paint(noise, steps, cfg)[0], 1e-2
-            )  # the file has 8 bits a number
-            seconds = interleave(
-                {
-                    "task": lambda: _finish(pool, spec),
-                    "engine": lambda: engine.paint(noise, steps, cfg),
-                },
-                rounds=options.rounds,
-            )
-        finally:
-            pool.close()
-            store.close()
+    with _queue(path) as (pool, store, outputs):
+        painted = _picture(outputs, store.images(_finish(pool, spec))[0].path)
+        error = require_equal(
+            "around_sampler", painted, engine.paint(noise, steps, cfg)[0], 1e-2
+        )  # the file has 8 bits a number
+        seconds = interleave(
+            {
+                "task": lambda: _finish(pool, spec),
+                "engine": lambda: engine.paint(noise, steps, cfg),
+            },
+            rounds=options.rounds,
+        )
     task, alone = (statistics.median(seconds[name]) for name in ("task", "engine"))
     return Row(
         name="around_sampler",
@@ -214,6 +203,67 @@ def around_sampler(options: Options) -> Row:
         note=f"task {task:.2f} s, engine alone {alone:.2f} s",
         samples=seconds,
     )
+
+
+def forecast_error(options: Options) -> Row:
+    """How far off the forecast of a picture's seconds is, once five pictures were painted.
+
+    Steps and sizes differ from picture to picture; each is forecast from those before it.
+    """
+    from modules.spec.task_spec import TaskSpec
+    from modules.tasks.forecast import forecast
+
+    draw, path = random.Random(0), checkpoint_file(TINY)
+    seconds: dict[str, list[float]] = {"forecast": [], "painted": []}
+    with _queue(path) as (pool, store, _):
+        for number in range(7 if options.quick else 25):
+            width, height = draw.choice((256, 384, 512)), draw.choice((256, 384, 512))
+            spec = TaskSpec(
+                prompt=PROMPT, checkpoint=path.name, image_count=1, seed=number, cfg_scale=5.0,
+                width=width, height=height, steps=draw.randint(8, 40), sampler="euler",
+            )  # fmt: skip
+            before = store.timings()
+            _finish(pool, spec)
+            painted = store.timings()[0]
+            if number >= FORECAST_FROM:
+                seconds["forecast"].append(forecast(before, painted.resolved))
+                seconds["painted"].append(painted.seconds)
+    errors = [
+        100.0 * abs(told / took - 1.0)
+        for told, took in zip(seconds["forecast"], seconds["painted"], strict=True)
+    ]
+    return Row(
+        name="forecast_error",
+        setup=f"{name_of(TINY)}, 8 to 40 steps, 256 to 512 pixels a side, {len(errors)} pictures",
+        ours=statistics.median(errors),
+        target="<= 15 %",
+        unit="%",
+        note=f"the largest {max(errors):.0f} %",
+        samples=seconds,
+    )
+
+
+@contextmanager
+def _queue(checkpoint: Path) -> Iterator[tuple[Any, Any, Path]]:
+    """A pool with the real worker, its store and its pictures' folder, which end with it."""
+    from modules.settings.config import load_settings
+    from modules.tasks.store import TaskStore
+    from modules.tasks.worker_pool import LocalWorkerPool
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["--models-path", str(checkpoint.parent.parent)]
+        for name in ("output-path", "data-path"):
+            arguments += [f"--{name}", os.path.join(folder, name)]
+        settings = load_settings(arguments)
+        settings.database_path.parent.mkdir(parents=True, exist_ok=True)
+        store = TaskStore(settings.database_path)
+        pool = LocalWorkerPool(settings, store)
+        pool.start()
+        try:
+            yield pool, store, settings.output_path
+        finally:
+            pool.close()
+            store.close()
 
 
 def _picture(folder: Path, name: str) -> torch.Tensor:

@@ -151,12 +151,16 @@ def _unet_bf16(name: str, sizes: FamilySizes, options: Options, side: int) -> Ro
 
 
 def unet_fp32(options: Options) -> Row:
-    sizes = fitting(options, 16 * GIB)
-    side = 16 if options.quick else 64
-    rounds, target = options.few_rounds, ">= 1.0x"
-    return _unet_row(
-        "unet_fp32", sizes, torch.float32, options, side=side, rounds=rounds, target=target
-    )
+    return _unet_fp32("unet_fp32", options, 16 if options.quick else 64, ">= 1.0x")
+
+
+def unet_fp32_small(options: Options) -> Row:
+    return _unet_fp32("unet_fp32_small", options, 16 if options.quick else 32, "")
+
+
+def _unet_fp32(name: str, options: Options, side: int, target: str) -> Row:
+    sizes, rounds = fitting(options, 16 * GIB), options.few_rounds
+    return _unet_row(name, sizes, torch.float32, options, side=side, rounds=rounds, target=target)
 
 
 def unet_guided(options: Options) -> Row:

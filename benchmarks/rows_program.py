@@ -87,3 +87,30 @@ def first_page(options: Options) -> Row:
         target="<= 5 s",
         samples={"seconds": seconds},
     )
+
+
+def inspector(options: Options) -> Row:
+    """The longest prompt there may be, with 10,000 combinations, as the page asks about it."""
+    from modules.prompt.books import Shelf
+    from modules.prompt.inspector import inspect_spec
+    from modules.spec.limits import PROMPT_CHARACTERS
+    from modules.spec.task_spec import TaskSpec
+
+    arrays = "[[one, two, three, four, five, six, seven, eight, nine, ten]] " * 4
+    words = "(a small house:1.2) by {the lake|the sea}, "
+    room = PROMPT_CHARACTERS - len(arrays)
+    prompt = arrays + words * (room // len(words))
+    spec = TaskSpec(prompt=prompt, styles=("arch-modern",), image_count=4, seed=7)
+    shelf, seconds = Shelf(ROOT, ROOT / "presets"), []
+    for _ in range(2 + options.rounds):
+        start = time.perf_counter()
+        inspect_spec(spec, shelf.books(), lambda _: {}).model_dump_json()
+        seconds.append(time.perf_counter() - start)
+    return Row(
+        name="inspector",
+        setup=f"{len(prompt):,} characters, 10,000 combinations",
+        ours=1000.0 * statistics.median(seconds[2:]),
+        unit="ms",
+        target="<= 50 ms",
+        samples={"seconds": seconds[2:]},
+    )

@@ -34,6 +34,7 @@ ROWS: dict[str, Callable[[Options], Row]] = {
     "unet_bf16": rows_network.unet_bf16,
     "unet_bf16_small": rows_network.unet_bf16_small,
     "unet_fp32": rows_network.unet_fp32,
+    "unet_fp32_small": rows_network.unet_fp32_small,
     "unet_guided": rows_network.unet_guided,
     "unet_gpu": rows_gpu.unet_gpu,
     "unet_gpu_four": rows_gpu.unet_gpu_four,
@@ -51,6 +52,8 @@ ROWS: dict[str, Callable[[Options], Row]] = {
     "lora_merge": rows_loading.lora_merge,
     "load_memory": rows_image.load_memory,
     "around_sampler": rows_image.around_sampler,
+    "inspector": rows_program.inspector,
+    "forecast_error": rows_image.forecast_error,
     "import_webui": rows_program.import_webui,
     "first_page": rows_program.first_page,
 }

@@ -30,6 +30,8 @@ ARGUMENTS = [
     "--disable-sync",
     # Tabs of one window share a process, and with it what was compiled of the page's script.
     "--renderer-process-limit=1",
+    # No page of a test lives long enough to gain from being optimised.
+    "--js-flags=--no-opt --no-maglev",
     # The first two load two pages into each new window, which takes a second of the processor.
     # The others are Playwright's own, of which these take the place.
     "--disable-features=WebUIOmniboxPopup,WebUIOmniboxAimPopup,HttpsUpgrades,PaintHolding,"

@@ -4,14 +4,14 @@ What it gives is added to the skips and to the middle of the UNet that paints. P
 those of the latent diffusion code base.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm_patched.ldm.modules.diffusionmodules import openaimodel
-from ldm_patched.ldm.modules.diffusionmodules.context_cache import ContextCache
+from ldm_patched.ldm.modules.diffusionmodules.context_cache import ContextCache, bytes_per_token
 from ldm_patched.ldm.modules.diffusionmodules.unet_blocks import (
     BlockMaker,
     TimestepEmbedSequential,
@@ -78,6 +78,10 @@ class ControlNet(nn.Module):
     def clear_cache(self) -> None:
         """Forget the keys and values kept for texts."""
         self._contexts.clear()
+
+    def text_bytes(self, texts: Sequence[Tensor], batch: int, dtype: torch.dtype) -> int:
+        """Bytes that keeping texts adds to what is kept, see ContextCache.tokens_to_come."""
+        return self._contexts.tokens_to_come(texts, batch) * bytes_per_token(self, dtype)
 
     def embed_hint(self, hint: Tensor) -> Tensor:
         """The picture (B, hint_channels, 8·H, 8·W) in 0..1 → (B, model_channels, H, W).

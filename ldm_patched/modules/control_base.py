@@ -90,6 +90,13 @@ class ControlBase:
     def check_fits(self, model: Any) -> None:
         """Raises UnsupportedModel if it was made for another family. model: a BaseModel."""
 
+    def bytes_to_come(self, network: Any, texts: Sequence[Tensor], batch: int) -> int:  # noqa: ARG002
+        """Bytes that a run of `network`, a UNetModel, makes this one take on the device.
+
+        texts, batch: as ContextCache.tokens_to_come takes them.
+        """
+        return 0
+
     def pre_run(self, model: Any) -> None:
         """Make ready for a run of `model`, a BaseModel with its patches in place."""
         self.check_fits(model)
@@ -248,11 +255,20 @@ def _spread(additions: Additions, rows: Sequence[int], total: int) -> Additions:
     return {name: [one(t) for t in tensors] for name, tensors in additions.items()}
 
 
-def weights_to_come(conditions: Iterable[Sequence[Any]]) -> int:
-    """Bytes that the controls of `conditions` will take on the device when they are made ready."""
-    found = {id(c): c for _, options in conditions for c in _chain(options.get("control"))}
-    patchers = [patcher for c in found.values() if (patcher := getattr(c, "patcher", None))]
-    return sum(p.model_size() - p.residence.device_bytes for p in patchers)
+def control_bytes(conditions: Iterable[Sequence[Any]], network: Any, batch: int) -> int:
+    """Bytes that the controls of `conditions` come to take on the device in a run of `network`.
+
+    network: a UNetModel; batch: pictures of the run.
+    """
+    found: dict[int, tuple[ControlBase, list[Tensor]]] = {}
+    for text, options in conditions:
+        for control in _chain(options.get("control")):
+            found.setdefault(id(control), (control, []))[1].append(text)
+    return sum(
+        control.bytes_to_come(network, texts, batch)
+        for control, texts in found.values()
+        if control.strength
+    )
 
 
 @contextmanager

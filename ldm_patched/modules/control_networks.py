@@ -1,6 +1,6 @@
 """The kinds of controls: ControlNet, control-LoRA and T2I-Adapter."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,9 @@ class NetworkControl(ControlBase):
 
     patcher: ModelPatcher
 
+    def bytes_to_come(self, network: Any, texts: Sequence[Tensor], batch: int) -> int:  # noqa: ARG002
+        return self.patcher.model_size() - self.patcher.residence.device_bytes
+
     def pre_run(self, model: Any) -> None:
         super().pre_run(model)
         if self.strength:
@@ -77,6 +80,10 @@ class ControlNet(NetworkControl):
 
     def check_fits(self, model: Any) -> None:
         require_same_plan(self.name, self.network.config, model.diffusion_model.config)
+
+    def bytes_to_come(self, network: Any, texts: Sequence[Tensor], batch: int) -> int:
+        kept = self.network.text_bytes(texts, batch, self.network_dtype)
+        return super().bytes_to_come(network, texts, batch) + kept
 
     def _guide(self, x: Tensor) -> Tensor:
         """What the network makes of the picture, (1 or B, channels, H, W): once a run and size."""
@@ -171,6 +178,10 @@ class ControlLora(ControlNet):
 
     def check_fits(self, model: Any) -> None:
         self._places(model.diffusion_model.config)
+
+    def bytes_to_come(self, network: Any, texts: Sequence[Tensor], batch: int) -> int:
+        own = sum(weight.numel() for weight in self._weights.values()) * self.network_dtype.itemsize
+        return own + self._bare(network.config).text_bytes(texts, batch, self.network_dtype)
 
     def pre_run(self, model: Any) -> None:
         ControlBase.pre_run(self, model)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm_patched.k_diffusion.noise import seeds_for
 from ldm_patched.modules.cond_batch import mask_like
-from ldm_patched.modules.control_base import controls_in_place, weights_to_come
+from ldm_patched.modules.control_base import control_bytes, controls_in_place
 from ldm_patched.modules.errors import NotFinite
 from ldm_patched.modules.model_management import free_memory
 from ldm_patched.modules.refiner import Arguments, RefinerSwitch, sample_with_refiner
@@ -84,9 +84,10 @@ def _bytes_beside(
     """What a run takes beside the weights: for a call, and for what comes to stay meanwhile,
     which is the controls and what is kept of the texts."""
     model, conditions = runner.base_model, [*positive, *negative]
-    working, kept = model.memory_required(shape), weights_to_come(conditions)
+    working, kept = model.memory_required(shape), 0
     network = getattr(model, "diffusion_model", None)
     if network is not None:
+        kept += control_bytes(conditions, network, shape[0])
         is_guided = cfg != 1.0 and not network.config.guidance_dim
         if not is_guided and not runner.model_options.get("disable_cfg1_optimization", False):
             conditions = list(positive)  # the others are never evaluated

@@ -118,7 +118,7 @@ def test_a_forecast_is_told_in_hours_and_asked_with_the_refiner(visit):
     tab.locator("#size label", has_text="832×1216").click()
     tab.wait_for_function("() => document.querySelector('#make').innerText.includes('about 4 h 8')")
     assert "4 h 8 min · 5.2 GB of memory" in tab.locator("#make").inner_text()
-    tab.unroute("**/api/forecast")
+    tab.unroute_all(behavior="wait")
     tab.locator("#tab-advanced").click()
     tab.locator("#refiner-switch input[type=number]").fill("0.6")
     with tab.expect_request(lambda r: "forecast" in r.url and '_switch":7' in r.post_data) as asked:

@@ -5,7 +5,6 @@ really reached, and the worker stays in it while its pictures are taken; so a st
 shown any more fails here. With EASEL_WRITE_DOCS=1 the README's picture is taken anew.
 """
 
-import itertools
 import os
 import shutil
 from collections.abc import Callable
@@ -17,8 +16,12 @@ from tests.browser.conftest import SCREENSHOTS, Window, generate, task_of, wait_
 from tests.browser.pictures import PHONE
 from tests.support.page_server import RunningPage
 
-DESKTOP = {"desktop": (1400, 900), "small": (1024, 768)}
-THEMES = ("dark", "light")
+SIZES = {"small": (1024, 768), "desktop": (1400, 900)}
+LOOKS = [
+    *(("phone", theme) for theme in ("light", "dark")),
+    ("small", "light"),  # the layout alone is another one there
+    *(("desktop", theme) for theme in ("light", "dark")),
+]
 DOCS = Path(__file__).parents[2] / "docs"
 README_PICTURE = "done-desktop-dark.png"
 PROMPT = "evening hills over a quiet lake, soft light"
@@ -72,10 +75,10 @@ class Album:
 
     def add(self, name: str, state: str) -> None:
         """Photograph the page as `name`; it is in `state` before, and has to be afterwards."""
-        for size, theme in itertools.product(("phone", *reversed(DESKTOP)), reversed(THEMES)):
+        for size, theme in LOOKS:
             page = self.phone if size == "phone" else self.desktop
-            if size in DESKTOP:
-                width, height = DESKTOP[size]
+            if size in SIZES:
+                width, height = SIZES[size]
                 page.set_viewport_size({"width": width, "height": height})
             page.emulate_media(color_scheme=theme)
             page.wait_for_selector(f"html[data-theme={theme}]")

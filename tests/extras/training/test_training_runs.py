@@ -328,7 +328,8 @@ def test_base_without_its_autoencoder_says_what_to_do(tmp_path, capsys):
 
 def test_the_command_line_trains_resumes_and_ends(tmp_path, capsys):
     line = ["--stage", "vae", "--size", "toy", "--device", "cpu", "--folder", str(tmp_path / "run"),
-            "--batch", "1", "--side", "32", "--workers", "0", "--steps", "2"]  # fmt: skip
+            "--batch", "1", "--page", "64", "--side", "32", "--workers", "0",
+            "--steps", "2"]  # fmt: skip
     assert train_builtin.main([*line, "--minutes", "0.000001"]) == 0
     assert "Stopped at step 1 of 2" in capsys.readouterr().err
     assert train_builtin.main([*line, "--resume"]) == 0

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm_patched.controlnet import cldm
 from ldm_patched.modules import control_networks
-from ldm_patched.modules.control_base import controls_in_place
+from ldm_patched.modules.control_base import control_bytes, controls_in_place
 from ldm_patched.modules.control_networks import ControlLora, ControlNet, T2IAdapter
 from ldm_patched.modules.errors import NotFinite, UnsupportedModel
 from ldm_patched.modules.memory_budget import MemoryBudget
@@ -171,6 +171,37 @@ def test_one_control_does_not_send_another_away(model):
         assert here == [patcher.model_size() for patcher in patchers]
     budget.make_room(None)
     assert not any(patcher.residence.device_bytes for patcher in patchers)
+
+
+@pytest.mark.parametrize("kind", ["ControlNet", "control-LoRA"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_run_makes_it_take_is_told_before(families, family, kind):
+    """Its weights, but not those that it borrows, and the keys and values of the text."""
+    parts = families[family]
+    unet, inputs = parts.model.diffusion_model, Inputs(parts.config, batch=1)
+    file, _ = control_lora_file(parts.network, unet)
+    if kind == "ControlNet":
+        control = ControlNet("canny", ModelPatcher(parts.network), torch.float32)
+    else:
+        control = ControlLora("lora", file)
+    control.set_cond_hint(inputs.hint)
+    parts.network.clear_cache()
+    told = control_bytes([[inputs.context, {"control": control}]], unet, 1)
+    ask(control, parts.model, inputs)
+    borrowed = {weight.data_ptr() for weight in unet.parameters()}
+    taken = [*control.network.parameters(), *control.network.buffers()]
+    for layer in control.network.modules():
+        taken += [t for part in ("up", "down") if (t := getattr(layer, part, None)) is not None]
+    (entry,) = control.network._contexts._entries
+    taken += [tensor for _, keys_and_values in entry.store.values() for tensor in keys_and_values]
+    assert told == sum(t.nbytes for t in taken if t.data_ptr() not in borrowed)
+    control.cleanup()
+    assert (
+        control_bytes(
+            [[inputs.context, {"control": control.set_cond_hint(inputs.hint, 0.0)}]], unet, 1
+        )
+        == 0
+    )
 
 
 def test_rows_are_picked_without_waiting_for_the_device(model, control):
