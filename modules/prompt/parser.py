@@ -65,8 +65,8 @@ def without_comments(text: str) -> str:
 
 def tidy(line: str) -> str:
     """White space collapsed; empty parts between commas and trailing stops taken out."""
-    parts = (" ".join(part.split()) for part in line.split(","))
-    return ", ".join(part for part in parts if part).strip(" ,.")
+    parts = map(str.strip, " ".join(line.split()).split(","))
+    return ", ".join(filter(None, parts)).strip(" ,.")
 
 
 def split_lines(text: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ one picture may grow to is capped. A bracket without its partner stays as it is.
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from random import Random
 from typing import NamedTuple
 
@@ -200,6 +201,7 @@ def _joined(nodes: Sequence[Node]) -> Iterator[Node]:
         yield "".join(texts)
 
 
+@lru_cache(maxsize=4)  # one look at a request reads its prompt three times
 def read_template(text: str) -> Template:
     """The tree of a text. Never raises."""
     return _Reader(text).read()
@@ -289,16 +291,18 @@ class Filler:
         for node in template:
             if isinstance(node, str):
                 self._write(node, out)
-            elif isinstance(node, Choice):
-                self._fill(node.options[self._pick(len(node.options))], out, lists)
-            elif isinstance(node, Array):
-                self._fill(self._item(node), out, lists)
-            else:
+            elif isinstance(node, Wildcard):
                 self._wildcard(node, out, lists)
+            else:
+                part = self._part(node)
+                if len(part) == 1 and isinstance(part[0], str):  # most are plain words
+                    self._write(part[0], out)
+                else:
+                    self._fill(part, out, lists)
         self._depth -= 1
 
     def _write(self, text: str, out: list[str]) -> None:
-        self._bytes += len(text.encode("utf-8", "replace"))
+        self._bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
         if self._bytes > limits.PROMPT_OUTPUT_BYTES:
             raise LimitError(
                 "The prompt grows beyond "
@@ -313,13 +317,16 @@ class Filler:
         number = int(self._random.random() * count)
         return self._index % count if self._in_order else number
 
-    def _item(self, array: Array) -> Template:
-        count = len(array.items)
+    def _part(self, node: Choice | Array) -> Template:
+        """What this picture has of it."""
+        if isinstance(node, Choice):
+            return node.options[self._pick(len(node.options))]
+        count = len(node.items)
         self._quotient, place = divmod(self._quotient, count)
         self._product *= count
         if self._product > limits.PROMPT_COMBINATIONS:
             raise too_many_combinations()
-        return array.items[place]
+        return node.items[place]
 
     def _wildcard(self, node: Wildcard, out: list[str], lists: tuple[str, ...]) -> None:
         lines = self._lines(node.name)
