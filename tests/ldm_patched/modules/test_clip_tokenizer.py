@@ -1,5 +1,6 @@
 """Token ids against the `tokenizers` library, built from the same merges."""
 
+import gzip
 import random
 import subprocess
 import sys
@@ -122,6 +123,36 @@ def test_the_vocabulary_has_the_known_size_and_ids(merges):
     assert len(merges) == 48894
     assert len(tokenizer.ids) == ct.START_TOKEN
     assert tokenizer.encode("a photo of a cat") == [320, 1125, 539, 320, 2368]
+
+
+def published_ids(word):
+    """CLIP's published rule, written anew: 256 byte symbols, the same at a word's end, then the
+    merges in the order of the file; the adjacent pair of the earliest merge is joined first."""
+    lines = gzip.decompress(ct.vocabulary_path().read_bytes()).decode().splitlines()
+    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
+    printable += range(ord("®"), ord("ÿ") + 1)
+    order = printable + [byte for byte in range(256) if byte not in printable]
+    char = {byte: chr(byte if byte in printable else 256 + order.index(byte) - len(printable))
+            for byte in order}  # fmt: skip
+    names = [char[byte] for byte in order]
+    names += [name + "</w>" for name in names] + ["".join(pair) for pair in merges]
+    names += ["<|startoftext|>", "<|endoftext|>"]
+    parts = [char[byte] for byte in word.encode()]
+    parts[-1] += "</w>"
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    while known := set(zip(parts, parts[1:], strict=False)) & ranks.keys():
+        first = min(known, key=ranks.get)
+        at = list(zip(parts, parts[1:], strict=False)).index(first)
+        parts[at : at + 2] = ["".join(first)]
+    assert names[ct.START_TOKEN :] == ["<|startoftext|>", "<|endoftext|>"]
+    assert len(names) == 49408
+    return [names.index(part) for part in parts]
+
+
+@pytest.mark.parametrize("word", ["🎨", "🦊🦊", "مرحبا", "שלום", "東京タワー", "½", "cat", "!"])
+def test_ids_follow_the_published_order_of_bytes_and_merges(word):
+    assert ct.clip_tokenizer().encode(word) == published_ids(word)
 
 
 def test_one_word_of_a_hundred_thousand_letters_takes_little_time():
