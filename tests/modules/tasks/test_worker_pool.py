@@ -8,7 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
+from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +19,7 @@ from modules.settings.config import Settings, load_settings
 from modules.spec.errors import InstanceRunning, NotFound
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import TaskSpec
+from modules.tasks import worker_pool
 from modules.tasks.database import BUSY_SECONDS
 from modules.tasks.events import TaskView
 from modules.tasks.store import TaskStore
@@ -269,6 +273,32 @@ def test_a_worker_that_cannot_start_says_why_to_waiting_tasks(make_pool):
     view = until(pool, task_id, lambda v: "vocabulary" in v.message)
     assert view.state is TaskState.QUEUED
     assert "could not start" in pool.status().message
+
+
+def test_the_pause_before_a_restart_doubles_up_to_a_most(make_pool, monkeypatch):
+    starts = []
+
+    class DeadAtOnce:
+        id, task_id, is_ready = "w0", None, False
+
+        def __init__(self, *_):
+            starts.append(time.monotonic())
+            sentinel, writer = Pipe(duplex=False)
+            writer.close()
+            self.process = SimpleNamespace(is_alive=lambda: False, exitcode=1, sentinel=sentinel)
+
+        def bury(self):
+            self.process.sentinel.close()
+            return "ended too early"
+
+    monkeypatch.setattr(worker_pool, "WorkerProcess", DeadAtOnce)
+    make_pool(PoolTimings(backoff_first=0.1, backoff_max=0.4, tick=0.02))
+    deadline = time.monotonic() + 20
+    while len(starts) < 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    gaps = [after - before for before, after in pairwise(starts)]
+    assert all(gap >= pause for gap, pause in zip(gaps, (0.1, 0.2, 0.4, 0.4), strict=True)), gaps
+    assert gaps[0] < 0.3 and gaps[3] < 0.8, gaps  # 0.8: the next one without the limit
 
 
 def test_two_workers_share_the_queue(make_pool):
