@@ -273,14 +273,21 @@ def test_a_failure_is_told_in_one_sentence(visit):
     assert tab.locator("#error").is_hidden()
 
 
-def test_markup_in_a_prompt_stays_text(visit):
+def test_markup_in_a_prompt_or_a_notice_stays_text(visit, server):
+    notice = "No preset <b>here</b>."
+    server.context.notices.put("test", notice)
     tab = visit().page
+    try:
+        tab.locator("#notices", has_text=notice).wait_for()
+    finally:
+        server.context.notices.drop("test")
     prompt = "<img src=x onerror=alert(1)> & <b>hills</b> quick"
     generate(tab, prompt, pictures=1)
     wait_state(tab, "done")
     tab.wait_for_selector("#stage img.result")
     assert tab.locator("#stage img").get_attribute("alt") == prompt
     assert tab.locator("img[src=x]").count() == 0
+    tab.wait_for_function("() => document.querySelector('#notices').textContent === ''")
     generate(tab, prompt + " waits")
     generate(tab, prompt)
     tab.wait_for_selector("#queue .chip")
