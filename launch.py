@@ -72,7 +72,7 @@ VERBS = {
     "bench": Verb(
         "measure speed against diffusers (installs requirements-dev.txt)",
         ("base", "dev"),
-        ["benchmarks/run.py"],
+        [str(ROOT / "benchmarks" / "run.py")],
     ),
     "train-builtin": Verb(
         "make the built-in model anew, stage by stage: see docs/training.md",
@@ -85,15 +85,15 @@ VERBS = {
         ["-m", "extras.training.evaluate"],
     ),
 }
-WEB = Verb("start the page and print its address", ("base",), ["webui.py"])
+WEB = Verb("start the page and print its address", ("base",), [str(ROOT / "webui.py")])
 
 
 # ---- the environment ---------------------------------------------------------------------------
 
 
 def venv_folder() -> Path:
-    """The virtual environment: `.venv` beside this file, or what EASEL_VENV names."""
-    return Path(os.environ.get("EASEL_VENV") or ROOT / ".venv")
+    """The virtual environment: `.venv` beside this file, or what EASEL_VENV names; absolute."""
+    return Path(os.path.abspath(os.environ.get("EASEL_VENV") or ROOT / ".venv"))
 
 
 def venv_python(venv: Path) -> Path:
@@ -167,7 +167,7 @@ def check_disk(venv: Path, accelerator: str) -> None:
     needed = FREE_BYTES_NEEDED["cpu" if accelerator in ("cpu", "mps") else "accelerated"]
     if "EASEL_FREE_BYTES_NEEDED" in os.environ:
         needed = int(os.environ["EASEL_FREE_BYTES_NEEDED"])
-    there = next(folder for folder in venv.absolute().parents if folder.exists())
+    there = next(folder for folder in venv.parents if folder.exists())
     free = shutil.disk_usage(str(there)).free
     if free < needed:
         raise LaunchError(
@@ -461,11 +461,19 @@ class LivingLine:
 # ---- handing over ------------------------------------------------------------------------------
 
 
-def hand_over(python: Path, command: list[str], arguments: list[str]) -> int:
+def hand_over(python: Path, verb: Verb, arguments: list[str]) -> int:
     """Become the program: the same process where the system allows it, so nothing is orphaned."""
-    os.chdir(ROOT)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # see run_pip: what is compiled must be kept
-    words = [str(python), *command, *arguments]
+    words = [str(python), *verb.command, *arguments]
+    if "dev" in verb.needs:
+        os.chdir(ROOT)  # work on the checkout: pytest has its settings there
+    else:
+        # The paths that a user types count from the user's folder, so the program stays in it and
+        # is told where its modules are. -P: a random.py of the user's must not pass for Python's,
+        # in the processes that the program starts neither.
+        words.insert(1, "-P")
+        path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(path)
     sys.stdout.flush()
     if os.name != "nt":
         os.execv(words[0], words)
@@ -477,8 +485,8 @@ def hand_over(python: Path, command: list[str], arguments: list[str]) -> int:
             continue  # the console sent it to the child too, which ends by itself
 
 
-def print_help() -> None:
-    """The verbs, and after an install the page's own flags."""
+def print_help() -> int:
+    """The verbs, and after an install the page's own flags; the exit status."""
     say("Usage: python3 launch.py [verb] [options]\n")
     say(f"  {'(no verb)':<17}{WEB.help}")
     for name, verb in VERBS.items():
@@ -487,8 +495,9 @@ def print_help() -> None:
     say(f"to install), EASEL_TORCH_INDEX ({', '.join(TORCH_INDEXES)}, default, or an address).")
     if "base" in installed_parts(venv_folder()):
         say("\nOptions of the page:\n")
-        hand_over(venv_python(venv_folder()), WEB.command, ["--help"])
+        return hand_over(venv_python(venv_folder()), WEB, ["--help"])
     say("Options of the page are listed here after the first install (`launch.py setup`).")
+    return 0
 
 
 def shown(path: Path) -> str:
@@ -521,8 +530,7 @@ def main(arguments: list[str]) -> int:
     check_python()
     first = arguments[0] if arguments else ""
     if first in ("-h", "--help", "help"):
-        print_help()
-        return 0
+        return print_help()
     if first in VERBS:
         verb, rest = VERBS[first], arguments[1:]
     elif first and not first.startswith("-"):
@@ -535,7 +543,7 @@ def main(arguments: list[str]) -> int:
     if verb.command is None:
         say("Ready: `python3 launch.py` starts the page.")
         return 0
-    return hand_over(python, verb.command, rest)
+    return hand_over(python, verb, rest)
 
 
 if __name__ == "__main__":

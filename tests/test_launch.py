@@ -67,13 +67,14 @@ def installed(checkout, environment):
     return checkout
 
 
-def launch(checkout, *arguments, **environment):
-    """Run the checkout's launch.py and return the finished process."""
+def launch(checkout, *arguments, cwd=None, **environment):
+    """Run the checkout's launch.py, from another folder if `cwd` is one; the finished process."""
     return subprocess.run(
         [sys.executable, str(checkout / "launch.py"), *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "EASEL_TORCH_INDEX": "default", **environment},
+        cwd=cwd,
+        env={**os.environ, "EASEL_TORCH_INDEX": "default", "PYTHONPATH": "", **environment},
         timeout=120,
     )
 
@@ -122,6 +123,53 @@ def test_generate_gets_its_arguments_and_gives_its_exit_status(installed):
     done = launch(installed, "generate", *words)
     assert done.stdout == f"{words}\n"
     assert done.returncode == 7
+
+
+@pytest.fixture
+def elsewhere(tmp_path_factory):
+    """A folder of the user's, with files that a program must not take for its own or Python's."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    worker = folder / "modules" / "worker"
+    worker.mkdir(parents=True)
+    for decoy in (worker / "generate_cli.py", folder / "random.py", folder / "multiprocessing.py"):
+        decoy.write_text("raise SystemExit('a file of the user ran')")
+    return folder
+
+
+PLACES = """
+import multiprocessing, os, random, sys
+
+def places():
+    print([os.getcwd(), __file__, os.environ["PYTHONPATH"]], flush=True)
+
+if __name__ == "__main__":
+    places()
+    child = multiprocessing.get_context("spawn").Process(target=places)
+    child.start()
+    child.join()
+    sys.exit(child.exitcode)
+"""
+
+
+@pytest.mark.parametrize("verb", [[], ["generate"]], ids=["page", "generate"])
+def test_paths_count_from_the_users_folder_and_modules_from_the_checkout(
+    installed, elsewhere, verb
+):
+    program = installed / ("modules/worker/generate_cli.py" if verb else "webui.py")
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text(PLACES)
+    done = launch(installed, *verb, cwd=elsewhere, PYTHONPATH="/of/the/user")
+    assert done.returncode == 0, done.stderr
+    expected = [str(elsewhere), str(program), f"{installed}{os.pathsep}/of/the/user"]
+    assert done.stdout.splitlines() == [str(expected)] * 2  # of the program and of its worker
+
+
+def test_bench_works_in_the_checkout(installed, elsewhere):
+    (installed / "benchmarks").mkdir()
+    (installed / "benchmarks" / "run.py").write_text("import os; print(os.getcwd())")
+    done = launch(installed, "bench", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(installed)
 
 
 def test_test_installs_the_reference_libraries_and_runs_pytest(installed):
@@ -199,6 +247,13 @@ def test_venv_can_live_elsewhere(checkout, environment, tmp_path):
     done = launch(checkout, EASEL_VENV=str(elsewhere))
     assert done.returncode == 0 and str(elsewhere) in done.stdout
     assert not (checkout / ".venv").exists()
+
+
+def test_a_relative_venv_counts_from_where_it_was_named(checkout, environment, elsewhere):
+    shutil.copytree(environment, elsewhere / "envs" / "mine", symlinks=True)
+    done = launch(checkout, cwd=elsewhere, EASEL_VENV="envs/mine")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"PAGE [] {elsewhere / 'envs' / 'mine'}\n"
 
 
 def test_unknown_verb_gets_a_suggestion(checkout):
