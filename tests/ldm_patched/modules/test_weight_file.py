@@ -193,6 +193,8 @@ BAD_HEADERS = {
     b'"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
     "dunder": {"__class__": entry()},
     "polluting": {"a.__init__.__globals__": entry()},
+    "dunder in the middle": {"a.__dict__.b": entry()},
+    "nothing but underscores": {"a.___": entry()},
     "strange name": {"a b\n": entry()},
     "empty name": {"": entry()},
     "long name": {"a" * 257: entry()},
@@ -221,6 +223,13 @@ def test_a_bad_header_is_refused(tmp_path, header):
     path = write_safetensors(tmp_path / "bad.safetensors", header, b"\x00" * 8)
     with pytest.raises(CorruptModelFile, match="bad.safetensors"):
         utils.load_torch_file(path)
+
+
+def test_two_underscores_within_a_name_are_nothing_special(tmp_path):
+    names = ["lora_unet__blocks_0_attn_q.lora_up.weight", "a__b", "__a.b__", "_a_.alpha"]
+    header = {name: entry((1,), 4 * n, 4 * n + 4) for n, name in enumerate(names)}
+    path = write_safetensors(tmp_path / "x.safetensors", header, b"\x00" * 16)
+    assert list(utils.load_torch_file(path)) == names
 
 
 def measured_refusal(path):
