@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm_patched.ldm.modules.attention import BasicTransformerBlock
 from ldm_patched.ldm.modules.diffusionmodules import openaimodel
 from ldm_patched.ldm.modules.diffusionmodules.openaimodel import UNetConfig, UNetModel
+from ldm_patched.ldm.modules.diffusionmodules.unet_blocks import ResBlock
 from tests.support.unet_oracle import call_diffusers, diffusers_unet, make_unet
 
 POOLED = 96
@@ -104,15 +106,35 @@ def test_inference_equals_training_and_leaves_its_inputs_alone() -> None:
     assert all(map(torch.equal, before, (case.x, case.context, case.y)))
 
 
+def count_runs(unet: UNetModel) -> dict[str, int]:
+    """How often each block of the network has run so far, by its name."""
+    runs = {}
+    for name, block in unet.named_modules():
+        if isinstance(block, ResBlock | BasicTransformerBlock):
+            first = block.in_layers[0] if isinstance(block, ResBlock) else block.norm1
+            runs[name] = 0
+
+            def count(*_: object, name: str = name) -> None:
+                runs[name] += 1
+
+            first.register_forward_hook(count)
+    assert {type(unet.get_submodule(name)) for name in runs} == {ResBlock, BasicTransformerBlock}
+    return runs
+
+
 def test_checkpointing_changes_no_gradient() -> None:
     plain = UNetModel(SMALL, operations=torch.nn)
     saving = UNetModel(SMALL, operations=torch.nn, use_checkpoint=True)
     saving.load_state_dict(plain.state_dict())
     source, case = make_unet(SMALL), Case(SMALL)
     grads = []
-    for unet in (plain, saving):
+    for unet, often in (plain, 1), (saving, 2):
         unet.load_state_dict(source.state_dict())
-        unet(case.x, case.t, case.context, case.y).square().mean().backward()
+        runs = count_runs(unet)
+        loss = unet(case.x, case.t, case.context, case.y).square().mean()
+        assert set(runs.values()) == {1}
+        loss.backward()
+        assert set(runs.values()) == {often}  # what was forgotten is computed again
         grads.append({n: p.grad for n, p in unet.named_parameters()})
     assert all(g is not None and g.abs().max() > 0 for g in grads[0].values())
     for name, grad in grads[0].items():
