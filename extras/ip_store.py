@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from extras.ip_networks import SDXL_WIDTH, IPAdapterModel
 from ldm_patched.modules import clip_vision as vision
-from ldm_patched.modules.errors import CorruptModelFile, UnsupportedModel
+from ldm_patched.modules.errors import CorruptModelFile, NotFinite, UnsupportedModel
 from ldm_patched.modules.file_kinds import likely_kind
 from ldm_patched.modules.model_management import DevicePolicy
 from ldm_patched.modules.model_patcher import ModelPatcher
-from ldm_patched.modules.utils import load_torch_file, sound_shapes
+from ldm_patched.modules.utils import is_sound, load_torch_file, not_numbers, sound_shapes
 
 IMAGE_SIZE = 224
 PICTURES_KEPT = 32
@@ -130,9 +130,15 @@ class IPAdapterStore:
     def _load_tower(self, path: str) -> None:
         stamp = _stamp(path)
         if path not in self._towers or self._towers[path][0] != stamp:
-            self._towers[path] = stamp, vision.load(path, self.policy)
-            for adapter in [name for name, kept in self._adapters.items() if kept.tower == path]:
-                self._forget(adapter)  # its pictures were seen by the one before
+            tower = vision.load(path, self.policy)
+            self._forget_tower(path)
+            self._towers[path] = stamp, tower
+
+    def _forget_tower(self, path: str) -> None:
+        """With the adapters whose pictures it has seen."""
+        self._towers.pop(path, None)
+        for adapter in [name for name, kept in self._adapters.items() if kept.tower == path]:
+            self._forget(adapter)
 
     def _load_negative(self, path: str) -> None:
         stamp = _stamp(path)
@@ -145,6 +151,8 @@ class IPAdapterStore:
                 f"{Path(path).name} is no negative image embedding, which is one tensor of tokens; "
                 f"it holds {len(tensors)}. Choose fooocus_ip_negative.safetensors."
             )
+        if not bool(found.isfinite().all()):
+            raise not_numbers(Path(path).name, "negative image embedding")
         self._negatives[path] = stamp, found.reshape(-1, *found.shape[-2:])[:1]
 
     def _load_adapter(
@@ -212,9 +220,9 @@ class IPAdapterStore:
             tower = self._towers[entry.tower][1]
             size = tower.config.image_size
             pixels = clip_preprocess(squash(img, size), size)
-            self._pictures[key] = self._keys_values(entry, self._tokens(entry, pixels))
+            self._pictures[key] = self._keys_values(path, self._tokens(entry, pixels))
         if entry.ip_unconds is None:
-            entry.ip_unconds = self._keys_values(entry, self._negative_tokens(entry))
+            entry.ip_unconds = self._keys_values(path, self._negative_tokens(entry))
         self._pictures.move_to_end(key)
         conds = self._pictures[key]
         while len(self._pictures) > self._pictures_kept:
@@ -223,7 +231,11 @@ class IPAdapterStore:
 
     def _tokens(self, entry: _Adapter, pixels: Tensor) -> Tensor:
         self.runs += 1
-        out = self._towers[entry.tower][1].encode(pixels)
+        try:
+            out = self._towers[entry.tower][1].encode(pixels)
+        except CorruptModelFile:
+            self._forget_tower(entry.tower)
+            raise
         plus = entry.ip_adapter.plus
         return self._project(entry, out.penultimate_hidden_states if plus else out.image_embeds)
 
@@ -240,12 +252,23 @@ class IPAdapterStore:
             return self._project(entry, torch.zeros(1, config.projection))
         return self._tokens(entry, torch.zeros(1, 3, config.image_size, config.image_size))
 
-    def _keys_values(self, entry: _Adapter, tokens: Tensor) -> list[Tensor]:
+    def _keys_values(self, path: str, tokens: Tensor) -> list[Tensor]:
+        """Raises CorruptModelFile or NotFinite, here where it is known whose numbers they are."""
+        entry = self._adapters[path]
         patcher = entry.ip_layers
         made = patcher.patch_model(patcher.load_device)(tokens.to(patcher.load_device))
         if patcher.offload_device != patcher.load_device:
             patcher.residence.offload()
             entry.image_proj_model.residence.offload()
+        if not bool(torch.stack([tensor.float().sum() for tensor in made]).isfinite().all()):
+            self._forget(path)
+            name = Path(path).name
+            if not is_sound(entry.ip_adapter):
+                raise not_numbers(name, "IP-Adapter")
+            raise NotFinite(
+                f"{name} gave invalid numbers for this picture; start Easel with --all-in-fp32, "
+                "or take that image prompt out."
+            )
         return made
 
 

@@ -29,7 +29,10 @@ LOADERS = (
     "tiny decoder", "latent interposer",
 )  # fmt: skip
 # The others' numbers are looked at when they are used: see test_bad_models, test_control_networks.
-LOOK_AT_NUMBERS = ("LoRA", "embedding", "tiny decoder", "latent interposer")
+LOOK_AT_NUMBERS = (
+    "LoRA", "embedding", "image encoder", "IP-Adapter", "negative of an IP-Adapter",
+    "tiny decoder", "latent interposer",
+)  # fmt: skip
 ON_DISK = ("a program in disguise", "a directory", "gone", "gone while it is read")
 WAYS = (*wrong_files.DAMAGE, *wrong_files.MISFITS, "another kind of file", *ON_DISK)
 CASES = [

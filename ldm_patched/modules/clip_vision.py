@@ -157,9 +157,11 @@ class ClipVisionModel:
         load_device: torch.device | str = "cpu",
         offload_device: torch.device | str = "cpu",
         budget: MemoryBudget | None = None,
+        name: str = "The image encoder",
     ) -> None:
-        """As ModelPatcher."""
+        """As ModelPatcher. name: of the file."""
         self.model = model
+        self.name = name
         self.patcher = ModelPatcher(model, load_device, offload_device, budget=budget)
 
     @property
@@ -168,11 +170,19 @@ class ClipVisionModel:
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> ClipVisionOutput:
-        """See ClipVisionTower.forward; pixels of any device and precision."""
+        """See ClipVisionTower.forward; pixels of any device and precision.
+
+        Raises CorruptModelFile for weights that are no numbers: reading them all when a file is
+        opened would take longer than to look at what comes out.
+        """
         device = self.patcher.load_device
         self.patcher.patch_model(device)
         dtype = self.model.vision_model.embeddings.class_embedding.dtype
-        return self.model(pixels.to(device, dtype))
+        out = self.model(pixels.to(device, dtype))
+        seen = torch.cat([out.penultimate_hidden_states.flatten(), out.image_embeds.flatten()])
+        if not bool(seen.isfinite().all()) and not utils.is_sound(self.model):
+            raise utils.not_numbers(self.name, "image encoder")
+        return out
 
 
 # --- Weights ----------------------------------------------------------------------------------
@@ -263,4 +273,5 @@ def load_tower(file: WeightFile, policy: DevicePolicy) -> ClipVisionModel:
         load_device=policy.text_encoder_device,
         offload_device=policy.offload_device,
         budget=policy.budget,
+        name=file.name,
     )

@@ -80,6 +80,20 @@ def sound_shapes(file_name: str) -> Iterator[None]:
         ) from error
 
 
+@torch.inference_mode()
+def is_sound(module: nn.Module) -> bool:
+    """Whether every weight is a finite number. Reads all of them."""
+    return all(bool(torch.isfinite(p.float()).all()) for p in module.parameters())
+
+
+def not_numbers(file_name: str, part: str) -> CorruptModelFile:
+    """The error for a file whose `part` (words for a person) holds NaN or infinity."""
+    return CorruptModelFile(
+        f"{file_name} is damaged: weights of its {part} are no valid numbers. Download it again, "
+        "or choose another file."
+    )
+
+
 def require_complete(report: LoadReport, file_name: str, part: str) -> None:
     """Raise CorruptModelFile if `part` (words for a person) of the file lacks weights or holds
     some of a wrong shape; log what it holds besides."""

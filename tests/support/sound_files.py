@@ -211,11 +211,17 @@ def _of_pictures(folder: Path) -> dict[str, Loader]:
 
     def adapter(path: Path) -> Path:
         store.load_ip_adapter(tower, None, path)
+        see(path, 0)  # its numbers are looked at before what comes of them is kept
         return path
 
     def negative(path: Path) -> Path:
         store.load_ip_adapter(tower, path, known)
         return known
+
+    def encoder(path: Path) -> clip_vision.ClipVisionModel:
+        made = clip_vision.load(path, POLICY)
+        made.encode(_draw(1, 3, 28, 28))  # as of the adapter
+        return made
 
     def see(path: Path, half: int) -> Tensor:
         picture = np.arange(28 * 28 * 3, dtype=np.uint8).reshape(28, 28, 3)
@@ -226,7 +232,7 @@ def _of_pictures(folder: Path) -> dict[str, Loader]:
         "image encoder": Loader(
             filled(vision_shapes(64, 2, 48, size=28), 1),
             "vision_model.encoder.layers.1.mlp.fc2.weight",
-            lambda path: clip_vision.load(path, POLICY),
+            encoder,
             lambda made: made.encode(_draw(1, 3, 28, 28)).image_embeds,
         ),
         "IP-Adapter": Loader(
