@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL, detect_autoencoder_config
 from ldm_patched.modules import clip_vision, model_detection, utils
 from ldm_patched.modules.clip import CLIP, load_clip
-from ldm_patched.modules.errors import UnsupportedModel
+from ldm_patched.modules.errors import NotFinite, UnsupportedModel
 from ldm_patched.modules.file_kinds import IGNORED, likely_family, likely_kind
 from ldm_patched.modules.lora import read_lora
 from ldm_patched.modules.model_base import LoadReport
@@ -33,6 +33,7 @@ __all__ = [
     "load_lora_for_models",
     "load_vae",
     "read_model_metadata",
+    "renew_blank_picture",
 ]
 
 logger = logging.getLogger(__name__)
@@ -73,11 +74,24 @@ def load_checkpoint_guess_config(
     model = _load_model(file, config, policy) if output_model else None
     clip = load_clip(file, config, policy, embedding_directory) if output_clip else None
     vae = _load_vae(file, config.vae_prefix, policy) if output_vae else None
-    if model is not None and vae is not None and model.model.inpaint is not None:
-        grey = torch.full((1, GREY_SIDE, GREY_SIDE, 3), 0.5)
-        model.model.blank_picture = vae.encode(grey).mean(dim=(2, 3), keepdim=True)
+    if model is not None and vae is not None:
+        renew_blank_picture(model, vae, file.name)
     vision = _load_vision(file, config, policy) if output_clipvision else None
     return model, clip, vae, vision
+
+
+def renew_blank_picture(model: ModelPatcher, vae: VAE, vae_file: str) -> None:
+    """Let an inpainting network without a picture see grey as `vae` codes it; others see none.
+
+    vae_file: the name of the file that the VAE is from. Raises CorruptModelFile.
+    """
+    if model.model.inpaint is None:
+        return
+    grey = torch.full((1, GREY_SIDE, GREY_SIDE, 3), 0.5)
+    try:
+        model.model.blank_picture = vae.encode(grey).mean(dim=(2, 3), keepdim=True)
+    except NotFinite as error:
+        raise utils.not_numbers(vae_file, "VAE") from error
 
 
 def _require_family(file: WeightFile) -> BASE:

@@ -169,7 +169,7 @@ class Pipeline:
             raise missing_part(file, "text encoders", "text_encoders")
         spare = stamp_of(spare_vaes[0]) if own is None and vae is None and spare_vaes else None
         if own is None:
-            own = self._load_vae(file, vae, spare_vaes)
+            own = self._load_vae(unet, file, vae, spare_vaes)
         previewer = make_previewer(unet, self._previews_path, self.policy)
         taken = tuple(s for s, encoder in texts.items() if encoder.path.name in clip.sources)
         model = LoadedModel(stamp, file.name, unet, clip, own, previewer, vae_stamp, spare, taken)
@@ -186,18 +186,24 @@ class Pipeline:
                 *_, own, _ = sd.load_checkpoint_guess_config(
                     str(file.path), policy=self.policy, output_model=False, output_clip=False
                 )
+            if own is not None:
+                sd.renew_blank_picture(model.unet, own, file.name)
         self._dressed.pop(model.stamp, None)  # it holds on to the VAE before
         stamp = None if vae is None else stamp_of(vae)
         taken = stamp_of(spare[0]) if own is None and vae is None and spare else None
         return replace(
             model,
-            vae=own or self._load_vae(file, vae, spare),
+            vae=own or self._load_vae(model.unet, file, vae, spare),
             vae_stamp=stamp,
             spare_stamp=taken,
         )
 
     def _load_vae(
-        self, file: ModelFile, vae: ModelFile | None, spare: Sequence[ModelFile]
+        self,
+        unet: ModelPatcher,
+        file: ModelFile,
+        vae: ModelFile | None,
+        spare: Sequence[ModelFile],
     ) -> sd.VAE:
         """The VAE of a file of its own for the checkpoint `file`, which has none."""
         if vae is None:
@@ -211,6 +217,7 @@ class Pipeline:
                 f"{vae.name} is the VAE of another kind of model and does not fit {file.name}; "
                 "choose another VAE."
             )
+        sd.renew_blank_picture(unet, loaded, vae.name)
         return loaded
 
     def lora(self, model: LoadedModel, file: ModelFile) -> Lora:

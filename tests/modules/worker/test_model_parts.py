@@ -1,5 +1,6 @@
 """Models whose parts the user chooses or keeps apart: VAE, text encoders, CLIP skip, folders."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ldm_patched.modules import model_source, sd
+from ldm_patched.modules.errors import CorruptModelFile
 from modules.library.catalog import ModelFile
 from modules.library.model_sizes import model_sizes
 from modules.settings.presets import ModelFolder
@@ -21,8 +23,10 @@ from tests.modules.worker.test_prompts import paint, pixels
 from tests.support.tiny_checkpoint import (
     CLIP_G_PREFIX,
     CLIP_L_PREFIX,
+    TINY,
     UNET_PREFIX,
     VAE_PREFIX,
+    tiny_sdxl_state_dict,
     write_tiny_sdxl,
 )
 
@@ -124,6 +128,36 @@ def test_only_a_checkpoint_without_them_has_text_encoders_opened(studio, apart, 
     assert model.text_stamps == ()
     refresh(studio, "unet.safetensors", **parts(studio))
     assert {"clip_l.safetensors", "clip_g.safetensors"} <= set(opened)
+
+
+def test_an_inpainting_network_sees_grey_as_the_vae_that_is_used_codes_it(studio):
+    weights = tiny_sdxl_state_dict(3, torch.float32, dataclasses.replace(TINY, in_channels=9))
+    bare = {k: w for k, w in weights.items() if not k.startswith(VAE_PREFIX)}
+    write(studio, ModelFolder.CHECKPOINTS, "whole.safetensors", weights)
+    write(studio, ModelFolder.CHECKPOINTS, "bare.safetensors", bare)
+    vaes = []
+    for name, shift in (("right", 0.5), ("broken", float("nan"))):
+        vae = {k.removeprefix(VAE_PREFIX): w for k, w in weights.items() if k not in bare}
+        vae["quant_conv.bias"] = vae["quant_conv.bias"] + shift
+        write(studio, ModelFolder.VAE, f"{name}.safetensors", vae)
+        vaes.append(find(studio, ModelFolder.VAE, f"{name}.safetensors"))
+    right, broken = vaes
+
+    def blank(name, **options):
+        model = refresh(studio, name, **options)
+        grey = model.vae.encode(torch.full((1, 64, 64, 3), 0.5)).mean(dim=(2, 3), keepdim=True)
+        assert torch.equal(model.unet.model.blank_picture, grey)
+        return grey
+
+    own, other = blank("whole.safetensors"), blank("whole.safetensors", vae=right)
+    assert (own - other).abs().max() > 0.1
+    with pytest.raises(CorruptModelFile, match="broken.safetensors is damaged"):
+        refresh(studio, "whole.safetensors", vae=broken)
+    assert torch.equal(blank("whole.safetensors", vae=right), other)
+    assert torch.equal(blank("whole.safetensors"), own)
+    studio.pipeline.drop_models()
+    assert torch.equal(blank("whole.safetensors", vae=right), other)
+    assert torch.equal(blank("bare.safetensors", spare_vaes=[right]), other)
 
 
 def test_another_spare_vae_takes_the_place_of_the_one_before(studio, apart):
