@@ -1,6 +1,6 @@
 """A checkpoint's text encoders with their tokenizer: what turns prompts into conditions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,8 +51,8 @@ class CLIP:
         self.layer_idx: int | None = None
         self.load_report = load_report or LoadReport()
         self.embeddings = embeddings
-        self.sources: frozenset[str] = frozenset()
-        """Names of the files that the weights are from."""
+        self.sources: Mapping[str, frozenset[str]] = {}
+        """Names of the files that the weights of each encoder are from; see `clip_l` and so on."""
 
     def clone(self) -> Self:
         """Another with the same weights, patches and layer; patches added to it are its own."""
@@ -112,14 +112,14 @@ def load_clip(
         return None
     encoders: dict[str, ClipTextModel] = {}
     unexpected: list[str] = []
-    sources: set[str] = set()
+    sources: dict[str, frozenset[str]] = {}
     for name, prefix in config.text_encoder_prefixes.items():
         found = _load_text_encoder(file, prefix, name, policy)
         if found is None:
             return None
         encoders[name], report = found
         unexpected += [prefix + key for key in report.unexpected]
-        sources |= {file.source_of(key) for key in _keys(file, prefix)}
+        sources[f"clip_{name}"] = frozenset(map(file.source_of, _keys(file, prefix)))
     embeddings = None
     if embedding_directory is not None:
         widths = {name: encoder.config.width for name, encoder in encoders.items()}
@@ -133,7 +133,7 @@ def load_clip(
         load_report=LoadReport(unexpected=tuple(unexpected)),
         embeddings=embeddings,
     )
-    clip.sources = frozenset(sources)
+    clip.sources = sources
     return clip
 
 

@@ -91,7 +91,7 @@ class ImagePromptShelf:
             file = find_file(catalog, needed_for(kind, context_dim), kind, context_dim)
             on_loading(file)
             paths = [str(f.path) if f else None for f in (vision, negative, file)]
-            with reading(file):
+            with reading(file, *(other for other in (vision, negative) if other)):
                 self._adapters.load_ip_adapter(*paths)
                 conds = self._adapters.preprocess(content_of(picture), paths[2])
             prompt = picture.prompt

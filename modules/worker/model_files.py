@@ -22,17 +22,27 @@ def _other(file: ModelFile) -> str:
     return "choose another checkpoint"
 
 
+def _meant(error: OSError, file: ModelFile, others: Iterable[ModelFile]) -> ModelFile:
+    """The one of `others` that the error is about, else `file`."""
+    return next((other for other in others if str(other.path) == str(error.filename)), file)
+
+
 @contextlib.contextmanager
-def reading(file: ModelFile) -> Iterator[None]:
-    """Turn what the disk says into ModelMissing or ModelCorrupt; the engine's errors pass."""
+def reading(file: ModelFile, *others: ModelFile) -> Iterator[None]:
+    """Turn what the disk says into ModelMissing or ModelCorrupt; the engine's errors pass.
+
+    others: files that are read as well; one is named if the disk says that it is that one.
+    """
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        file = _meant(error, file, others)
         raise ModelMissing(
             f"{file.name} was there a moment ago and is gone now; put it back and press Refresh, "
             f"or {_other(file)}."
         ) from None
     except PermissionError as error:
+        file = _meant(error, file, others)
         raise ModelCorrupt(
             f"{file.name} may not be read by Easel; change the file's permissions, or "
             f"{_other(file)}."
@@ -40,6 +50,7 @@ def reading(file: ModelFile) -> Iterator[None]:
     except OSError as error:
         if is_out_of_memory(error):
             raise
+        file = _meant(error, file, others)
         raise ModelCorrupt(
             f"{file.name} cannot be read from the disk; check the disk and copy the file there "
             f"again, or {_other(file)}."

@@ -155,7 +155,7 @@ class Pipeline:
         check()
         on_loading(f"loading {file.name} ({size_in_words(file.size)})")
         logger.info("loading %s", file.name)
-        with reading(file):
+        with reading(file, *text_encoders):
             unet, clip, own, _ = sd.load_checkpoint_guess_config(
                 str(file.path),
                 policy=self.policy,
@@ -171,7 +171,8 @@ class Pipeline:
         if own is None:
             own = self._load_vae(unet, file, vae, spare_vaes)
         previewer = make_previewer(unet, self._previews_path, self.policy)
-        taken = tuple(s for s, encoder in texts.items() if encoder.path.name in clip.sources)
+        sources = frozenset[str]().union(*clip.sources.values())
+        taken = tuple(s for s, encoder in texts.items() if encoder.path.name in sources)
         model = LoadedModel(stamp, file.name, unet, clip, own, previewer, vae_stamp, spare, taken)
         self._models[stamp] = model
         return model
@@ -384,7 +385,7 @@ class Pipeline:
         height, width = (s // vae.downscale_ratio for s in (resolved.height, resolved.width))
         empty = torch.zeros(1, vae.latent_channels, height, width)
         positive, negative = guided_conditions(resolved, job.positive, job.negative)
-        with blaming_files(job.model):
+        with blaming_files(job.model, job.refiner):
             return sampling.sample(
                 job.unet,
                 sampling.prepare_noise(empty, [job.seed]),
@@ -405,7 +406,7 @@ class Pipeline:
         """job.latents as pixels (H, W, 3) uint8. Raises as `sample`."""
         if job.model is None or job.latents is None:
             raise RuntimeError("the sample stage has not run yet")
-        with blaming_files(job.model):
+        with blaming_files(job.model, job.refiner):
             pixels = last_vae(job).decode(job.latents, job.check)
         return to_uint8(pixels[0])
 

@@ -20,8 +20,12 @@ from ldm_patched.modules.weight_file import SafetensorsFile
 from modules.settings.presets import ModelFolder
 from modules.spec.errors import StudioError
 from modules.spec.flags import TaskState
+from tests.modules.worker.test_image_prompts import put, put_adapter, run
 from tests.modules.worker.test_model_parts import ROOTS
 from tests.modules.worker.test_prompts import paint, pixels
+from tests.modules.worker.test_refining import put_refiner
+from tests.support.tiny_checkpoint import TINY, TINY_SD1
+from tests.support.tiny_ip_adapter import write_negative
 
 PLACES = {
     "checkpoint": "checkpoints/bad.safetensors",
@@ -90,6 +94,10 @@ def edited(path, change):
     change(weights)
     path.unlink()
     save_file(weights, str(path))
+
+
+def first_is_nan(path, weight):
+    edited(path, lambda weights: weights[weight].view(-1)[:1].fill_(float("nan")))
 
 
 def header(path, change):
@@ -201,17 +209,71 @@ def test_a_bad_file_is_one_sentence_and_costs_nothing(studio, request_of, kind, 
         ("checkpoint", "first_stage_model.decoder.conv_out.weight"),
         ("checkpoint", "conditioner.embedders.1.model.ln_final.weight"),
         ("VAE", "decoder.conv_out.weight"),
+        ("text encoder", "text_model.encoder.layers.0.mlp.fc1.weight"),
         ("folder", "out.2.weight"),
     ],
 )
 def test_weights_that_are_no_numbers_are_the_files_fault(studio, request_of, kind, weight):
     path, fields = request_of[kind]
-    edited(path, lambda weights: weights[weight].view(-1)[:1].fill_(float("nan")))
+    first_is_nan(path, weight)
     bad = paint(studio, **fields)
     assert (bad.state, bad.code) == (TaskState.FAILED, "E_MODEL_CORRUPT")
-    name = "set" if kind == "folder" else "bad.safetensors"
+    name = {"folder": "set", "text encoder": "clip_l.safetensors"}.get(kind, "bad.safetensors")
     assert f"{name} is damaged: weights of its" in bad.message
     assert paint(studio, checkpoint="tiny.safetensors").state is TaskState.DONE
+
+
+def test_a_vae_that_was_taken_unasked_is_named(studio, request_of):
+    first_is_nan(request_of["VAE"][0], "decoder.conv_out.weight")
+    bad = paint(studio, **request_of["text encoder"][1])
+    assert bad.code == "E_MODEL_CORRUPT"
+    assert "bad.safetensors is damaged: weights of its VAE" in bad.message
+
+
+@pytest.mark.parametrize(
+    ("weight", "part"),
+    [
+        ("model.diffusion_model.out.2.weight", "diffusion network"),
+        ("first_stage_model.decoder.conv_out.weight", "VAE"),
+    ],
+)
+def test_a_refiner_whose_weights_are_no_numbers_is_named(studio, weight, part):
+    values = put_refiner(studio, "z-refiner.safetensors", TINY_SD1)
+    first_is_nan(studio.settings.models_path / "checkpoints" / "z-refiner.safetensors", weight)
+    bad = paint(studio, refiner_method="vae", width=64, height=64, **values)
+    assert (bad.state, bad.code) == (TaskState.FAILED, "E_MODEL_CORRUPT")
+    assert f"z-refiner.safetensors is damaged: weights of its {part}" in bad.message
+
+
+@pytest.fixture
+def seen(studio):
+    """Image prompts, and the files that they need."""
+    put_adapter(studio)
+    folder = studio.settings.models_path / "ipadapter"
+    write_negative(folder / "fooocus_ip_negative.safetensors", text=TINY.context)
+    return [{"image": put(studio), "type": "image_prompt"}]
+
+
+@pytest.mark.parametrize(
+    ("place", "weight"),
+    [
+        ("clip_vision/tower.safetensors", "vision_model.encoder.layers.0.mlp.fc1.weight"),
+        ("ipadapter/ip-adapter-tiny.safetensors", "image_proj.proj_in.weight"),
+        ("ipadapter/ip-adapter-tiny.safetensors", "ip_adapter.1.to_k_ip.weight"),
+        ("ipadapter/fooocus_ip_negative.safetensors", "data"),
+    ],
+)
+def test_what_an_image_prompt_needs_is_named_if_it_holds_no_numbers(studio, seen, place, weight):
+    path = studio.settings.models_path / place
+    sound = path.read_bytes()
+    assert run(studio, seen).state is TaskState.DONE
+    first_is_nan(path, weight)
+    for _ in range(2):
+        bad = run(studio, seen)
+        assert (bad.state, bad.code) == (TaskState.FAILED, "E_MODEL_CORRUPT")
+        assert f"{path.name} is damaged: weights of its" in bad.message
+    replaced(path, sound)
+    assert run(studio, seen).state is TaskState.DONE
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "VAE", "folder"])
@@ -231,6 +293,31 @@ def test_a_file_that_goes_while_it_is_read_is_missing(studio, request_of, kind, 
     assert (bad.state, bad.code) == (TaskState.FAILED, "E_MODEL_MISSING")
     assert "gone now" in bad.message
     assert paint(studio, checkpoint="tiny.safetensors").state is TaskState.DONE
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        PLACES["text encoder"],
+        "clip_vision/tower.safetensors",
+        "ipadapter/ip-adapter-tiny.safetensors",
+        "ipadapter/fooocus_ip_negative.safetensors",
+    ],
+)
+def test_of_several_files_the_one_that_goes_is_named(studio, request_of, seen, place, monkeypatch):
+    path = studio.settings.models_path / place
+    checked = SafetensorsFile.__init__
+
+    def vanishing(self, opened):
+        checked(self, opened)
+        if opened == path:
+            path.unlink()
+
+    monkeypatch.setattr(SafetensorsFile, "__init__", vanishing)
+    fields = request_of["text encoder"][1] if place == PLACES["text encoder"] else {}
+    bad = run(studio, seen, **fields)
+    assert (bad.state, bad.code) == (TaskState.FAILED, "E_MODEL_MISSING")
+    assert bad.message.startswith(f"{path.name} was there a moment ago")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
