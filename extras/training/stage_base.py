@@ -26,6 +26,7 @@ class BasePlan:
 
     objective: str = "eps"
     weighting: str = ""
+    levels: str = "even"
     loss_type: str = "l2"
     offset_noise: float = 0.05
     ucg: float = 0.02
@@ -67,6 +68,7 @@ class BaseStage(DiffusionStage):
             window,
             place,
             weighting=plan.weighting,
+            levels=plan.levels,
             loss_type=plan.loss_type,
             offset_noise=plan.offset_noise,
             text_dropout=None if plan.frozen_text else plan.ucg,
@@ -84,6 +86,8 @@ class BaseStage(DiffusionStage):
 
     def identity(self) -> dict[str, Any]:
         plan = asdict(replace(self.plan, compile=False, start_from=None))
+        if self.plan.levels == "even":  # nothing of them, as before there was a choice
+            del plan["levels"]
         return {**super().identity(), "sizes": asdict(self.sizes), "plan": plan}
 
     def file(self) -> dict[str, Tensor]:

@@ -74,6 +74,7 @@ class DiffusionStage(Stage):
         loss_type: str = "l2",
         offset_noise: float = 0.05,
         text_dropout: float | None = None,
+        levels: str = "even",
     ) -> None:
         """text_dropout: how often each text encoder's output is zeroed while both are trained;
         None trains neither."""
@@ -82,7 +83,7 @@ class DiffusionStage(Stage):
         objective = OBJECTIVES[base.objective]
         self.sigmas = objective.sigmas
         self.denoiser = objective.denoiser().to(self.device)
-        self.loss = make_loss(base.objective, weighting, loss_type, offset_noise)
+        self.loss = make_loss(base.objective, weighting, loss_type, offset_noise, levels)
         self.conditioner = sdxl_conditioner(base.clip_l, base.clip_g, text_dropout)
         self.conditioner.to(self.device)
         self.forward: Callable[..., Tensor] = base.unet

@@ -182,6 +182,7 @@ def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale
     plan = BasePlan(
         objective=args.objective,
         weighting=args.weighting,
+        levels=args.levels,
         loss_type=args.loss,
         offset_noise=args.offset_noise,
         frozen_text=args.frozen_text,

@@ -19,7 +19,7 @@ import torch
 from extras.training.base_parts import MODEL_FILE
 from extras.training.errors import TrainingError
 from extras.training.loss import LOSS_TYPES
-from extras.training.objectives import OBJECTIVES, WEIGHTINGS
+from extras.training.objectives import LEVELS, OBJECTIVES, WEIGHTINGS
 from extras.training.run import Run, RunPlan
 from extras.training.scenes.finishes import FINISHES
 from extras.training.stage_makers import MODELS, SCALES, STAGES, first
@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--reuse", type=float, help="base: how often a page is trained on")
     add("--objective", choices=sorted(OBJECTIVES), default="eps", help="what is predicted")
     add("--weighting", choices=sorted(WEIGHTINGS), default="", help="of noise levels in the loss")
+    add("--levels", choices=sorted(LEVELS), default="even", help="base: of noise, trained on most")
     add("--loss", choices=LOSS_TYPES, default="l2")
     add("--offset-noise", type=float, default=0.05)
     add("--frozen-text", action="store_true", help="base: train the UNet alone")
@@ -94,10 +95,11 @@ def choose_device(name: str) -> torch.device:
 
 def make_run(args: argparse.Namespace) -> Run:
     """The run that a command line asks for. Raises TrainingError."""
-    if args.primer and args.stage != "base":
-        raise TrainingError(
-            f"--primer is of the stage base alone: leave it out for the stage {args.stage}."
-        )
+    for option, asked in (("--primer", args.primer), ("--levels", args.levels != "even")):
+        if asked and args.stage != "base":
+            raise TrainingError(
+                f"{option} is of the stage base alone: leave it out for the stage {args.stage}."
+            )
     device = choose_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)

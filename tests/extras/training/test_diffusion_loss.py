@@ -160,6 +160,15 @@ def test_offset_noise_moves_whole_channels():
     assert abs(float((means[:, 0] * means[:, 1]).mean())) < 0.02  # channels are independent
 
 
+@pytest.mark.parametrize(("levels", "share"), [("even", 0.55), ("middle", 0.78)])
+def test_how_often_the_middle_of_the_levels_is_trained_on(levels, share):
+    loss = make_loss("v", levels=levels)
+    torch.manual_seed(0)
+    sigmas = loss.sigma_sampler(20_000)
+    between = ((sigmas > 0.7) & (sigmas < 5.0)).float().mean()
+    assert float(between) == pytest.approx(share, abs=0.02)
+
+
 def test_an_unknown_loss_type_is_refused():
     with pytest.raises(ValueError, match="known are l2, l1"):
         _loss(loss_type="lpips")

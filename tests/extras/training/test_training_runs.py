@@ -337,6 +337,13 @@ def test_the_command_line_trains_resumes_and_ends(tmp_path, capsys):
     assert (tmp_path / "run" / VAE_FILE).stat().st_size > 1e6
 
 
+def test_base_runs_from_before_the_levels_go_on_and_those_with_them_say_so(with_vae):
+    stage = base_run(with_vae).stage
+    assert "levels" not in stage.identity()["plan"]
+    stage.plan = replace(stage.plan, levels="middle")
+    assert stage.identity()["plan"]["levels"] == "middle"
+
+
 def test_runs_from_before_the_primer_go_on_and_those_with_it_say_so(tmp_path):
     stage = vae_run(tmp_path).stage
     assert "primer" not in stage.identity()["pages"]
@@ -345,10 +352,11 @@ def test_runs_from_before_the_primer_go_on_and_those_with_it_say_so(tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["vae", "lora"])
-def test_a_primer_for_another_stage_is_refused_in_one_sentence(stage, tmp_path, capsys):
-    line = ["--stage", stage, "--size", "toy", "--primer", "--folder", str(tmp_path / "run")]
+@pytest.mark.parametrize("words", ["--primer", "--levels middle"])
+def test_what_is_of_the_base_is_refused_for_another_stage(words, stage, tmp_path, capsys):
+    line = ["--stage", stage, "--size", "toy", *words.split(), "--folder", str(tmp_path / "run")]
     assert train_builtin.main(line) == 1
-    assert "--primer is of the stage base alone" in capsys.readouterr().err
+    assert f"{words.split()[0]} is of the stage base alone" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
