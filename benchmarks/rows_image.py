@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT, NEGATIVE = "a red fox in the snow, early morning light", "blurry, low quality"
-FORECAST_FROM = 5  # pictures of this machine
+FORECAST_FROM = 5  # pictures to learn from
 
 
 def checkpoint_file(sizes: FamilySizes, dtype: torch.dtype = torch.float16) -> Path:

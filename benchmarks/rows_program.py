@@ -99,10 +99,13 @@ def inspector(options: Options) -> Row:
     arrays = "[[one, two, three, four, five, six, seven, eight, nine, ten]] " * 4
     words = "(a small house:1.2) by {the lake|the sea}, "
     room = PROMPT_CHARACTERS - len(arrays)
-    prompt = arrays + words * (room // len(words))
-    spec = TaskSpec(prompt=prompt, styles=("arch-modern",), image_count=4, seed=7)
+    prompt = arrays + words * (room // len(words) - 1)
     shelf, seconds = Shelf(ROOT, ROOT / "presets"), []
-    for _ in range(2 + options.rounds):
+    for number in range(2 + options.rounds):
+        # another prompt each time, as after every key: nothing of it is known from before
+        spec = TaskSpec(
+            prompt=f"{number:03} {prompt}", styles=("arch-modern",), image_count=4, seed=7
+        )
         start = time.perf_counter()
         inspect_spec(spec, shelf.books(), lambda _: {}).model_dump_json()
         seconds.append(time.perf_counter() - start)

@@ -106,6 +106,24 @@ class EDMSampling:
         return (self.p_mean + self.p_std * normal).exp()
 
 
+class NearestSampling:
+    """Of a table the sigmas nearest, by their logarithm, to those that another sampling draws."""
+
+    def __init__(
+        self,
+        discretization_config: Config | Callable[..., Any],
+        num_idx: int,
+        sampling: Callable[[int], Tensor],
+    ) -> None:
+        table = make(discretization_config)(num_idx, do_append_zero=False)
+        self.sigmas, self.sampling = table, sampling
+
+    def __call__(self, n_samples: int) -> Tensor:
+        """(n_samples,) sigmas."""
+        drawn = self.sampling(n_samples).to(self.sigmas)
+        return self.sigmas[(drawn.log()[:, None] - self.sigmas.log()).abs().argmin(dim=1)]
+
+
 # --- Weighting: of the squared error of the denoised latents ------------------------------------
 
 

@@ -21,6 +21,7 @@ from extras.training.noise import (
     EpsWeighting,
     LegacyDDPMDiscretization,
     MinSNRWeighting,
+    NearestSampling,
     UnitWeighting,
     VWeighting,
 )
@@ -28,13 +29,8 @@ from ldm_patched.k_diffusion.sampling import get_sigmas_karras
 
 STEPS = 1000
 EDM_RANGE = (0.002, 80.0)
-LEVELS: dict[str, Callable[[], Callable[[int], Tensor]] | None] = {
-    "even": None,
-    # Where a picture is neither seen nor lost, most is to be learnt (Hang et al. 2024,
-    # arXiv:2407.03297). With 16 by 16 latents that is above 1: there shapes are decided.
-    "middle": lambda: EDMSampling(p_mean=0.6, p_std=0.8),
-}
-"""How often each noise level is trained on, by name; None: as the objective has it."""
+LEVELS = ("middle",)
+"""What else than an objective's own noise levels can be trained on: see Objective.middle."""
 WEIGHTINGS: dict[str, Callable[[], Any]] = {
     "eps": EpsWeighting,
     "v": VWeighting,
@@ -49,6 +45,10 @@ class Objective:
 
     denoiser: Callable[[], Denoiser]
     sampling: Callable[[], Callable[[int], Tensor]]
+    middle: Callable[[], Callable[[int], Tensor]]
+    """Draws most levels where a picture is neither seen nor lost, for there most is to be learnt
+    (Hang et al. 2024, arXiv:2407.03297): with 16 by 16 latents that is above 1. The highest, at
+    which sampling begins, come a quarter as often: learn those first."""
     weighting: str
     sigmas: Callable[[int], Tensor]
     """A number of steps → falling sigmas that end in 0."""
@@ -63,6 +63,14 @@ def _table() -> Callable[[int], Tensor]:
     return DiscreteSampling(LegacyDDPMDiscretization(), STEPS)
 
 
+def _middle() -> Callable[[int], Tensor]:
+    return EDMSampling(p_mean=0.6, p_std=0.8)
+
+
+def _middle_of_table() -> Callable[[int], Tensor]:
+    return NearestSampling(LegacyDDPMDiscretization(), STEPS, _middle())
+
+
 def _table_sigmas(count: int) -> Tensor:
     return LegacyDDPMDiscretization()(count)
 
@@ -71,6 +79,7 @@ OBJECTIVES: dict[str, Objective] = {
     "eps": Objective(
         denoiser=_discrete(EpsScaling),
         sampling=_table,
+        middle=_middle_of_table,
         weighting="min_snr",
         sigmas=_table_sigmas,
         keys={},
@@ -78,6 +87,7 @@ OBJECTIVES: dict[str, Objective] = {
     "v": Objective(
         denoiser=_discrete(VScaling),
         sampling=_table,
+        middle=_middle_of_table,
         weighting="v",
         sigmas=_table_sigmas,
         keys={"v_pred": 1.0},
@@ -85,6 +95,7 @@ OBJECTIVES: dict[str, Objective] = {
     "edm": Objective(
         denoiser=lambda: Denoiser(VScalingWithEDMcNoise()),
         sampling=lambda: EDMSampling(p_mean=-0.4, p_std=1.4),
+        middle=_middle,
         weighting="v",
         sigmas=lambda count: get_sigmas_karras(count, *EDM_RANGE),
         keys={"edm_vpred.sigma_min": EDM_RANGE[0], "edm_vpred.sigma_max": EDM_RANGE[1]},
@@ -97,13 +108,13 @@ def make_loss(
     weighting: str = "",
     loss_type: str = "l2",
     offset_noise: float = 0.05,
-    levels: str = "even",
+    levels: str = "",
 ) -> StandardDiffusionLoss:
-    """The loss of an objective; weighting: a name of WEIGHTINGS, by default the objective's own;
-    levels: a name of LEVELS."""
+    """The loss of an objective; weighting, levels: names of WEIGHTINGS and LEVELS, by default the
+    objective's own."""
     chosen = OBJECTIVES[objective]
     return StandardDiffusionLoss(
-        (LEVELS[levels] or chosen.sampling)(),
+        (chosen.middle if levels else chosen.sampling)(),
         WEIGHTINGS[weighting or chosen.weighting](),
         loss_type=loss_type,
         offset_noise_level=offset_noise,

@@ -20,13 +20,14 @@ from extras.training.window import WindowPlan
 
 @dataclass(frozen=True, kw_only=True)
 class BasePlan:
-    """What is learnt and how. ucg: how often each text encoder's output is zeroed, on top of the
-    captions that are emptied, while they are trained. frozen_text: they stay as the stage
-    `text`, or `start_from`, has them. start_from: a model file whose weights to begin with."""
+    """What is learnt and how. weighting, levels: see make_loss. ucg: how often each text encoder's
+    output is zeroed, on top of the captions that are emptied, while they are trained. frozen_text:
+    they stay as the stage `text`, or `start_from`, has them. start_from: a model file whose weights
+    to begin with."""
 
     objective: str = "eps"
     weighting: str = ""
-    levels: str = "even"
+    levels: str = ""
     loss_type: str = "l2"
     offset_noise: float = 0.05
     ucg: float = 0.02
@@ -86,7 +87,7 @@ class BaseStage(DiffusionStage):
 
     def identity(self) -> dict[str, Any]:
         plan = asdict(replace(self.plan, compile=False, start_from=None))
-        if self.plan.levels == "even":  # nothing of them, as before there was a choice
+        if not self.plan.levels:  # nothing of them, as before there was a choice
             del plan["levels"]
         return {**super().identity(), "sizes": asdict(self.sizes), "plan": plan}
 

@@ -74,10 +74,10 @@ class DiffusionStage(Stage):
         loss_type: str = "l2",
         offset_noise: float = 0.05,
         text_dropout: float | None = None,
-        levels: str = "even",
+        levels: str = "",
     ) -> None:
-        """text_dropout: how often each text encoder's output is zeroed while both are trained;
-        None trains neither."""
+        """weighting, levels: see make_loss. text_dropout: how often each text encoder's output is
+        zeroed while both are trained; None trains neither."""
         self.base, self.source, self.window_plan, self.place = base, source, window, place
         self.device = place.device
         objective = OBJECTIVES[base.objective]

@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--reuse", type=float, help="base: how often a page is trained on")
     add("--objective", choices=sorted(OBJECTIVES), default="eps", help="what is predicted")
     add("--weighting", choices=sorted(WEIGHTINGS), default="", help="of noise levels in the loss")
-    add("--levels", choices=sorted(LEVELS), default="even", help="base: of noise, trained on most")
+    add("--levels", choices=LEVELS, default="", help="base: of noise, that are trained on most")
     add("--loss", choices=LOSS_TYPES, default="l2")
     add("--offset-noise", type=float, default=0.05)
     add("--frozen-text", action="store_true", help="base: train the UNet alone")
@@ -95,7 +95,7 @@ def choose_device(name: str) -> torch.device:
 
 def make_run(args: argparse.Namespace) -> Run:
     """The run that a command line asks for. Raises TrainingError."""
-    for option, asked in (("--primer", args.primer), ("--levels", args.levels != "even")):
+    for option, asked in (("--primer", args.primer), ("--levels", args.levels)):
         if asked and args.stage != "base":
             raise TrainingError(
                 f"{option} is of the stage base alone: leave it out for the stage {args.stage}."

@@ -18,6 +18,9 @@ from ldm_patched.modules.cond_batch import COND
 from ldm_patched.modules.conds import repeat_to_batch_size
 from ldm_patched.modules.errors import NotFinite
 
+Conditions = Iterable[Sequence[Any]]
+"""[[context, options], …]"""
+
 Additions = dict[str, list[Tensor | None]]
 """What the UNet adds, by "input", "middle" and "output"; the last of a list for the next block."""
 
@@ -89,6 +92,11 @@ class ControlBase:
 
     def check_fits(self, model: Any) -> None:
         """Raises UnsupportedModel if it was made for another family. model: a BaseModel."""
+
+    @property
+    def holder(self) -> object:
+        """What holds its weights; copies that share them have the same."""
+        return self
 
     def bytes_to_come(self, network: Any, texts: Sequence[Tensor], batch: int) -> int:  # noqa: ARG002
         """Bytes that a run of `network`, a UNetModel, makes this one take on the device.
@@ -255,29 +263,34 @@ def _spread(additions: Additions, rows: Sequence[int], total: int) -> Additions:
     return {name: [one(t) for t in tensors] for name, tensors in additions.items()}
 
 
-def control_bytes(conditions: Iterable[Sequence[Any]], network: Any, batch: int) -> int:
-    """Bytes that the controls of `conditions` come to take on the device in a run of `network`.
+def control_bytes(
+    positive: Conditions, negative: Conditions, network: Any, batch: int, *, is_guided: bool
+) -> int:
+    """Bytes that the controls of a run's conditions come to take on the device.
 
-    network: a UNetModel; batch: pictures of the run.
+    network: the UNetModel that runs; batch: pictures of the run; is_guided: whether the negative
+    conditions are evaluated, too.
     """
-    found: dict[int, tuple[ControlBase, list[Tensor]]] = {}
-    for text, options in conditions:
-        for control in _chain(options.get("control")):
-            found.setdefault(id(control), (control, []))[1].append(text)
+    found: dict[int, tuple[ControlBase, dict[int, Tensor]]] = {}
+    for conditions, is_negative in ((positive, False), (negative, True)):
+        for text, options in conditions:
+            for control in _chain(options.get("control")):
+                if not control.strength:
+                    continue
+                _, texts = found.setdefault(id(control.holder), (control, {}))
+                if not is_negative or (is_guided and not control.positive_only):
+                    texts[id(text)] = text
     return sum(
-        control.bytes_to_come(network, texts, batch)
+        control.bytes_to_come(network, list(texts.values()), batch)
         for control, texts in found.values()
-        if control.strength
     )
 
 
 @contextmanager
-def controls_in_place(
-    model: Any, conditions: Iterable[Sequence[Any]], interrupt: Any = None
-) -> Iterator[None]:
+def controls_in_place(model: Any, conditions: Conditions, interrupt: Any = None) -> Iterator[None]:
     """With the controls of `conditions` ready to be asked, each once; put away at the end.
 
-    model: a BaseModel with its patches in it; conditions: [[context, options], …];
+    model: a BaseModel with its patches in it;
     interrupt: called before each is made ready, may raise.
     """
     found: dict[int, ControlBase] = {}

@@ -8,6 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm_patched.controlnet import cldm
+from ldm_patched.ldm.modules.diffusionmodules.context_cache import (
+    ContextCache,
+    bytes_per_token,
+)
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
 from ldm_patched.modules import ops
 from ldm_patched.modules.control_base import Additions, ControlBase, as_index
@@ -44,6 +48,10 @@ class NetworkControl(ControlBase):
     """A control with a network of its own, which is on the device for as long as a run lasts."""
 
     patcher: ModelPatcher
+
+    @property
+    def holder(self) -> object:
+        return self.patcher
 
     def bytes_to_come(self, network: Any, texts: Sequence[Tensor], batch: int) -> int:  # noqa: ARG002
         return self.patcher.model_size() - self.patcher.residence.device_bytes
@@ -179,9 +187,15 @@ class ControlLora(ControlNet):
     def check_fits(self, model: Any) -> None:
         self._places(model.diffusion_model.config)
 
+    @property
+    def holder(self) -> object:
+        return self  # each copy makes a network of its own
+
     def bytes_to_come(self, network: Any, texts: Sequence[Tensor], batch: int) -> int:
         own = sum(weight.numel() for weight in self._weights.values()) * self.network_dtype.itemsize
-        return own + self._bare(network.config).text_bytes(texts, batch, self.network_dtype)
+        encoder = nn.ModuleList([network.input_blocks, network.middle_block])  # as it will have
+        tokens = ContextCache().tokens_to_come(texts, batch)
+        return own + tokens * bytes_per_token(encoder, self.network_dtype)
 
     def pre_run(self, model: Any) -> None:
         ControlBase.pre_run(self, model)

@@ -83,16 +83,17 @@ def _bytes_beside(
 ) -> tuple[int, int]:
     """What a run takes beside the weights: for a call, and for what comes to stay meanwhile,
     which is the controls and what is kept of the texts."""
-    model, conditions = runner.base_model, [*positive, *negative]
+    model = runner.base_model
     working, kept = model.memory_required(shape), 0
     network = getattr(model, "diffusion_model", None)
     if network is not None:
-        kept += control_bytes(conditions, network, shape[0])
         is_guided = cfg != 1.0 and not network.config.guidance_dim
-        if not is_guided and not runner.model_options.get("disable_cfg1_optimization", False):
-            conditions = list(positive)  # the others are never evaluated
-        dtype = model.manual_cast_dtype or model.get_dtype()
-        kept += network.text_bytes([text for text, *_ in conditions], shape[0], dtype)
+        # without guidance the negative ones are never evaluated
+        is_guided |= runner.model_options.get("disable_cfg1_optimization", False)
+        evaluated = [*positive, *negative] if is_guided else positive
+        dtype, batch = model.manual_cast_dtype or model.get_dtype(), shape[0]
+        kept += network.text_bytes([text for text, *_ in evaluated], batch, dtype)
+        kept += control_bytes(positive, negative, network, batch, is_guided=is_guided)
     return working, kept
 
 

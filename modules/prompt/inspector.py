@@ -8,8 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from modules.prompt import parser
-from modules.prompt.plan import LoraUse, PicturePrompt, PromptBooks, PromptPlan, make_plan
+from modules.prompt.plan import (
+    LoraUse,
+    PicturePrompt,
+    PromptBooks,
+    PromptPlan,
+    Templates,
+    make_plan,
+    read_templates,
+)
 from modules.prompt.styles import RANDOM_STYLE, RANDOM_STYLE_TITLE
 from modules.prompt.template import (
     Array,
@@ -17,7 +24,6 @@ from modules.prompt.template import (
     Template,
     Wildcard,
     count_combinations,
-    read_template,
 )
 from modules.prompt.tokens import TextChunk, text_chunks
 from modules.spec.errors import LimitError, ModelMissing, SpecError, StudioError
@@ -117,7 +123,8 @@ def problem_of(error: StudioError) -> Problem:
 def _inspect(
     spec: TaskSpec, books: PromptBooks, find: Vectors, picture: int, misfits: Misfits
 ) -> Inspection:
-    plan = _plan(spec, books)
+    templates = read_templates(spec)
+    plan = _plan(spec, books, templates)
     used = dict.fromkeys(use.file for each in plan.pictures for use in each.loras)
     vectors = find(plan.embeddings) if plan.embeddings else {}
     chosen = max(0, min(picture, len(plan.pictures) - 1))
@@ -134,7 +141,7 @@ def _inspect(
         combinations=plan.combinations,
         prompts=tuple(_lines(spec, plan.pictures)),
         picture=detail,
-        by_chance=_is_by_chance(spec, books),
+        by_chance=_is_by_chance(spec, books, templates),
         missing_loras=(*plan.missing_listed, *plan.missing_loras),
         misfits=tuple(misfits(tuple(used))) if used else (),
         embeddings=tuple(name for name in plan.embeddings if name in vectors),
@@ -146,16 +153,15 @@ def _inspect(
     )
 
 
-def _plan(spec: TaskSpec, books: PromptBooks) -> PromptPlan:
+def _plan(spec: TaskSpec, books: PromptBooks, templates: Templates) -> PromptPlan:
     """Of the pictures that are painted, and of further combinations where those can be read."""
-    template = read_template(parser.without_comments(spec.prompt))
-    shown = min(SHOWN, max(spec.image_count, count_combinations(template)))
+    shown = min(SHOWN, max(spec.image_count, count_combinations(templates.positive)))
     if shown > spec.image_count:
         try:
-            return make_plan(spec, books, range(shown))
+            return make_plan(spec, books, range(shown), templates)
         except StudioError:
             pass  # a combination that is not painted must not hide those that are
-    return make_plan(spec, books)
+    return make_plan(spec, books, None, templates)
 
 
 def _unsaid(names: Sequence[str], vectors: Mapping[str, int | None]) -> list[str]:
@@ -201,13 +207,11 @@ def _excerpt(text: str, begin: int) -> str:
     return f"{'…' if begin else ''}{text[begin:end]}{'…' if end < len(text) else ''}"
 
 
-def _is_by_chance(spec: TaskSpec, books: PromptBooks) -> bool:
+def _is_by_chance(spec: TaskSpec, books: PromptBooks, templates: Templates) -> bool:
     if spec.expand_prompt:
         return True
     if {RANDOM_STYLE, RANDOM_STYLE_TITLE.casefold()} & {name.casefold() for name in spec.styles}:
         return True
-    texts = (spec.prompt, spec.negative_prompt)
-    templates = (read_template(parser.without_comments(text)) for text in texts)
     return not spec.wildcards_in_order and any(_draws(part, books) for part in templates)
 
 

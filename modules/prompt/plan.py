@@ -9,6 +9,7 @@ same request, files and seed give the same plan. Making it is linear in what it 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -122,25 +123,42 @@ class PromptPlan:
                 )
 
 
+class Templates(NamedTuple):
+    """Both prompts of a request, read."""
+
+    positive: Template
+    negative: Template
+
+
+def read_templates(spec: TaskSpec) -> Templates:
+    """Never raises."""
+    texts = (spec.prompt, spec.negative_prompt)
+    return Templates(*(read_template(parser.without_comments(text)) for text in texts))
+
+
 def make_plan(
-    spec: TaskSpec, books: PromptBooks, indices: Iterable[int] | None = None
+    spec: TaskSpec,
+    books: PromptBooks,
+    indices: Iterable[int] | None = None,
+    templates: Templates | None = None,
 ) -> PromptPlan:
     """The plan of a request; a seed that is not fixed yet counts as 0.
 
-    indices: pictures to plan, from 0; None is every picture of the request.
-    Raises SpecError for an unknown style or a LoRA tag that cannot be read, LimitError.
+    indices: pictures to plan, from 0; None is every picture of the request. templates: of `spec`,
+    where they were read before. Raises SpecError for an unknown style or a LoRA tag that cannot be
+    read, LimitError.
     """
-    return _Planner(spec, books).plan(range(spec.image_count) if indices is None else indices)
+    planner = _Planner(spec, books, templates or read_templates(spec))
+    return planner.plan(range(spec.image_count) if indices is None else indices)
 
 
 class _Planner:
     """One making of a plan; gathers what is noticed on the way."""
 
-    def __init__(self, spec: TaskSpec, books: PromptBooks) -> None:
+    def __init__(self, spec: TaskSpec, books: PromptBooks, templates: Templates) -> None:
         self.spec = spec if spec.seed is not None else spec.model_copy(update={"seed": 0})
         self.books = books
-        self.positive = read_template(parser.without_comments(spec.prompt))
-        self.negative = read_template(parser.without_comments(spec.negative_prompt))
+        self.positive, self.negative = templates
         self.lora_files = lora_tags.index_of_names(books.loras)
         # Dictionaries as sets that keep their order.
         self.notices: dict[str, None] = dict.fromkeys(books.styles.notices if spec.styles else ())

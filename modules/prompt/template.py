@@ -12,7 +12,6 @@ one picture may grow to is capped. A bracket without its partner stays as it is.
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from random import Random
 from typing import NamedTuple
 
@@ -201,7 +200,6 @@ def _joined(nodes: Sequence[Node]) -> Iterator[Node]:
         yield "".join(texts)
 
 
-@lru_cache(maxsize=4)  # one look at a request reads its prompt three times
 def read_template(text: str) -> Template:
     """The tree of a text. Never raises."""
     return _Reader(text).read()

@@ -243,3 +243,9 @@ def test_no_fading_where_motion_is_unwanted(visit):
     wait_state(tab, "done")
     tab.wait_for_selector("#stage img.result")
     assert not tab.evaluate("window.faded")
+    generate(tab, "hills waits")  # the bar of unknown length stands, but can be seen
+    tab.wait_for_selector("#progress[data-unknown=true]")
+    bar, track = (tab.locator(f"#progress {part}").bounding_box() for part in ("#bar", ".track"))
+    assert bar["width"] == track["width"] > 100
+    tab.locator("#stop").click()
+    wait_state(tab, "stopped")

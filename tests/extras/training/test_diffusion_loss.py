@@ -160,11 +160,15 @@ def test_offset_noise_moves_whole_channels():
     assert abs(float((means[:, 0] * means[:, 1]).mean())) < 0.02  # channels are independent
 
 
-@pytest.mark.parametrize(("levels", "share"), [("even", 0.55), ("middle", 0.78)])
-def test_how_often_the_middle_of_the_levels_is_trained_on(levels, share):
-    loss = make_loss("v", levels=levels)
+@pytest.mark.parametrize(
+    ("objective", "levels", "share"),
+    [("v", "", 0.55), ("v", "middle", 0.78), ("edm", "", 0.42), ("edm", "middle", 0.78)],
+)
+def test_how_often_the_middle_of_the_levels_is_trained_on(objective, levels, share):
     torch.manual_seed(0)
-    sigmas = loss.sigma_sampler(20_000)
+    sigmas = make_loss(objective, levels=levels).sigma_sampler(20_000)
+    if objective == "v":
+        assert torch.isin(sigmas, LegacyDDPMDiscretization()(1000, do_append_zero=False)).all()
     between = ((sigmas > 0.7) & (sigmas < 5.0)).float().mean()
     assert float(between) == pytest.approx(share, abs=0.02)
 

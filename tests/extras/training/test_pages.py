@@ -50,6 +50,8 @@ def test_the_primer_shows_one_subject_in_clear_weather():
     assert {len(scene.things) for scene in scenes} == {1}
     assert {(scene.things[0].count, scene.weather) for scene in scenes} == {(1, "clear")}
     assert 0.6 < sum(scene.things[0].scale == "large" for scene in scenes) / 300 < 0.8
+    plain = sum(scene.place == "plain" for scene in scenes) / 300
+    assert 0.4 < plain < 0.65  # those that _place draws beside
     assert {scene.things[0].subject for scene in scenes} == set(words.SUBJECTS)
     assert {scene.style for scene in scenes} == set(words.STYLES)
     assert picturebook.primer_scene(7, size=(64, 64)) == scenes[7]

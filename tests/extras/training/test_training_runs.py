@@ -14,6 +14,7 @@ from extras.training import checkpoints, stage_vae, train_builtin
 from extras.training.base_parts import MODEL_FILE
 from extras.training.builtin_model import TOY
 from extras.training.errors import CheckpointError, TrainingDiverged, TrainingFolderError
+from extras.training.noise import NearestSampling
 from extras.training.pages import PagePlan
 from extras.training.run import Run, RunPlan, duration
 from extras.training.stage_base import BasePlan, BaseStage
@@ -338,10 +339,12 @@ def test_the_command_line_trains_resumes_and_ends(tmp_path, capsys):
 
 
 def test_base_runs_from_before_the_levels_go_on_and_those_with_them_say_so(with_vae):
-    stage = base_run(with_vae).stage
-    assert "levels" not in stage.identity()["plan"]
-    stage.plan = replace(stage.plan, levels="middle")
+    plain = base_run(with_vae).stage
+    assert "levels" not in plain.identity()["plan"]
+    stage = base_run(with_vae, BasePlan(levels="middle")).stage
     assert stage.identity()["plan"]["levels"] == "middle"
+    assert isinstance(stage.loss.sigma_sampler, NearestSampling)
+    assert not isinstance(plain.loss.sigma_sampler, NearestSampling)
 
 
 def test_runs_from_before_the_primer_go_on_and_those_with_it_say_so(tmp_path):

@@ -1,5 +1,6 @@
 """Controls on a network: what they add, agreement with diffusers, and that nothing sticks."""
 
+import copy
 import os
 
 import pytest
@@ -173,20 +174,35 @@ def test_one_control_does_not_send_another_away(model):
     assert not any(patcher.residence.device_bytes for patcher in patchers)
 
 
+KINDS = ("ControlNet", "control-LoRA", "T2I-Adapter")
+
+
+def a_control(parts, kind):
+    """A control of a kind with a picture, on a device of its own where it has a network."""
+    transfer = CountingTransfer()
+    budget = MemoryBudget("normal", transfer.free, transfer=transfer, reserve=0)
+    hint = Inputs(parts.config).hint
+    if kind == "control-LoRA":
+        file, _ = control_lora_file(parts.network, parts.model.diffusion_model)
+        return ControlLora("lora", file).set_cond_hint(hint)
+    network = (
+        parts.network
+        if kind == "ControlNet"
+        else Adapter(AdapterConfig(unshuffle=16, channels=(64, 128, 256, 256)))
+    )
+    make = ControlNet if kind == "ControlNet" else T2IAdapter
+    patcher = ModelPatcher(copy.deepcopy(network), offload_device="meta", budget=budget)
+    return make(kind, patcher, torch.float32).set_cond_hint(hint)
+
+
 @pytest.mark.parametrize("kind", ["ControlNet", "control-LoRA"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_run_makes_it_take_is_told_before(families, family, kind):
     """Its weights, but not those that it borrows, and the keys and values of the text."""
     parts = families[family]
     unet, inputs = parts.model.diffusion_model, Inputs(parts.config, batch=1)
-    file, _ = control_lora_file(parts.network, unet)
-    if kind == "ControlNet":
-        control = ControlNet("canny", ModelPatcher(parts.network), torch.float32)
-    else:
-        control = ControlLora("lora", file)
-    control.set_cond_hint(inputs.hint)
-    parts.network.clear_cache()
-    told = control_bytes([[inputs.context, {"control": control}]], unet, 1)
+    control = a_control(parts, kind)
+    told = control_bytes([[inputs.context, {"control": control}]], [], unet, 1, is_guided=True)
     ask(control, parts.model, inputs)
     borrowed = {weight.data_ptr() for weight in unet.parameters()}
     taken = [*control.network.parameters(), *control.network.buffers()]
@@ -195,13 +211,32 @@ def test_what_a_run_makes_it_take_is_told_before(families, family, kind):
     (entry,) = control.network._contexts._entries
     taken += [tensor for _, keys_and_values in entry.store.values() for tensor in keys_and_values]
     assert told == sum(t.nbytes for t in taken if t.data_ptr() not in borrowed)
-    control.cleanup()
-    assert (
-        control_bytes(
-            [[inputs.context, {"control": control.set_cond_hint(inputs.hint, 0.0)}]], unet, 1
-        )
-        == 0
-    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_there_or_shared_or_never_seen_is_not_counted(families, kind):
+    parts = families["SDXL"]
+    unet, text, other = parts.model.diffusion_model, *torch.randn(2, 1, 77, 80)
+    control = a_control(parts, kind)
+
+    def told(positive, negative=control, is_guided=True):
+        conditions = ([[t, {"control": c}]] for t, c in ((text, positive), (other, negative)))
+        return control_bytes(*conditions, unet, 1, is_guided=is_guided)
+
+    both, one = told(control), told(control, is_guided=False)
+    kept = both - one  # of a text
+    assert (kept > 0) == (kind != "T2I-Adapter")
+    alone = control.copy().set_cond_hint(control.cond_hint, positive_only=True)
+    assert told(alone, alone) == one
+    chained = control.copy().set_previous_controlnet(control)
+    own = one - kept
+    assert told(chained, chained) == both + (own + 2 * kept if kind == "control-LoRA" else 0)
+    idle = control.copy().set_cond_hint(control.cond_hint, 0.0)
+    assert told(idle, idle) == 0
+    if kind != "control-LoRA":
+        control.pre_run(parts.model)
+        assert told(control) == 2 * kept  # the weights are on the device
+        control.cleanup()
 
 
 def test_rows_are_picked_without_waiting_for_the_device(model, control):

@@ -5,12 +5,15 @@ import copy
 import pytest
 import torch
 
+from ldm_patched.controlnet import cldm
 from ldm_patched.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm_patched.modules.control_networks import ControlNet
 from ldm_patched.modules.model_detection import require_model_config
 from ldm_patched.modules.model_patcher import ModelPatcher
 from ldm_patched.modules.refiner import RefinerSwitch
 from ldm_patched.modules.sample import sample
 from tests.support.tiny_checkpoint import TINY, UNET_PREFIX, random_weights, unet_shapes
+from tests.support.unet_oracle import randomise
 
 LATENT = torch.zeros(1, 4, 8, 8)
 WEIGHT = "diffusion_model.middle_block.0.in_layers.2.weight"
@@ -120,7 +123,7 @@ def asked(monkeypatch):
     """(working, kept) of each time that room is made."""
     rooms, own = [], ModelPatcher.patch_model
 
-    def noted(patcher, device, working, kept):
+    def noted(patcher, device, working=0, kept=0):
         rooms.append((working, kept))
         return own(patcher, device, working, kept)
 
@@ -167,6 +170,18 @@ def test_the_refiner_s_texts_are_counted_too(patcher, asked):
     run(patcher, refiner=RefinerSwitch(other, 2, prompt(5), prompt(6)))
     assert asked[1] == (other.memory_required(LATENT.shape), stored(other.model.diffusion_model))
     assert asked[1][1] > 0
+
+
+def test_room_is_asked_for_controls(patcher, asked):
+    network = cldm.ControlNet(patcher.model.diffusion_model.config)
+    randomise(network, 4)
+    control = ControlNet("canny", ModelPatcher(network), torch.float32)
+    control.set_cond_hint(torch.rand(1, 3, 64, 64))
+    run(patcher)
+    controlled = [[text, options | {"control": control}] for text, options in prompt(1)]
+    sample(patcher, None, 2, 1.0, "euler", "karras", controlled, prompt(2), LATENT, seed=3)
+    assert asked[1][1] == control.patcher.model_size() + stored(control.network)
+    assert stored(control.network) > 0
 
 
 def test_texts_that_are_not_kept_take_no_room(patcher):
