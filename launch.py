@@ -30,7 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 OLDEST, NEWEST = (3, 11), (3, 13)
-FREE_BYTES_NEEDED = {"cpu": 3 * 2**30, "accelerated": 10 * 2**30}
+FREE_BYTES_NEEDED = {"cpu": 3 * 2**30, "accelerated": 10 * 2**30, "beside torch": 2**30}
 
 # Where PyTorch builds for each accelerator are published. None is the registry's own build.
 TORCH_INDEXES = {
@@ -48,7 +48,7 @@ class LaunchError(Exception):
 
 Verb = namedtuple("Verb", "help needs command")
 VERBS = {
-    "setup": Verb("install what the program needs, and stop", ("base",), None),
+    "setup": Verb("install what the program needs, compile it, and stop", ("base",), None),
     "generate": Verb(
         'make pictures without the page: generate "two words" -n 1 --seed 7 -o folder',
         ("base",),
@@ -162,9 +162,22 @@ def check_venv_module() -> None:
         ) from None
 
 
-def check_disk(venv: Path, accelerator: str) -> None:
-    """Raise LaunchError when the disk cannot take the install."""
-    needed = FREE_BYTES_NEEDED["cpu" if accelerator in ("cpu", "mps") else "accelerated"]
+def has_torch(venv: Path, choice: str) -> bool:
+    """Whether `venv` holds the PyTorch that is wanted, by far the most of an install."""
+    pin = re.search(r"^torch==(\S+)", (ROOT / "requirements.txt").read_text("utf-8"), re.M)
+    if pin is None or held_torch(venv) not in ("", choice):
+        return False
+    name = f"torch-{pin.group(1)}*.dist-info"
+    inside = ("lib/python*/site-packages", "Lib/site-packages")  # the second on Windows
+    return any(found for folder in inside for found in venv.glob(f"{folder}/{name}"))
+
+
+def check_disk(venv: Path, choice: str) -> None:
+    """Raise LaunchError when the disk cannot take what is still to come. choice: torch_choice."""
+    named = choice.replace(ASKED, "")
+    accelerator = named if named in TORCH_INDEXES else find_accelerator()
+    kind = "cpu" if accelerator in ("cpu", "mps") else "accelerated"
+    needed = FREE_BYTES_NEEDED["beside torch" if has_torch(venv, choice) else kind]
     if "EASEL_FREE_BYTES_NEEDED" in os.environ:
         needed = int(os.environ["EASEL_FREE_BYTES_NEEDED"])
     there = next(folder for folder in venv.parents if folder.exists())
@@ -291,8 +304,11 @@ def only_one_install():
         yield
 
 
-def ensure_installed(parts: tuple[str, ...]) -> Path:
-    """Make the environment hold `parts`; returns its interpreter. Quick when the stamp says so."""
+def ensure_installed(parts: tuple[str, ...], more: str = "") -> Path:
+    """Make the environment hold `parts`; returns its interpreter. Quick when the stamp says so.
+
+    more: what is said behind the time that an install took.
+    """
     venv = venv_folder()
     choice = torch_choice(venv)
     wanted = {part: fingerprint(part, choice) for part in parts}
@@ -303,7 +319,9 @@ def ensure_installed(parts: tuple[str, ...]) -> Path:
         done = installed_parts(venv)
         missing = [part for part in parts if done.get(part) != wanted[part]]
         if missing:
+            started = time.monotonic()
             install(venv, missing, dict(done), wanted, choice)
+            say(f"Installed in {time.monotonic() - started:.0f} s{more}.")
     return venv_python(venv)
 
 
@@ -311,10 +329,8 @@ def install(
     venv: Path, missing: list[str], done: dict[str, str], wanted: dict[str, str], choice: str
 ) -> None:
     """Install the missing parts, then write the stamp. choice: see torch_choice."""
-    started = time.monotonic()
     check_venv_module()
-    named = choice.replace(ASKED, "")
-    check_disk(venv, named if named in TORCH_INDEXES else find_accelerator())
+    check_disk(venv, choice)
     log = log_file()
     log.write_text("", encoding="utf-8")
     # A stamp that is there while the install runs would hide an interruption.
@@ -326,10 +342,9 @@ def install(
             if part == "base" and not options:
                 install_base(venv, file, choice, log)
             else:
-                run_pip(venv, ["install", *options, "-r", str(file)], log, file.name)
+                run_pip(venv, [*options, "-r", str(file)], log, file.name)
         done[part] = wanted[part]
     write_stamp(venv, done)
-    say(f"Installed in {time.monotonic() - started:.0f} s.")
 
 
 def install_base(venv: Path, file: Path, choice: str, log: Path) -> None:
@@ -341,8 +356,8 @@ def install_base(venv: Path, file: Path, choice: str, log: Path) -> None:
     if held and held != choice and re.search(r"^torch\b", file.read_text("utf-8"), re.M):
         # To pip any build of the pinned version is as good as another.
         again = ["--force-reinstall", "--no-deps", "-c", str(file), "torch"]
-        run_pip(venv, ["install", *options, *again], log, "PyTorch")
-    run_pip(venv, ["install", *options, "-r", str(file)], log, file.name)
+        run_pip(venv, [*options, *again], log, "PyTorch")
+    run_pip(venv, [*options, "-r", str(file)], log, file.name)
     (venv / "easel-torch").write_text(choice, encoding="utf-8")
 
 
@@ -364,12 +379,10 @@ def make_venv(venv: Path, log: Path) -> None:
 
 
 def run_pip(venv: Path, arguments: list[str], log: Path, title: str) -> None:
-    """Run pip with its output in the log and a living line on the terminal."""
+    """Run `pip install` with its output in the log and a living line on the terminal."""
+    # A third of it is ever imported: that is compiled then, and the rest of the time saved.
     command = [str(venv_python(venv)), "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    command += [*arguments, "--progress-bar", "off"]
-    if arguments[0] == "install":
-        # A third of it is ever imported: that is compiled then, and the rest of the time saved.
-        command.append("--no-compile")
+    command += ["install", "--no-compile", "--progress-bar", "off", *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -382,6 +395,23 @@ def run_pip(venv: Path, arguments: list[str], log: Path, title: str) -> None:
         raise
     if code != 0:
         raise LaunchError(explain_failure(log.read_text(encoding="utf-8"), title))
+
+
+def compile_all(venv: Path) -> None:
+    """Compile the libraries and the program, for starts that may not be able to write there."""
+    say("Compiling what was installed.")
+    folders = [venv / "lib", *(ROOT / name for name in ("modules", "ldm_patched", "extras"))]
+    command = [str(venv_python(venv)), "-m", "compileall", "-qq", "-j", "0", *map(str, folders)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        with LivingLine("Compiling"):
+            process.wait()  # whatever its status: some libraries hold files for other Pythons
+    except BaseException:
+        end_with_children(process)
+        raise
 
 
 def follow_pip(process: subprocess.Popen[str], log: Path, title: str) -> int:
@@ -500,6 +530,21 @@ def print_help() -> int:
     return 0
 
 
+def set_up(verb: Verb, arguments: list[str]) -> int:
+    """Install and compile, or tell what that is; the exit status."""
+    if "-h" in arguments or "--help" in arguments:
+        say("Usage: python3 launch.py setup\n")
+        say("Installs what the program needs into .venv, or where EASEL_VENV says, and compiles")
+        say("it, so that it also starts quickly where it cannot write, as from an image.")
+        return 0
+    if arguments:
+        raise LaunchError(f"`setup` has no options: leave {arguments[0]!r} out.")
+    ensure_installed(verb.needs)
+    compile_all(venv_folder())
+    say("Ready: `python3 launch.py` starts the page.")
+    return 0
+
+
 def shown(path: Path) -> str:
     """`path` as a person in this folder would write it."""
     try:
@@ -539,11 +584,10 @@ def main(arguments: list[str]) -> int:
         raise LaunchError(f"There is no verb {first!r}.{hint} `launch.py --help` lists them.")
     else:
         verb, rest = WEB, arguments
-    python = ensure_installed(verb.needs)
     if verb.command is None:
-        say("Ready: `python3 launch.py` starts the page.")
-        return 0
-    return hand_over(python, verb, rest)
+        return set_up(verb, rest)
+    first_start = "; the first start takes a little longer than later ones"
+    return hand_over(ensure_installed(verb.needs, first_start), verb, rest)
 
 
 if __name__ == "__main__":

@@ -172,6 +172,34 @@ def test_bench_works_in_the_checkout(installed, elsewhere):
     assert done.stdout.splitlines()[-1] == str(installed)
 
 
+@pytest.mark.parametrize(
+    ("word", "status", "told"), [("--help", 0, "compiles"), ("-h", 0, "compiles"), ("all", 1, "")]
+)
+def test_setup_explains_itself_and_refuses_words(checkout, word, status, told):
+    done = launch(checkout, "setup", word)
+    assert done.returncode == status and told in done.stdout
+    assert not status or ("'all'" in done.stderr and done.stderr.count("\n") == 1)
+    assert not (checkout / ".venv").exists()
+
+
+def test_only_setup_compiles_and_what_a_start_compiles_is_kept(installed):
+    wheel = write_wheel(installed, "of_a_wheel")
+    (installed / "requirements.txt").write_text(f"{wheel}\n")
+    (installed / "webui.py").write_text("import os; print('PYTHONDONTWRITEBYTECODE' in os.environ)")
+    (installed / "modules").mkdir()
+    (installed / "modules" / "own.py").write_text("")
+    first = launch(installed, PIP_NO_INDEX="1", PYTHONDONTWRITEBYTECODE="1")
+    assert first.returncode == 0, first.stderr
+    assert "s; the first start takes" in first.stdout and first.stdout.endswith("\nFalse\n")
+    (module,) = installed.glob(".venv/lib/*/site-packages/of_a_wheel.py")
+    of_the_wheel = importlib.util.cache_from_source(str(module))
+    assert not Path(of_the_wheel).exists()
+    setup = launch(installed, "setup", PYTHONDONTWRITEBYTECODE="1")
+    assert setup.returncode == 0, setup.stderr
+    assert Path(of_the_wheel).exists()
+    assert Path(importlib.util.cache_from_source(str(installed / "modules" / "own.py"))).exists()
+
+
 def test_test_installs_the_reference_libraries_and_runs_pytest(installed):
     pytest_stub = write_wheel(installed, "pytest", "import sys; print(sys.argv[1:]); sys.exit(3)")
     (installed / "requirements-dev.txt").write_text(f"{pytest_stub}\n")
@@ -239,6 +267,28 @@ def test_too_little_disk_is_said_before_anything_is_made(checkout):
     failed = launch(checkout, EASEL_FREE_BYTES_NEEDED=str(2**60))
     assert failed.returncode == 1 and "GB free" in failed.stderr and "EASEL_VENV" in failed.stderr
     assert not (checkout / ".venv").exists()
+
+
+def test_with_torch_there_less_disk_is_needed(launcher, tmp_path, monkeypatch):
+    write_checkout(tmp_path)
+    (tmp_path / "requirements.txt").write_text("torch==2.0\n")
+    monkeypatch.setattr(launcher, "ROOT", tmp_path)
+    monkeypatch.delenv("EASEL_FREE_BYTES_NEEDED", raising=False)
+    usage = shutil.disk_usage(tmp_path)._replace(free=2 * 2**30)
+    monkeypatch.setattr(launcher.shutil, "disk_usage", lambda _path: usage)
+    venv = tmp_path / ".venv"
+    with pytest.raises(launcher.LaunchError, match="needs about 3 GB"):
+        launcher.check_disk(venv, "cpu")
+    packages = venv / "lib" / "python3.12" / "site-packages"
+    (packages / "torch-2.0+cpu.dist-info").mkdir(parents=True)
+    launcher.check_disk(venv, "cpu")
+    (venv / "easel-torch").write_text("cpu")
+    launcher.check_disk(venv, "cpu")
+    with pytest.raises(launcher.LaunchError, match="needs about 10 GB"):
+        launcher.check_disk(venv, "cuda")  # another build
+    (tmp_path / "requirements.txt").write_text("torch==2.1\n")
+    with pytest.raises(launcher.LaunchError, match="needs about 3 GB"):
+        launcher.check_disk(venv, "cpu")
 
 
 def test_venv_can_live_elsewhere(checkout, environment, tmp_path):
