@@ -48,6 +48,15 @@ class Row:
         return asdict(self)
 
 
+def require_bf16_units(quick: bool) -> None:
+    """Raise Waits where the processor has none; a quick run only shows that a row runs."""
+    from ldm_patched.modules.model_management import cpu_has_bf16
+
+    if not quick and not cpu_has_bf16():
+        units = "AMX or AVX512-bf16 units"
+        raise Waits(f"needs a processor with {units}; measure it on a machine that has one")
+
+
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """|ours - theirs| / |theirs|, both norms over all numbers."""
     a, b = ours.double().flatten(), theirs.double().flatten()

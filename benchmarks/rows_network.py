@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import peer
-from benchmarks.measure import Row, compare, require_equal
+from benchmarks.measure import Row, compare, require_bf16_units, require_equal
 from benchmarks.sizes import DEEP_AND_NARROW, GIB, Options, fitting, name_of
 from tests.support.tiny_checkpoint import UNET_PREFIX, FamilySizes, unet_shapes, vae_shapes
 
@@ -146,6 +146,7 @@ def unet_bf16_small(options: Options) -> Row:
 
 
 def _unet_bf16(name: str, sizes: FamilySizes, options: Options, side: int) -> Row:
+    require_bf16_units(options.quick)
     rounds, target = options.few_rounds, ">= 1.15x"
     return _unet_row(name, sizes, torch.bfloat16, options, side=side, rounds=rounds, target=target)
 
@@ -189,6 +190,7 @@ def unet_overhead(options: Options) -> Row:
 def vae_decode_bf16(options: Options) -> Row:
     from ldm_patched.ldm.models.autoencoder import AutoencoderKL, detect_autoencoder_config
 
+    require_bf16_units(options.quick)
     dtype, sizes = torch.bfloat16, fitting(options, 4 * GIB)
     weights = peer.draw_weights(vae_shapes(sizes), dtype)
     theirs = peer.vae(sizes, weights, dtype)
