@@ -62,6 +62,7 @@ def run(settings: Settings, worker: str = WORKER) -> None:
             context.notices.put(f"preset {number}", notice)
         server = PageServer(context, listener, users)
         parts.callback(server.close)
+        parts.callback(pool.begin_close)  # the workers end while the page does
         server.start()
         lock.announce(server.url)
         tell_address(settings, server)

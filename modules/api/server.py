@@ -15,6 +15,7 @@ import shutil
 import socket
 import sys
 import threading
+import time
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -43,6 +44,7 @@ PAGE = "modules.ui.app"
 PORTS_TRIED = 100
 CONNECTIONS = 1_024
 START_SECONDS = 30.0
+END_SECONDS = 2.0
 # No telemetry, no run history, no second server, whatever the caller's environment says.
 QUIET = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -282,12 +284,13 @@ class PageServer:
         self._share.start()
 
     def close(self) -> None:
-        """Stop serving and downloading, within about four seconds; a second call does nothing."""
+        """Stop serving and downloading, within two seconds; a second call does nothing."""
+        deadline = time.monotonic() + END_SECONDS
+        if self._server is not None:
+            self._server.should_exit = True  # it ends while the others do
         if self._share is not None:
             self._share.close()
-        self._context.downloads.close()
-        if self._server is not None:
-            self._server.should_exit = True
+        self._context.downloads.close(deadline - time.monotonic())
         if self._thread is not None:
-            self._thread.join(2.0)
+            self._thread.join(max(deadline - time.monotonic(), 0))
         self._listener.close()

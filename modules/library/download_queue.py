@@ -19,7 +19,6 @@ from modules.spec.errors import StudioError
 
 logger = logging.getLogger(__name__)
 
-_END_SECONDS = 2.0
 Fetch = Callable[[Download, Path, Callable[[Progress], None]], Coroutine[Any, Any, Path]]
 
 
@@ -108,15 +107,15 @@ class Downloads:
     def _has(self, view: DownloadView) -> bool:
         return (self._models_path / view.name).is_file()
 
-    def close(self) -> None:
-        """Stop all of them, within about two seconds."""
+    def close(self, seconds: float = 2.0) -> None:
+        """Stop all of them, and wait for that so long at most."""
         with self._lock:
             self._is_closed = True
             thread, names = self._thread, list(self._items)
         for name in names:
             self.stop(name)
         if thread is not None:
-            thread.join(_END_SECONDS)
+            thread.join(max(seconds, 0))
 
     def _run(self) -> None:
         asyncio.run(self._work())

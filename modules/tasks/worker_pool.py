@@ -29,7 +29,8 @@ __all__ = ["LocalWorkerPool", "PoolStatus", "PoolTimings", "WorkerPool", "Worker
 
 logger = logging.getLogger(__name__)
 
-_ASK_SECONDS, _TERMINATE_SECONDS, _KILL_SECONDS = 1.5, 0.6, 0.6
+_ASK_SECONDS, _TERMINATE_SECONDS, _KILL_SECONDS = 1.2, 0.5, 0.5
+_END_SECONDS = _ASK_SECONDS + _TERMINATE_SECONDS + _KILL_SECONDS + 0.3
 _LAST_WRITE_SECONDS = 0.2
 # A supervisor that itself did not run for so long was suspended with the whole computer.
 _SUSPENDED_SECONDS = 5.0
@@ -68,6 +69,7 @@ class LocalWorkerPool:
         self._lock = threading.RLock()
         self._board: ViewBoard | None = None
         self._closing = threading.Event()
+        self._end_by = 0.0
         self._poke_reader, self._poke_writer = Pipe(duplex=False)
         self._supervisor = threading.Thread(
             target=self._supervise, name="pool-supervisor", daemon=True
@@ -166,14 +168,19 @@ class LocalWorkerPool:
             pid=process.process.pid if process else None,
         )
 
+    def begin_close(self) -> None:
+        """Let every worker begin to end, and return at once: close() waits until they have."""
+        if not self._closing.is_set():
+            self._end_by = time.monotonic() + _END_SECONDS
+            self._closing.set()
+            self._poke_writer.send(None)
+
     def close(self) -> None:
-        """End every worker within 3 seconds; running tasks go back to the queue."""
+        """End every worker within 2.5 seconds; running tasks go back to the queue."""
         atexit.unregister(self.close)
-        if self._closing.is_set() or not self._supervisor.is_alive():
-            return
-        self._closing.set()
-        self._poke_writer.send(None)
-        self._supervisor.join(_ASK_SECONDS + _TERMINATE_SECONDS + _KILL_SECONDS + 0.3)
+        self.begin_close()
+        if self._supervisor.is_alive():
+            self._supervisor.join(max(self._end_by - time.monotonic(), 0))
 
     # Talk with the workers
 

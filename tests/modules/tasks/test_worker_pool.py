@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from modules.api.server import END_SECONDS
 from modules.settings.config import Settings, load_settings
 from modules.spec.errors import InstanceRunning, NotFound
 from modules.spec.flags import TaskState
@@ -336,6 +337,8 @@ def test_close_ends_a_deaf_worker_in_time(make_pool):
     until(pool, task_id, lambda v: v.progress is not None)
     pid = worker_pid(pool)
     began = time.monotonic()
+    pool.begin_close()
+    time.sleep(END_SECONDS)  # the page takes so long at most
     pool.close()
     assert time.monotonic() - began < 3.0
     with pytest.raises(ProcessLookupError):
