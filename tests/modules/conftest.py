@@ -37,9 +37,10 @@ def put_checkpoint(settings: Settings, source: Path, name: str = "tiny.safetenso
     return target
 
 
-def settings_at(root: Path, checkpoint: Path) -> Settings:
-    """Settings of a checkout of its own, with `checkpoint` in place."""
-    settings = load_settings(["--all-in-fp32", "--always-cpu", "1"], {}, root=root)
+def settings_at(root: Path, checkpoint: Path, *dtypes: str) -> Settings:
+    """Settings of a checkout of its own, with `checkpoint` in place; float32 without `dtypes`."""
+    flags = [*(dtypes or ["--all-in-fp32"]), "--always-cpu", "1"]
+    settings = load_settings(flags, {}, root=root)
     put_checkpoint(settings, checkpoint)
     return settings
 
