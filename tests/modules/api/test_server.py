@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import psutil
@@ -377,6 +378,24 @@ def test_a_signal_ends_every_process_within_three_seconds(
     store = TaskStore(settings.database_path)  # the task was not lost: it waits for the next start
     assert store.get(task_id).state is TaskState.QUEUED
     store.close()
+
+
+def test_all_that_the_page_ends_shares_one_deadline(tmp_path, monkeypatch):
+    monkeypatch.setattr("modules.api.server.END_SECONDS", 0.5)
+    left = []
+
+    def hang(seconds):
+        left.append(seconds)
+        time.sleep(max(seconds, 0))
+
+    with serve(tmp_path) as running:
+        monkeypatch.setattr(running.context.downloads, "close", hang)
+        running.server._share = SimpleNamespace(close=lambda: time.sleep(0.3))
+        began = time.monotonic()
+        running.server.close()
+        assert time.monotonic() - began < 0.8
+        assert left[0] <= 0.2
+        assert not running.server._thread.is_alive()  # it ended beside the others
 
 
 @posix
