@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm_patched.modules import utils
 from ldm_patched.modules.cond_batch import COND
 from ldm_patched.modules.conds import repeat_to_batch_size
 from ldm_patched.modules.errors import NotFinite
@@ -129,8 +130,8 @@ class ControlBase:
 
         x_noisy: (B, C, H, W), unscaled; t: sigma, (B,). cond: keywords of the call, its
         transformer_options among them. batched_number: conditions in the batch, B / it samples
-        each. Raises NotFinite if the control's network gives invalid numbers, ValueError without
-        a picture or before pre_run.
+        each. Raises CorruptModelFile if its weights hold invalid numbers, NotFinite if it makes
+        some, ValueError without a picture or before pre_run.
         """
         before = None
         if self.previous is not None:
@@ -184,12 +185,18 @@ class ControlBase:
             self._picked[name] = kept
         return kept[2]
 
+    def _is_sound(self) -> bool:
+        """Whether every weight of its file is a finite number."""
+        return True
+
     def _check(self, additions: Additions) -> None:
         """Once a run, since it waits for the device."""
         if self._checked:
             return
         sums = [t.float().sum() for ts in additions.values() for t in ts if t is not None]
         if not bool(torch.stack(sums).isfinite().all()):
+            if not self._is_sound():
+                raise utils.not_numbers(self.name, "network")
             raise NotFinite(
                 f"{self.name} gave invalid numbers for this picture; choose another control file."
             )

@@ -13,7 +13,7 @@ from ldm_patched.ldm.modules.diffusionmodules.context_cache import (
     bytes_per_token,
 )
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
-from ldm_patched.modules import ops
+from ldm_patched.modules import ops, utils
 from ldm_patched.modules.control_base import Additions, ControlBase, as_index
 from ldm_patched.modules.control_detection import family_of
 from ldm_patched.modules.errors import UnsupportedModel
@@ -55,6 +55,9 @@ class NetworkControl(ControlBase):
 
     def bytes_to_come(self, network: Any, texts: Sequence[Tensor], batch: int) -> int:  # noqa: ARG002
         return self.patcher.model_size() - self.patcher.residence.device_bytes
+
+    def _is_sound(self) -> bool:
+        return utils.is_sound(self.patcher.model)
 
     def pre_run(self, model: Any) -> None:
         super().pre_run(model)
@@ -186,6 +189,9 @@ class ControlLora(ControlNet):
 
     def check_fits(self, model: Any) -> None:
         self._places(model.diffusion_model.config)
+
+    def _is_sound(self) -> bool:
+        return all(bool(weight.float().isfinite().all()) for weight in self._weights.values())
 
     @property
     def holder(self) -> object:

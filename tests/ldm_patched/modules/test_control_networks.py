@@ -11,7 +11,7 @@ from ldm_patched.controlnet import cldm
 from ldm_patched.modules import control_networks
 from ldm_patched.modules.control_base import control_bytes, controls_in_place
 from ldm_patched.modules.control_networks import ControlLora, ControlNet, T2IAdapter
-from ldm_patched.modules.errors import NotFinite, UnsupportedModel
+from ldm_patched.modules.errors import CorruptModelFile, NotFinite, UnsupportedModel
 from ldm_patched.modules.memory_budget import MemoryBudget
 from ldm_patched.modules.model_patcher import ModelPatcher
 from ldm_patched.t2ia.adapter import Adapter, AdapterConfig
@@ -319,15 +319,29 @@ def test_a_copy_has_a_picture_of_its_own(control):
     assert first.network is second.network
 
 
-def test_invalid_numbers_are_said_with_the_file_s_name(model, network):
-    broken = cldm.ControlNet(SDXL_LIKE)
-    broken.load_state_dict(network.state_dict())
-    with torch.no_grad():
-        broken.zero_convs[2][0].weight.fill_(float("nan"))
-    own = ControlNet("broken.safetensors", ModelPatcher(broken), torch.float32)
-    inputs = Inputs(SDXL_LIKE)
-    with pytest.raises(NotFinite, match=r"broken\.safetensors gave invalid numbers"):
-        ask(own.set_cond_hint(inputs.hint), model, inputs)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_whose_weights_are_no_numbers_is_damaged(families, kind):
+    parts = families["SDXL"]
+    control, nan = a_control(parts, kind), float("nan")
+    if kind == "control-LoRA":
+        name = next(name for name in control._weights if name.endswith(".up"))
+        control._weights[name] = torch.full_like(control._weights[name], nan)
+    else:
+        with torch.no_grad():
+            next(iter(control.patcher.model.parameters())).fill_(nan)
+    with pytest.raises(
+        CorruptModelFile, match=f"^{control.name} is damaged: weights of its network"
+    ):
+        ask(control, parts.model, Inputs(SDXL_LIKE))
+
+
+@pytest.mark.parametrize("kind", ["ControlNet", "control-LoRA"])
+def test_invalid_numbers_of_a_sound_file_are_said_with_its_name(families, kind):
+    parts, inputs = families["SDXL"], Inputs(SDXL_LIKE)
+    inputs.x = inputs.x.fill_(float("inf"))
+    control = a_control(parts, kind)
+    with pytest.raises(NotFinite, match=f"^{control.name} gave invalid numbers"):
+        ask(control, parts.model, inputs)
 
 
 def test_another_family_s_checkpoint_is_refused(control):
