@@ -16,6 +16,7 @@ from extras.training.caption_tokens import caption_ids, framed
 from extras.training.conditioner import ClipEmbedder, ConcatTimestepEmbedderND, GeneralConditioner
 from extras.training.errors import TrainingFolderError
 from extras.training.grids import tile
+from extras.training.kept_pages import KeptPages
 from extras.training.objectives import OBJECTIVES, make_loss
 from extras.training.pages import GroupSource, PageGroup, source_record
 from extras.training.run import Stage
@@ -50,7 +51,8 @@ class Preview:
 
 @dataclass(frozen=True, kw_only=True)
 class Workplace:
-    """Where a stage works. folder: of the run and its results; workers: processes that draw."""
+    """Where a stage works. folder: of the run and its results; workers: processes that draw;
+    keep_pages: the folder in which encoded pages are kept for later runs, if they are."""
 
     folder: Path
     device: torch.device
@@ -58,6 +60,7 @@ class Workplace:
     bf16: bool = True
     seed: int = 0
     preview: Preview = Preview()
+    keep_pages: Path | None = None
 
 
 class DiffusionStage(Stage):
@@ -105,7 +108,15 @@ class DiffusionStage(Stage):
             device=self.device,
             workers=self.place.workers,
             first_step=step,
+            kept=self.kept_pages(),
         )
+
+    def kept_pages(self) -> KeptPages | None:
+        """Where latents of these pages may be already; nothing else than latents is kept there."""
+        if self.place.keep_pages is None or type(self).rows is not DiffusionStage.rows:
+            return None
+        source = {**source_record(self.source), "bf16": self.place.bf16}
+        return KeptPages(self.place.keep_pages, source, self.base.vae)
 
     def rows(self, group: PageGroup) -> dict[str, Tensor]:
         """What the window keeps of each picture: its latents, and what subclasses add."""

@@ -174,6 +174,7 @@ def make_place(args: argparse.Namespace, device: torch.device) -> Workplace:
         bf16=_bf16(args, device),
         seed=args.seed,
         preview=Preview(size=page_sizes(args.page**2)[0]),
+        keep_pages=args.keep_pages,
     )
 
 

@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--threads", type=int, help="threads of PyTorch on the CPU")
     add("--capacity", type=int, help="base: pages kept encoded")
     add("--reuse", type=float, help="base: how often a page is trained on")
+    add("--keep-pages", type=Path, help="base: folder for encoded pages, which later runs read")
     add("--objective", choices=sorted(OBJECTIVES), default="eps", help="what is predicted")
     add("--weighting", choices=sorted(WEIGHTINGS), default="", help="of noise levels in the loss")
     add("--levels", choices=LEVELS, default="", help="base: of noise, that are trained on most")
@@ -95,7 +96,8 @@ def choose_device(name: str) -> torch.device:
 
 def make_run(args: argparse.Namespace) -> Run:
     """The run that a command line asks for. Raises TrainingError."""
-    for option, asked in (("--primer", args.primer), ("--levels", args.levels)):
+    options = {"--primer": args.primer, "--levels": args.levels, "--keep-pages": args.keep_pages}
+    for option, asked in options.items():
         if asked and args.stage != "base":
             raise TrainingError(
                 f"{option} is of the stage base alone: leave it out for the stage {args.stage}."

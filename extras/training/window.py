@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from extras.training.caption_tokens import END_TOKEN, PAD_G, framed
+from extras.training.kept_pages import Encoded, KeptPages
 from extras.training.pages import GroupSource, PageGroup, draw_groups
 
 Batch = dict[str, Tensor]
@@ -47,12 +48,15 @@ class LatentWindow:
         device: torch.device,
         workers: int,
         first_step: int = 0,
+        kept: KeptPages | None = None,
     ) -> None:
         """encode: a group to what is kept of it, "latents" (G, 4, h, w) as they are trained on
-        among it; floats are kept in half precision."""
+        among it; floats are kept in half precision. kept: where encoded groups may be already."""
         self.pages, self.plan, self.encode, self.device = pages, plan, encode, device
+        self._workers, self._kept = workers, kept
         self._low = self._high = self.low(first_step)
-        self._source: Iterator[PageGroup] = draw_groups(pages, self._low, workers)
+        self._source: Iterator[PageGroup] = iter(())
+        self._next_drawn = -1
         self._stores: dict[tuple[int, int], _Store] = {}
 
     def high(self, step: int) -> int:
@@ -77,13 +81,25 @@ class LatentWindow:
         self._low = self.low(step)
 
     def _add_one(self) -> None:
-        group = next(self._source)
-        rows = self.encode(group)
+        group = self._encoded(self._high)
         key = self.pages.group_size(self._high)
         if key not in self._stores:
-            self._stores[key] = _Store(group, rows)
-        self._stores[key].add(self._high, group, rows)
+            self._stores[key] = _Store(group)
+        self._stores[key].add(self._high, group)
         self._high += 1
+
+    def _encoded(self, number: int) -> Encoded:
+        known = self._kept.read(number) if self._kept else None
+        if known is not None:
+            return known
+        if number != self._next_drawn:
+            self._source = draw_groups(self.pages, number, self._workers)
+        drawn, self._next_drawn = next(self._source), number + 1
+        rows = {name: t.to(_kept_dtype(t)) for name, t in self.encode(drawn).items()}
+        made = Encoded(rows, drawn.tokens, drawn.numbers)
+        if self._kept:
+            self._kept.write(number, made)
+        return made
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, on the device; `advance(step)` comes first."""
@@ -125,11 +141,9 @@ def conditions(tokens: Tensor, numbers: Tensor, device: torch.device) -> Batch:
 class _Store:
     """The groups of one size: rows of tensors that grow, and are used again when a group goes."""
 
-    def __init__(self, group: PageGroup, rows: Rows) -> None:
-        self.size = len(group.images)
-        self.kept = {
-            name: t.new_empty((0, *t.shape[1:]), dtype=_kept_dtype(t)) for name, t in rows.items()
-        }
+    def __init__(self, group: Encoded) -> None:
+        self.size = len(group.numbers)
+        self.kept = {name: t.new_empty((0, *t.shape[1:])) for name, t in group.rows.items()}
         self.tokens = torch.empty((0, *group.tokens.shape[1:]), dtype=torch.int32)
         self.numbers = torch.empty((0, group.numbers.shape[1]), dtype=torch.int32)
         self.places: dict[int, int] = {}  # group number → its place, in groups; rising numbers
@@ -138,13 +152,13 @@ class _Store:
     def __len__(self) -> int:
         return len(self.places)
 
-    def add(self, number: int, group: PageGroup, rows: Rows) -> None:
+    def add(self, number: int, group: Encoded) -> None:
         if not self.free:
             self._grow()
         place = self.free.pop()
         here = slice(place * self.size, (place + 1) * self.size)
-        for name, tensor in rows.items():
-            self.kept[name][here] = tensor.to(self.kept[name].dtype)
+        for name, tensor in group.rows.items():
+            self.kept[name][here] = tensor
         self.tokens[here] = group.tokens
         self.numbers[here] = group.numbers
         self.places[number] = place

@@ -338,6 +338,18 @@ def test_the_command_line_trains_resumes_and_ends(tmp_path, capsys):
     assert (tmp_path / "run" / VAE_FILE).stat().st_size > 1e6
 
 
+def test_pages_that_another_run_kept_are_not_encoded_again(with_vae, tmp_path, monkeypatch):
+    first, second = (base_run(with_vae).stage for _ in range(2))
+    batches = []
+    for stage in (first, second):
+        stage.place = replace(stage.place, keep_pages=tmp_path)
+        stage.begin(0)
+        stage.window.advance(3)
+        batches.append(stage.window.batch(3))
+        monkeypatch.setattr(BaseStage, "encode", None)
+    assert all(torch.equal(batches[1][name], batches[0][name]) for name in batches[0])
+
+
 def test_base_runs_from_before_the_levels_go_on_and_those_with_them_say_so(with_vae):
     plain = base_run(with_vae).stage
     assert "levels" not in plain.identity()["plan"]
@@ -355,7 +367,7 @@ def test_runs_from_before_the_primer_go_on_and_those_with_it_say_so(tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["vae", "lora"])
-@pytest.mark.parametrize("words", ["--primer", "--levels middle"])
+@pytest.mark.parametrize("words", ["--primer", "--levels middle", "--keep-pages x"])
 def test_what_is_of_the_base_is_refused_for_another_stage(words, stage, tmp_path, capsys):
     line = ["--stage", stage, "--size", "toy", *words.split(), "--folder", str(tmp_path / "run")]
     assert train_builtin.main(line) == 1
