@@ -71,6 +71,7 @@ def test_modes_tell_their_time_once_it_is_known_and_never_that_of_loading(visit,
             wait_state(tab, "done")
         answer.value.finished()
 
+    tab.locator("#size label", has_text="768×1344").click()  # which no other test paints
     generate(tab, "hills", pictures=1)
     wait_state(tab, "running")
     end()
@@ -78,11 +79,11 @@ def test_modes_tell_their_time_once_it_is_known_and_never_that_of_loading(visit,
     times = "labels => labels.map(label => label.dataset.time)"
     shown = tab.locator("#performance label").evaluate_all(times)
     assert all(re.fullmatch(r"~\d+ (s|min \d+ s)", time) for time in shown), shown
-    before = tab.evaluate(about)
+    before = int(tab.evaluate(about))
     generate(tab, "quick hills that loads", pictures=1)
     wait_state(tab, "loading")
     end()
-    assert tab.evaluate(about) == before
+    assert int(tab.evaluate(about)) <= before
 
 
 def test_nothing_is_said_twice(visit):
