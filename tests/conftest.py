@@ -3,7 +3,6 @@
 import gc
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,10 +13,6 @@ import pytest
 # other, and networks are tiny: further threads would only wait for each other's turn, which took
 # a test of engine families 2.8 times the processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Dozens of processes import the same modules: what one has compiled serves the others, whatever
-# the machine wants of its own.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 ARGUMENTS = [

@@ -97,14 +97,7 @@ def spoil(loader, way, folder, monkeypatch):
     if way == "a program in disguise":
         path.write_bytes(wrong_files.program(folder / "marker"))
     elif way == "gone while it is read":
-        checked = SafetensorsFile.__init__
-
-        def vanishing(self, opened):
-            checked(self, opened)
-            if opened == path:
-                path.unlink()
-
-        monkeypatch.setattr(SafetensorsFile, "__init__", vanishing)
+        wrong_files.vanish_while_read(path, monkeypatch)
     else:
         path.unlink()
         if way == "a directory":

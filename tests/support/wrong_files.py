@@ -6,9 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save
 from torch import Tensor
+
+from ldm_patched.modules.weight_file import SafetensorsFile
 
 _LORA = {
     "lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight": torch.zeros(4, 8),
@@ -117,3 +120,15 @@ MISFITS: dict[str, Callable[[dict[str, Tensor], str], bytes]] = {
     "a weight that is no number": lambda weights, name: _with(weights, name, _first_is_nan),
 }
 """The bytes of a file of these weights with something wrong about the one that is named."""
+
+
+def vanish_while_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the file go after its header was read, before its weights are."""
+    checked = SafetensorsFile.__init__
+
+    def vanishing(self: SafetensorsFile, opened: Path) -> None:
+        checked(self, opened)
+        if opened == path:
+            path.unlink()
+
+    monkeypatch.setattr(SafetensorsFile, "__init__", vanishing)

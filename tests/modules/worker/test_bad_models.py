@@ -26,6 +26,7 @@ from tests.modules.worker.test_prompts import paint, pixels
 from tests.modules.worker.test_refining import put_refiner
 from tests.support.tiny_checkpoint import TINY, TINY_SD1
 from tests.support.tiny_ip_adapter import write_negative
+from tests.support.wrong_files import vanish_while_read
 
 PLACES = {
     "checkpoint": "checkpoints/bad.safetensors",
@@ -306,14 +307,7 @@ def test_a_file_that_goes_while_it_is_read_is_missing(studio, request_of, kind, 
 )
 def test_of_several_files_the_one_that_goes_is_named(studio, request_of, seen, place, monkeypatch):
     path = studio.settings.models_path / place
-    checked = SafetensorsFile.__init__
-
-    def vanishing(self, opened):
-        checked(self, opened)
-        if opened == path:
-            path.unlink()
-
-    monkeypatch.setattr(SafetensorsFile, "__init__", vanishing)
+    vanish_while_read(path, monkeypatch)
     fields = request_of["text encoder"][1] if place == PLACES["text encoder"] else {}
     bad = run(studio, seen, **fields)
     assert (bad.state, bad.code) == (TaskState.FAILED, "E_MODEL_MISSING")
