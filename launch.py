@@ -530,9 +530,14 @@ def print_help() -> int:
     return 0
 
 
+def wants_help(arguments: list[str]) -> bool:
+    """Whether the options are asked for."""
+    return "-h" in arguments or "--help" in arguments
+
+
 def set_up(verb: Verb, arguments: list[str]) -> int:
     """Install and compile, or tell what that is; the exit status."""
-    if "-h" in arguments or "--help" in arguments:
+    if wants_help(arguments):
         say("Usage: python3 launch.py setup\n")
         say("Installs what the program needs into .venv, or where EASEL_VENV says, and compiles")
         say("it, so that it also starts quickly where it cannot write, as from an image.")
@@ -586,6 +591,12 @@ def main(arguments: list[str]) -> int:
         verb, rest = WEB, arguments
     if verb.command is None:
         return set_up(verb, rest)
+    if wants_help(rest) and "base" not in installed_parts(venv_folder()):
+        if verb is WEB:
+            return print_help()
+        say(f"Usage: python3 launch.py {first} [options]\n\n{verb.help}\n")
+        say("The options are listed here after the first install (`launch.py setup`).")
+        return 0
     first_start = "; the first start takes a little longer than later ones"
     return hand_over(ensure_installed(verb.needs, first_start), verb, rest)
 

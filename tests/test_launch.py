@@ -320,6 +320,17 @@ def test_help_lists_every_verb_without_installing(checkout, launcher):
     assert not (checkout / ".venv").exists()
 
 
+@pytest.mark.parametrize(
+    "words", [("generate", "--help"), ("generate", "cat", "-h"), ("--listen", "-h")]
+)
+def test_help_of_a_verb_installs_nothing(checkout, launcher, words):
+    shown = launch(checkout, *words)
+    assert shown.returncode == 0
+    assert "after the first install (`launch.py setup`)" in shown.stdout
+    assert launcher.VERBS["generate"].help in shown.stdout
+    assert not (checkout / ".venv").exists()
+
+
 @pytest.mark.parametrize("version", [(3, 7), (3, 10), (3, 14)])
 def test_wrong_python_is_one_sentence(launcher, monkeypatch, version):
     monkeypatch.setattr(launcher.sys, "version_info", (*version, 0, "final", 0))

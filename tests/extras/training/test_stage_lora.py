@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from extras.training import train_builtin
+from extras.training import stage_makers, train_builtin
 from extras.training.base_parts import MODEL_FILE, sizes_of
 from extras.training.errors import CheckpointError, TrainingFolderError
 from extras.training.low_rank import LowRankSet
@@ -19,6 +20,7 @@ from extras.training.pages import nearest, page_sizes
 from extras.training.picture_folder import fitted, open_folder
 from extras.training.scenes.finishes import FINISHES
 from extras.training.scenes.scene import SIZES
+from extras.training.stage_diffusion import Preview
 from extras.training.stage_fewstep import SKIP, FewstepStage
 from extras.training.stage_lora import LoraPlan, LoraStage
 from ldm_patched.modules.lora import read_lora
@@ -214,7 +216,8 @@ def test_a_folder_of_pictures_is_a_source(base, tmp_path):
     assert run_of(lora(base, tmp_path, source=source), tmp_path, steps=2).train()
 
 
-def test_the_command_line_trains_a_lora_on_a_folder(base, tmp_path, capsys):
+def test_the_command_line_trains_a_lora_on_a_folder(base, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stage_makers, "Preview", partial(Preview, prompts=("cat",), steps=1))
     write_pictures(tmp_path)
     line = ["--stage", "lora", "--pictures", str(tmp_path), "--trigger", "sks", "--title", "mi/ne",
             "--start-from", str(base), "--folder", str(tmp_path / "run"), "--device", "cpu",

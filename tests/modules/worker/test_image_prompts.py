@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from ldm_patched.controlnet import cldm
 from ldm_patched.modules import control_networks
+from ldm_patched.t2ia.adapter import Adapter, AdapterConfig
 from modules.async_worker import run_task
 from modules.gallery.inputs import InputStore
 from modules.gallery.recipe import read_full_recipe
@@ -20,6 +21,7 @@ from modules.spec.task_spec import TaskSpec
 from modules.tasks.events import Loading
 from modules.worker import generate_cli
 from modules.worker.image_prompts import Picture, content_of, hint_of
+from tests.support.control_oracle import control_lora_file, write
 from tests.support.drawn_face import draw_face
 from tests.support.recording_task import RecordingTask
 from tests.support.tiny_checkpoint import TINY
@@ -108,6 +110,37 @@ def test_structure_changes_the_picture_and_leaves_no_trace(studio, kind, name):
     assert np.array_equal(plain, pixels(studio))
     assert np.array_equal(plain, pixels(studio, [{**entry, "weight": 0}]))
     assert np.array_equal(plain, pixels(studio, [{**entry, "stop": 0}]))
+
+
+def test_a_control_lora_paints_as_the_network_that_it_makes_of_the_checkpoint(studio):
+    checkpoint = studio.catalog.find_checkpoint("tiny.safetensors")
+    unet = studio.pipeline.refresh(checkpoint).unet.model.diffusion_model
+    network = cldm.ControlNet(unet.config)
+    randomise(network, 8)
+    file, merged = control_lora_file(network, unet)
+    plain, entry = pixels(studio), {"image": put(studio), "type": "canny"}
+    place = folder(studio, "controlnet") / "canny.safetensors"
+    steered = []
+    for weights in (file, dict(merged.state_dict())):
+        write(place, weights)
+        steered.append(pixels(studio, [entry]))
+        assert np.array_equal(plain, pixels(studio))
+    assert differ(plain, steered[0])
+    assert np.abs(steered[0] - steered[1]).max() <= 2
+
+
+def test_an_adapter_s_picture_changes_the_painting_and_leaves_no_trace(studio):
+    config = network_config(studio)
+    widths = tuple(config.model_channels * m for m in config.channel_mult)
+    adapter = Adapter(AdapterConfig(unshuffle=16, channels=(*widths, widths[-1])))
+    randomise(adapter, 1)
+    write(folder(studio, "controlnet") / "canny.safetensors", dict(adapter.state_dict()))
+    plain, entry = pixels(studio), {"image": put(studio), "type": "canny"}
+    steered = pixels(studio, [entry])
+    assert differ(plain, steered)
+    assert np.array_equal(steered, pixels(studio, [entry]))
+    assert differ(steered, pixels(studio, [{**entry, "skip_preprocess": True}]))
+    assert np.array_equal(plain, pixels(studio))
 
 
 def test_weight_stop_softness_and_thresholds_matter(studio):
