@@ -27,6 +27,14 @@ FIRST_TRAINING_SEED = 1_000_000
 """Seeds below this one are never trained on; tests and evaluations draw from them."""
 _RUN_STRIDE = 1_000_000_000
 SIZE_WEIGHTS = (34.0, 12, 12, 11, 11, 10, 10)
+WHOLE = "whole"
+BOOKS = {
+    "alphabet": picturebook.alphabet_scene,
+    "primer": picturebook.primer_scene,
+    WHOLE: picturebook.scene_from_seed,
+}
+"""Which scenes a run is shown, from the easiest on."""
+_SUBJECT_PART = 0.84  # of a page of the alphabet, each way
 
 
 def page_sizes(area: int) -> tuple[tuple[int, int], ...]:
@@ -82,7 +90,7 @@ class PagePlan:
     side: cut square pieces of this side (0: whole pages). cropped: how many pages are drawn larger
     and cut, as the crop condition says. captions: phrasings for each page, 0 for none. strange:
     how many captions get unknown words. finish: a name of FINISHES, by which all pages are drawn
-    over. edges: whether groups hold maps. primer: easy scenes only, see primer_scene.
+    over. edges: whether groups hold maps. book: which scenes, a name of BOOKS.
     """
 
     seed: int = 0
@@ -96,7 +104,7 @@ class PagePlan:
     """How often each of `sizes`, (width, height), is taken."""
     finish: str = ""
     edges: bool = False
-    primer: bool = False
+    book: str = WHOLE
 
     def group_size(self, number: int) -> tuple[int, int]:
         """(width, height) of the pages of a group."""
@@ -128,8 +136,8 @@ class PagePlan:
 
 
 def source_record(source: GroupSource) -> dict[str, Any]:
-    """What a checkpoint says of `source`: nothing of a primer, as before there was one, without."""
-    return {k: v for k, v in asdict(source).items() if (k, v) != ("primer", False)}
+    """What a checkpoint says of `source`; of the whole book nothing: once there was no other."""
+    return {k: v for k, v in asdict(source).items() if (k, v) != ("book", WHOLE)}
 
 
 def edge_map(image: np.ndarray, rng: Random) -> np.ndarray:
@@ -145,7 +153,7 @@ def _page(
 ) -> tuple[np.ndarray, tuple[int, ...], picturebook.Scene]:
     """A page of `size`; now and then one that is cut out of a larger page."""
     width, height = size
-    if rng.random() >= plan.cropped:
+    if rng.random() >= plan.cropped or plan.book == "alphabet":
         image, scene = _drawn(plan, seed, size)
         return image, (height, width, 0, 0, height, width), scene
     grow = rng.choice((32, 64))
@@ -159,14 +167,30 @@ def _page(
 def _drawn(
     plan: PagePlan, seed: int, size: tuple[int, int]
 ) -> tuple[np.ndarray, picturebook.Scene]:
-    compose = picturebook.primer_scene if plan.primer else picturebook.scene_from_seed
-    scene = compose(seed, size=size)
+    scene = BOOKS[plan.book](seed, size=size)
     if plan.finish:
         scene = replace(scene, style=DRAWN_FROM)
-    image = picturebook.draw_scene(scene).image
+    image = _centred(scene) if plan.book == "alphabet" else picturebook.draw_scene(scene).image
     if plan.finish:
         image = FINISHES[plan.finish][0](image, Random(f"finish {seed}"))
     return image, scene
+
+
+def _centred(scene: picturebook.Scene) -> np.ndarray:
+    """The page of `scene` moved and scaled so that its subject stands in the middle and fills it.
+
+    Where a shape stands and how large it is would else be most of what there is to learn.
+    """
+    width, height = scene.size
+    larger = tuple(side * 5 // 4 // 32 * 32 for side in scene.size)  # fewer pixels are made up
+    drawn = picturebook.draw_scene(replace(scene, size=larger))
+    left, top, right, bottom = drawn.truth.boxes[0][0]
+    scale = _SUBJECT_PART * min(width / (right - left), height / (bottom - top))
+    onto = np.array(
+        [[scale, 0, (width - scale * (left + right)) / 2],
+         [0, scale, (height - scale * (top + bottom)) / 2]]
+    )  # fmt: skip
+    return cv2.warpAffine(drawn.image, onto, scene.size, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _cut(image: np.ndarray, side: int, rng: Random) -> np.ndarray:

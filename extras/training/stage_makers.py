@@ -193,7 +193,7 @@ def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale
     )
     return BaseStage(
         MODELS[args.size],
-        _pages(args, primer=args.primer),
+        _pages(args, book=args.book),
         make_window(args, scale),
         plan,
         make_place(args, device),

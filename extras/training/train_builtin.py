@@ -20,6 +20,7 @@ from extras.training.base_parts import MODEL_FILE
 from extras.training.errors import TrainingError
 from extras.training.loss import LOSS_TYPES
 from extras.training.objectives import LEVELS, OBJECTIVES, WEIGHTINGS
+from extras.training.pages import BOOKS, WHOLE
 from extras.training.run import Run, RunPlan
 from extras.training.scenes.finishes import FINISHES
 from extras.training.stage_makers import MODELS, SCALES, STAGES, first
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch", type=int, help="pictures or captions in a step")
     add("--page", type=int, default=256, help="side of a square page in pixels: 128 on a slow CPU")
     add("--square", action="store_true", help="square pages only: there is one size to compile for")
-    add("--primer", action="store_true", help="base: one subject a page, mostly large, first")
+    add("--book", choices=BOOKS, default=WHOLE, help="base: easy pages first; see docs/training.md")
     add("--side", type=int, help="vae: train on square pieces of this side (0: whole pages)")
     add("--learning-rate", type=float)
     add("--seed", type=int, default=0)
@@ -96,7 +97,8 @@ def choose_device(name: str) -> torch.device:
 
 def make_run(args: argparse.Namespace) -> Run:
     """The run that a command line asks for. Raises TrainingError."""
-    options = {"--primer": args.primer, "--levels": args.levels, "--keep-pages": args.keep_pages}
+    easier = "" if args.book == WHOLE else args.book
+    options = {"--book": easier, "--levels": args.levels, "--keep-pages": args.keep_pages}
     for option, asked in options.items():
         if asked and args.stage != "base":
             raise TrainingError(

@@ -59,6 +59,24 @@ def scene_from_seed(seed: int, *, size: tuple[int, int] | None = None) -> Scene:
     )
 
 
+def alphabet_scene(seed: int, *, size: tuple[int, int] | None = None) -> Scene:
+    """The scene of a seed in the alphabet, for a network that knows no shapes yet.
+
+    One large subject, flat on a plain ground: its name and the two colours are nearly all that
+    there is to see.
+    """
+    rng = Random(f"alphabet {seed}")
+    drawn_size = rng.choices(SIZES, _SIZE_WEIGHTS)[0]
+    thing = _thing(rng, rng.choice(list(words.SUBJECTS)), "flat", "plain", 1)
+    return Scene(
+        things=(replace(thing, scale="large"),),
+        place="plain",
+        place_color=_backdrop(rng, {thing.color}),
+        size=size or drawn_size,
+        seed=seed,
+    )
+
+
 def primer_scene(seed: int, *, size: tuple[int, int] | None = None) -> Scene:
     """The scene of a seed in the primer, for a network that has seen little yet.
 

@@ -58,7 +58,7 @@ def test_a_later_run_encodes_only_what_is_new(tmp_path, vae):
 def test_what_came_from_something_else_is_not_read(tmp_path, vae, other, monkeypatch):
     kept = KeptPages(tmp_path, SOURCE, vae)
     _, encoded = batches(kept)
-    source = {**SOURCE, "primer": True} if other == "pages" else SOURCE
+    source = {**SOURCE, "book": "primer"} if other == "pages" else SOURCE
     if other == "weights":
         with torch.no_grad():
             vae.bias[0] += 1e-6

@@ -55,9 +55,30 @@ def test_the_primer_shows_one_subject_in_clear_weather():
     assert {scene.things[0].subject for scene in scenes} == set(words.SUBJECTS)
     assert {scene.style for scene in scenes} == set(words.STYLES)
     assert picturebook.primer_scene(7, size=(64, 64)) == scenes[7]
-    easy = replace(PLAN, primer=True)
+    easy = replace(PLAN, book="primer")
     assert same(easy.draw_group(5), easy.draw_group(5))
     assert not torch.equal(easy.draw_group(5).images, PLAN.draw_group(5).images)
+
+
+def test_the_alphabet_shows_one_flat_subject_that_fills_the_middle():
+    scenes = [picturebook.alphabet_scene(seed, size=(64, 64)) for seed in range(300)]
+    assert {scene.things[0].subject for scene in scenes} == set(words.SUBJECTS)
+    assert {(len(s.things), s.style, s.place, s.things[0].scale) for s in scenes} == {
+        (1, "flat", "plain", "large")
+    }
+    for size in ((128, 128), (192, 96)):
+        plan = replace(PLAN, group=12, book="alphabet", sizes=(size,), weights=(1.0,))
+        group = plan.draw_group(5)
+        assert same(group, plan.draw_group(5))
+        images = group.images.float()
+        assert images.shape[1:3] == (size[1], size[0])
+        ground = (images[:, :, :2].mean(2) + images[:, :, -2:].mean(2))[:, :, None] / 2
+        shown = ((images - ground).abs().amax(-1) > 40).float()
+        for axis, side in ((1, size[1]), (2, size[0])):
+            where = torch.linspace(0, 1, side)
+            part = shown.amax(3 - axis)
+            middle = (part * where).sum(1) / part.sum(1)
+            assert float((middle - 0.5).abs().median()) < 0.02  # some have the ground's colour
 
 
 def test_groups_hold_maps_of_their_edges_where_asked():
@@ -89,9 +110,9 @@ def test_pieces_have_the_side_that_was_asked_for():
 def test_training_never_sees_the_held_out_seeds(monkeypatch):
     seeds = []
     scene = pages_module.picturebook.scene_from_seed
-    monkeypatch.setattr(
-        pages_module.picturebook,
-        "scene_from_seed",
+    monkeypatch.setitem(
+        pages_module.BOOKS,
+        "whole",
         lambda seed, **options: seeds.append(seed) or scene(seed, **options),
     )
     PagePlan(group=4, **SMALL).draw_group(0)

@@ -359,15 +359,15 @@ def test_base_runs_from_before_the_levels_go_on_and_those_with_them_say_so(with_
     assert not isinstance(plain.loss.sigma_sampler, NearestSampling)
 
 
-def test_runs_from_before_the_primer_go_on_and_those_with_it_say_so(tmp_path):
+def test_runs_from_before_the_easy_books_go_on_and_those_with_them_say_so(tmp_path):
     stage = vae_run(tmp_path).stage
-    assert "primer" not in stage.identity()["pages"]
-    stage.pages = replace(stage.pages, primer=True)
-    assert stage.identity()["pages"]["primer"] is True
+    assert "book" not in stage.identity()["pages"]
+    stage.pages = replace(stage.pages, book="primer")
+    assert stage.identity()["pages"]["book"] == "primer"
 
 
 @pytest.mark.parametrize("stage", ["vae", "lora"])
-@pytest.mark.parametrize("words", ["--primer", "--levels middle", "--keep-pages x"])
+@pytest.mark.parametrize("words", ["--book primer", "--levels middle", "--keep-pages x"])
 def test_what_is_of_the_base_is_refused_for_another_stage(words, stage, tmp_path, capsys):
     line = ["--stage", stage, "--size", "toy", *words.split(), "--folder", str(tmp_path / "run")]
     assert train_builtin.main(line) == 1
