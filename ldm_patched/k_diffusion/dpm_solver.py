@@ -139,6 +139,9 @@ def sample_dpm_adaptive(
     The schedule gives the ends and how progress is counted, not the number of evaluations: the
     callback hears of every round, its "i" is the share of -log sigma that is behind, in steps of
     the schedule, and so may come more than once or pass some over.
+    Pictures of one batch are at different levels, but what acts for a part of the time alone
+    (a control, a timed prompt, the refiner) begins and ends for all by the first one's: sample
+    one by one where that matters, as the worker does.
     order: 2 or 3. rtol, atol: error that is let pass. longest: rounds after which what is left is
     taken in one leap. Raises ValueError for another order.
     """
