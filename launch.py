@@ -369,13 +369,34 @@ def make_venv(venv: Path, log: Path) -> None:
         if works.returncode == 0:
             say(f"Completing the environment in {shown(venv)}.")
             return
+    clear_venv(venv)
     say(f"Making a virtual environment in {shown(venv)}.")
-    command = [sys.executable, "-m", "venv", "--clear", str(venv)]
+    command = [sys.executable, "-m", "venv", str(venv)]
     finished = subprocess.run(command, capture_output=True, text=True)
     if finished.returncode != 0:
         text = finished.stdout + finished.stderr
         log.write_text(text, encoding="utf-8")
         raise LaunchError(explain_failure(text, "the virtual environment"))
+
+
+def clear_venv(venv: Path) -> None:
+    """Empty the folder of an environment. LaunchError for one that holds anybody else's files.
+
+    An environment is told by its pyvenv.cfg, which venv writes as the first of its files and
+    which goes last here: interrupted, both leave a folder that the next start knows again.
+    """
+    mark = venv / "pyvenv.cfg"
+    if mark.exists():
+        for path in sorted(venv.iterdir(), key=lambda path: path == mark):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(str(path))
+            else:
+                path.unlink()
+    elif any(not path.is_dir() for path in venv.rglob("*")):
+        raise LaunchError(
+            f"{shown(venv)} holds files but no virtual environment, so Easel leaves it alone: set "
+            "EASEL_VENV to a new or an empty folder."
+        )
 
 
 def run_pip(venv: Path, arguments: list[str], log: Path, title: str) -> None:

@@ -224,6 +224,43 @@ def test_interrupted_install_is_repaired(installed):
     assert json.loads((checkout / ".venv" / "easel-stamp.json").read_text())["base"]
 
 
+@pytest.mark.parametrize("name", [".venv", "data"])
+def test_a_folder_with_the_users_files_is_not_made_an_environment(checkout, name):
+    theirs = checkout / name / "novel" / "chapter.txt"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("the only copy")
+    failed = launch(checkout, EASEL_VENV="" if name == ".venv" else str(checkout / name))
+    assert failed.returncode == 1 and failed.stderr.count("\n") == 1
+    assert failed.stderr.startswith(f"{name} holds files") and "EASEL_VENV" in failed.stderr
+    assert theirs.read_text() == "the only copy"
+    assert sorted(theirs.parents[1].rglob("*")) == [theirs.parent, theirs]
+
+
+def test_an_environment_that_was_begun_or_half_removed_is_known_again(launcher, tmp_path):
+    launcher.clear_venv(tmp_path / "not there")
+    venv = tmp_path / "venv"
+    (venv / "lib" / "python3.12").mkdir(parents=True)
+    (venv / "lib64").symlink_to("lib")
+    launcher.clear_venv(venv)  # venv was ended before its first file
+    assert (venv / "lib").is_dir()
+    (venv / "pyvenv.cfg").touch()
+    (venv / "lib" / "python3.12" / "half.py").touch()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "kept").touch()
+    (venv / "link").symlink_to(tmp_path / "outside")
+    launcher.clear_venv(venv)
+    assert list(venv.iterdir()) == [] and (tmp_path / "outside" / "kept").exists()
+
+
+def test_the_mark_of_an_environment_is_the_last_to_go(launcher, tmp_path, monkeypatch):
+    (tmp_path / "zzz").mkdir()
+    (tmp_path / "pyvenv.cfg").touch()
+    monkeypatch.setattr(launcher.shutil, "rmtree", lambda _path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        launcher.clear_venv(tmp_path)
+    assert (tmp_path / "pyvenv.cfg").exists()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
 def test_a_wait_for_another_install_is_told_once(launcher, tmp_path, monkeypatch, capsys):
     import fcntl
