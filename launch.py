@@ -612,11 +612,13 @@ def main(arguments: list[str]) -> int:
         verb, rest = WEB, arguments
     if verb.command is None:
         return set_up(verb, rest)
-    if wants_help(rest) and "base" not in installed_parts(venv_folder()):
+    if wants_help(rest):  # which installs nothing
+        if set(verb.needs) <= installed_parts(venv_folder()).keys():
+            return hand_over(venv_python(venv_folder()), verb, rest)
         if verb is WEB:
             return print_help()
         say(f"Usage: python3 launch.py {first} [options]\n\n{verb.help}\n")
-        say("The options are listed here after the first install (`launch.py setup`).")
+        say("The options are listed here after the first run, which installs what it needs.")
         return 0
     first_start = "; the first start takes a little longer than later ones"
     return hand_over(ensure_installed(verb.needs, first_start), verb, rest)

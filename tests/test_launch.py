@@ -363,9 +363,27 @@ def test_help_lists_every_verb_without_installing(checkout, launcher):
 def test_help_of_a_verb_installs_nothing(checkout, launcher, words):
     shown = launch(checkout, *words)
     assert shown.returncode == 0
-    assert "after the first install (`launch.py setup`)" in shown.stdout
+    assert "listed here after the first " in shown.stdout
     assert launcher.VERBS["generate"].help in shown.stdout
     assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize("words", [("test", "--help"), ("bench", "-h")])
+def test_help_of_a_verb_for_developers_installs_nothing_beside_the_base(installed, launcher, words):
+    (installed / "requirements-dev.txt").write_text("easel-no-such-package==1.0\n")
+    (installed / "requirements.txt").write_text("# nothing, in other words\n")
+    stamp = (installed / ".venv" / "easel-stamp.json").read_bytes()
+    shown = launch(installed, *words)
+    assert shown.returncode == 0, shown.stderr
+    assert launcher.VERBS[words[0]].help in shown.stdout
+    assert "after the first run, which installs what it needs" in shown.stdout
+    assert (installed / ".venv" / "easel-stamp.json").read_bytes() == stamp
+
+
+def test_help_of_the_page_does_not_bring_an_install_up_to_date(installed):
+    (installed / "requirements.txt").write_text("# nothing, in other words\n")
+    shown = launch(installed, "--listen", "--help")
+    assert shown.stdout.startswith("PAGE ['--listen', '--help']")
 
 
 @pytest.mark.parametrize("version", [(3, 7), (3, 10), (3, 14)])
