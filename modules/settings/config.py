@@ -67,13 +67,16 @@ class Settings:
 
     @property
     def temporary_path(self) -> Path:
-        """Folder for files that may be swept at each start."""
-        return self.data_path / "tmp"
+        """Folder for files that may be swept at each start.
+
+        It and the thumbnails' have names of our own: the data folder may be anybody's.
+        """
+        return self.data_path / "easel-tmp"
 
     @property
     def thumbnail_path(self) -> Path:
         """Folder of small copies of finished pictures; they are made again when it is deleted."""
-        return self.data_path / "thumbnails"
+        return self.data_path / "easel-thumbnails"
 
     @property
     def style_pictures_path(self) -> Path:

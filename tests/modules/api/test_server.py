@@ -28,6 +28,7 @@ from modules.api.server import (
     sweep,
 )
 from modules.api.share import ShareLink
+from modules.api.thumbnails import Thumbnails
 from modules.spec.errors import ConfigError
 from modules.spec.flags import TaskState
 from modules.tasks.store import TaskStore
@@ -134,6 +135,20 @@ def test_leftovers_of_a_former_start_are_swept(tmp_path):
     assert not left.exists()
     assert kept.exists()
     assert (outside / "a").exists()
+
+
+def test_what_the_data_folder_held_before_is_left_alone(tmp_path):
+    settings = make_settings(tmp_path, data_path=tmp_path)  # as with --data-path ~
+    theirs = [tmp_path / name / "theirs.webp" for name in ("tmp", "thumbnails", "cache")]
+    for path in theirs:
+        path.parent.mkdir()
+        path.write_bytes(b"the only copy")
+    sweep(settings)
+    thumbnails = Thumbnails(settings.thumbnail_path, files_max=2)
+    for number in range(4):
+        thumbnails.kept(f"p{number}", lambda: b"x")
+    assert len(list(settings.thumbnail_path.iterdir())) == 2
+    assert all(path.read_bytes() == b"the only copy" for path in theirs)
 
 
 def test_nothing_is_recorded_or_sent(server):
