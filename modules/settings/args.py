@@ -44,7 +44,13 @@ class Flag:
 
     @property
     def variable(self) -> str:
-        return ENVIRONMENT_PREFIX + self.field.upper()
+        return self.variables[0]
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The environment variables of the name and of its aliases, the one that wins first."""
+        names = (self.name, *self.aliases)
+        return tuple(ENVIRONMENT_PREFIX + name.replace("-", "_").upper() for name in names)
 
     def read(self, value: object, source: str) -> Any:
         """A value of the environment or the settings file; ConfigError names `source`.

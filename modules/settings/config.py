@@ -140,9 +140,10 @@ def load_settings(
 def _environment_layer(environ: Mapping[str, str]) -> dict[str, Any]:
     layer: dict[str, Any] = {}
     for flag in FLAGS:
-        value = environ.get(flag.variable, "").strip()
-        if value:
-            _put(layer, flag, flag.read(value, flag.variable))
+        for variable in reversed(flag.variables):
+            value = environ.get(variable, "").strip()
+            if value:
+                _put(layer, flag, flag.read(value, variable))
     _check_groups(layer, "the environment")
     return layer
 

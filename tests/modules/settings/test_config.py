@@ -68,6 +68,18 @@ def test_every_switch_is_a_flag_a_variable_and_a_key(tmp_path, flag):
     assert load(root=tmp_path, **{flag.variable: "off"}) == off
 
 
+def test_a_flag_s_other_names_are_variables_too(tmp_path):
+    aliases = [(flag, alias) for flag in FLAGS for alias in flag.aliases]
+    assert len(aliases) == 4
+    for flag, alias in aliases:
+        variable = "EASEL_" + alias.replace("-", "_").upper()
+        by_alias = load(root=tmp_path, **{variable: "1"})
+        assert by_alias == load(f"--{flag.name}", tmp_path) == load(f"--{alias}", tmp_path)
+        assert load(root=tmp_path, **{variable: "1", flag.variable: "0"}) == load(root=tmp_path)
+    with pytest.raises(ConfigError, match="EASEL_ALWAYS_LOW_VRAM is a switch"):
+        load(root=tmp_path, EASEL_ALWAYS_LOW_VRAM="maybe")
+
+
 @pytest.mark.parametrize(
     ("argv", "listen"),
     [
