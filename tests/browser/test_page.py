@@ -408,6 +408,21 @@ def test_a_picture_gives_its_settings_and_seed_and_opens_large(visit, server):
     tab.wait_for_selector("#stage img[src$='/1']")
 
 
+def test_the_arrows_pass_over_a_picture_that_is_not_in_the_outputs_folder(visit):
+    window = visit()
+    tab = window.page
+    window.forgive = "404"
+    tab.route("**/api/images/*/1?thumb=1", lambda route: route.fulfill(status=404))
+    generate(tab, "quick hills", pictures=3)
+    wait_state(tab, "done")
+    tab.wait_for_selector("#strip .lost", state="attached")
+    tab.locator("#strip .place").first.click()
+    tab.wait_for_selector("#stage img[src$='/0']")
+    tab.locator("#stage img").click()
+    tab.keyboard.press("ArrowRight")
+    assert tab.locator("#viewer img").get_attribute("src").endswith("/2")
+
+
 def test_the_theme_can_be_switched_and_the_side_column_hidden(visit):
     tab = visit(color_scheme="light").page
     assert tab.evaluate("document.documentElement.dataset.theme") == "light"

@@ -35,9 +35,11 @@ const strip = {
     return places;
   },
 
-  /** Every finished picture in the strip's order. */
+  /** Every finished picture in the strip's order, without those that could not be fetched. */
   pictures() {
-    return this.items().flatMap((item) => (item.image ? [item.image] : []));
+    const lost = new Set();
+    for (const place of document.querySelectorAll("#strip .place.lost")) lost.add(place.item.key);
+    return this.items().flatMap(({ key, image }) => (image && !lost.has(key) ? [image] : []));
   },
 
   items() {
