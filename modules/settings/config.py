@@ -57,7 +57,10 @@ class Settings:
 
     @property
     def log_path(self) -> Path:
-        """Folder of the log files: easel.log of the server, worker.log of the painting process."""
+        """Folder of the log files: easel.log of the server, worker.log of the painting process.
+
+        `launch.py generate` and `make-thumbnails` have one of their name each.
+        """
         return self.data_path / "logs"
 
     @property

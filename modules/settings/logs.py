@@ -9,13 +9,13 @@ FILE_BYTES = 2 * 1024 * 1024
 FILES_KEPT = 3
 
 
-def start_logging(folder: Path, name: str = "easel") -> None:
+def start_logging(folder: Path, name: str = "easel", told: int = logging.INFO) -> None:
     """Log to `folder`/`name`.log and to the terminal. A folder that cannot be written is no fault.
 
     name: a file for each process that runs at a time, for none may roll over another's.
 
-    The terminal gets our own words from INFO on, of libraries only warnings, and no tracebacks:
-    those are in the file.
+    The terminal gets our own words from the level `told` on, of libraries warnings at the least,
+    and no tracebacks: those are in the file. That there is no file it gets at any level.
     """
     root = logging.getLogger()
     root.setLevel(logging.INFO)
@@ -30,9 +30,10 @@ def start_logging(folder: Path, name: str = "easel") -> None:
         )
     except OSError as error:
         root.warning("There is no log file: %s.", error.strerror)
-        return
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root.addHandler(file)
+    else:
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root.addHandler(file)
+    terminal.setLevel(told)
 
 
 class _Short(logging.Formatter):

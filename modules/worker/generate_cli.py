@@ -22,6 +22,7 @@ from modules.library.preset_fit import fit_preset
 from modules.prompt.books import Shelf
 from modules.settings.args import FLAGS
 from modules.settings.config import Settings, load_settings
+from modules.settings.logs import start_logging
 from modules.settings.presets import load_presets, preset_named
 from modules.spec.errors import ConfigError, StudioError
 from modules.spec.flags import TaskState
@@ -236,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StudioError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    start_logging(settings.log_path, "generate", logging.ERROR)
     task = TerminalTask(spec, settings.output_path, sys.stdout, sys.stderr)
 
     # Only now: --help and a wrong option are answered without loading the engine.

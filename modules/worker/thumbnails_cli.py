@@ -19,6 +19,7 @@ from modules.library.style_pictures import StylePictures
 from modules.prompt.books import Shelf
 from modules.prompt.style_files import Style
 from modules.settings.config import Settings
+from modules.settings.logs import start_logging
 from modules.spec.errors import StudioError
 from modules.spec.task_spec import TaskSpec
 from modules.worker.generate_cli import EXIT_STOPPED, TerminalTask, read_request
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not missing:
         sys.stderr.write("Every style has its picture; --again paints them anew.\n")
         return 0
-    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    start_logging(settings.log_path, "make-thumbnails", logging.ERROR)
     settings.temporary_path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=settings.temporary_path) as folder:
         settings = replace(settings, output_path=Path(folder))

@@ -94,14 +94,18 @@ def test_no_progress_line_where_nobody_looks(tmp_path):
     assert err.getvalue() == ""
 
 
-COMMON = ["a red house", "--steps", "2", "--seed", "7", "--all-in-fp32", "--always-cpu", "1"]
+@pytest.fixture
+def common(tmp_path):
+    """Options of a quick picture that keep what is written in this test's folder."""
+    argv = ["a red house", "--steps", "2", "--seed", "7", "--all-in-fp32", "--always-cpu", "1"]
+    return [*argv, "-o", str(tmp_path / "folder"), "--data-path", str(tmp_path / "data")]
 
 
-def test_pictures_are_made_without_the_page(tmp_path, tiny_checkpoint, capsys):
+def test_pictures_are_made_without_the_page(tmp_path, tiny_checkpoint, common, capsys):
     models, folder = tmp_path / "models", tmp_path / "folder"
     (models / "checkpoints").mkdir(parents=True)
     (models / "checkpoints" / "tiny.safetensors").hardlink_to(tiny_checkpoint)
-    argv = [*COMMON, "-n", "2", "-o", str(folder), "--models-path", str(models)]
+    argv = [*common, "-n", "2", "--models-path", str(models)]
     assert generate_cli.main(argv) == 0
     paths = sorted(folder.iterdir())
     assert len(paths) == 2
@@ -109,14 +113,23 @@ def test_pictures_are_made_without_the_page(tmp_path, tiny_checkpoint, capsys):
     assert read_recipe(paths[0]) == TaskSpec(prompt="a red house", steps=2, seed=7, image_count=2)
 
 
-def test_no_model_at_all_is_a_sentence_and_exit_code_1(tmp_path, capsys):
-    argv = [*COMMON, "-o", str(tmp_path / "folder"), "--models-path", str(tmp_path / "none")]
+def test_no_model_at_all_is_a_sentence_and_exit_code_1(tmp_path, common, capsys):
+    argv = [*common, "--models-path", str(tmp_path / "none")]
     argv += ["--checkpoint", "nowhere.safetensors"]
     assert generate_cli.main(argv) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "Traceback" not in error
     assert not (tmp_path / "folder").exists()
+
+
+def test_the_log_says_more_of_what_nobody_foresaw(tmp_path, common, capsys, monkeypatch):
+    monkeypatch.setattr("modules.async_worker.handler", lambda _task: 1 / 0)
+    assert generate_cli.main(common) == 1
+    error = capsys.readouterr().err
+    assert "the log says more" in error and "Traceback" not in error
+    log = (tmp_path / "data" / "logs" / "generate.log").read_text(encoding="utf-8")
+    assert "Traceback" in log and "ZeroDivisionError" in log
 
 
 def test_what_a_preset_lacks_is_fetched_into_the_same_folder(tmp_path, capsys):

@@ -53,3 +53,12 @@ def test_styles_are_painted_once_and_again_when_asked(tmp_path, place, capsys):
 def test_what_is_wrong_is_one_sentence(line, words, place, capsys):
     assert thumbnails_cli.main([*line, *place]) == 1
     assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_log_says_more_of_what_nobody_foresaw(tmp_path, place, capsys, monkeypatch):
+    monkeypatch.setattr("modules.async_worker.handler", lambda _task: 1 / 0)
+    assert thumbnails_cli.main(["--only", "origami", *place]) == 1
+    error = capsys.readouterr().err
+    assert "the log says more" in error and "Traceback" not in error
+    log = (tmp_path / "data" / "logs" / "make-thumbnails.log").read_text(encoding="utf-8")
+    assert "Traceback" in log and "ZeroDivisionError" in log
