@@ -15,6 +15,13 @@ SHIPPED = PRESETS / "styles"
 SHIPPED_STYLES = tuple(StyleBook.load([SHIPPED]))
 
 
+def test_the_guide_says_how_many_ship():
+    guide = (PRESETS.parent / "docs" / "prompts.md").read_text(encoding="utf-8")
+    lists = WildcardBook([PRESETS / "wildcards"]).names()
+    assert f"; {len(lists)} come with Easel." in guide
+    assert f"\n{len(SHIPPED_STYLES)} come with Easel (`presets/styles`)." in guide
+
+
 def test_styles_ship_and_none_is_broken():
     book = StyleBook.load([SHIPPED])
     assert book.notices == ()
