@@ -11,6 +11,8 @@ import socket
 import threading
 from collections.abc import Iterable
 
+from modules.settings.config import is_loopback
+
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -31,16 +33,6 @@ def split_host(value: str) -> tuple[str, int | None] | None:
         except ValueError:
             return None
     return (plain, port) if _NAME.fullmatch(plain) else None
-
-
-def is_loopback(name: str) -> bool:
-    """True for localhost and every address that only this machine reaches."""
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def is_wildcard(name: str) -> bool:
