@@ -14,7 +14,7 @@
     ├── OutOfMemory    E_OOM            the device or the computer ran out of memory
     ├── NotANumber     E_NAN            the network produced no valid numbers
     ├── WorkerCrashed  E_WORKER_CRASHED the painting process died
-    ├── TaskTimeout    E_TIMEOUT        a task ran longer than allowed
+    ├── TaskStalled    E_TIMEOUT        a task made no progress for too long
     ├── NotFound       E_NOT_FOUND      no such task or picture
     ├── InstanceRunning E_INSTANCE      another Easel uses the same data folder
     ├── ConfigError    E_CONFIG         a setting, preset or flag is wrong
@@ -118,8 +118,8 @@ class WorkerCrashed(StudioError):
     code = "E_WORKER_CRASHED"
 
 
-class TaskTimeout(StudioError):
-    """A task ran longer than the limit."""
+class TaskStalled(StudioError):
+    """A task made no progress for `limits.STALLED_SECONDS`."""
 
     code = "E_TIMEOUT"
 

@@ -16,7 +16,7 @@ from multiprocessing.connection import wait as wait_for_any
 from typing import Any, Literal
 
 from modules.settings.config import Settings
-from modules.spec.errors import StudioError, TaskTimeout
+from modules.spec.errors import StudioError, TaskStalled
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import TaskSpec
 from modules.tasks.events import Ended, Preview, TaskView
@@ -304,7 +304,7 @@ class LocalWorkerPool:
             minutes = self._timings.stalled / 60
             self._store.fail(
                 task_id,
-                TaskTimeout.code,
+                TaskStalled.code,
                 f"There was no progress for {minutes:.0f} minutes, so the task was ended. Try a "
                 "smaller size or fewer steps.",
             )

@@ -43,7 +43,7 @@ class PoolTimings:
     hung: float = 30.0
     start: float = 300.0
     cancel: float = 15.0
-    stalled: float = limits.TASK_SECONDS
+    stalled: float = limits.STALLED_SECONDS
     backoff_first: float = 1.0
     backoff_max: float = 30.0
     tick: float = 0.25
