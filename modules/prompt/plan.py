@@ -206,7 +206,7 @@ class _Planner:
     def _picture(self, index: int) -> PicturePrompt:
         spec, seed = self.spec, self.spec.seed_of(index)
         filler = Filler(
-            index,
+            spec.first_index + index,
             seed,
             self.books.wildcards.lines,
             in_order=spec.wildcards_in_order,

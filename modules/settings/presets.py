@@ -20,7 +20,7 @@ from modules.spec.errors import ConfigError, SpecError, StudioError
 from modules.spec.task_spec import TaskSpec
 
 # A preset is a way of painting, not a picture.
-NOT_IN_PRESETS = frozenset({"preset", "seed"})
+NOT_IN_PRESETS = frozenset({"preset", "seed", "first_index"})
 OWN = "own"  # the sub-folder of those that the user made
 _NAME = re.compile(r"[\w.+ -]{1,64}")
 

@@ -148,6 +148,14 @@ class TaskSpec(QualityFields):
         title="Pictures",
         description="How many pictures to paint, each with the next seed.",
     )
+    first_index: int = Field(
+        0,
+        ge=0,
+        le=limits.FIRST_INDEX_MAX,
+        title="First picture",
+        description="Where the arrays [[…]] and the word lists in order begin, counted from 0; it "
+        "paints a later picture of a batch again by itself.",
+    )
     aspect_ratio: str = Field(
         "",
         max_length=11,
@@ -282,6 +290,11 @@ class TaskSpec(QualityFields):
         if self.seed is None:
             raise SpecError("The seed is not fixed yet; call with_fixed_seed first.", "seed")
         return (self.seed + index) % (limits.SEED_MAX + 1)
+
+    def of_picture(self, index: int) -> Self:
+        """The request that paints picture `index` (from 0) of this one alone, words and all."""
+        own = {"seed": self.seed_of(index), "first_index": self.first_index + index}
+        return self.model_copy(update=own | {"image_count": 1})
 
     def to_json(self) -> str:
         """JSON text of every field; `from_mapping(json.loads(text))` gives the equal spec."""

@@ -122,7 +122,9 @@ const controls = {
     const picture = stage.picture;
     try {
       const view = await call(`/api/tasks/${encodeURIComponent(picture.taskId)}`);
-      await copyText(unparse({ ...view.spec, seed: picture.seed, image_count: 1 }));
+      // Arrays and lists in order go by a picture's place, all else by its seed.
+      const own = { seed: picture.seed, first_index: view.spec.first_index + picture.index };
+      await copyText(unparse({ ...view.spec, ...own, image_count: 1 }));
       stage.tell(say("action.copied"));
     } catch (error) {
       stage.error(error instanceof HttpError ? error.message : say("offline"));
