@@ -97,6 +97,11 @@ class Recipe(BaseModel):
             ),
         )
 
+    def alone(self) -> TaskSpec:
+        """The request that paints this one picture of the task again, by the same model."""
+        spec = self.spec.of_picture(self.image.index)
+        return spec.model_copy(update={"checkpoint": spec.checkpoint or self.model.name})
+
     def to_json(self) -> str:
         """The JSON text that goes into the picture; `recipe_of_json` reads it back."""
         return self.model_dump_json(by_alias=True)
@@ -121,17 +126,12 @@ class Recipe(BaseModel):
         )
 
 
-def read_recipe(source: str | os.PathLike[str] | BinaryIO) -> TaskSpec:
-    """The request that a picture was painted from, equal to the one it was saved with.
+def read_full_recipe(source: str | os.PathLike[str] | BinaryIO) -> Recipe:
+    """The recipe of a picture, equal to the one it was saved with.
 
     Raises NoRecipe when the picture holds none, SpecError when the file is no picture or its
     recipe is damaged or of a newer Easel.
     """
-    return read_full_recipe(source).spec
-
-
-def read_full_recipe(source: str | os.PathLike[str] | BinaryIO) -> Recipe:
-    """Like `read_recipe`, with what the request came to and the picture's index and seed."""
     opened = os.fspath(source) if isinstance(source, str | os.PathLike) else source
     try:
         text = carriers.read_recipe_text(opened)

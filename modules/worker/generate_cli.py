@@ -1,6 +1,7 @@
 """Pictures without the page: `launch.py generate "two words" -n 1 --seed 7 -o folder`.
 
-The options are TaskSpec's fields and the device flags; the work is done in this process by the
+The options are TaskSpec's fields and the device flags; `--from picture.png` takes the fields that
+are not given from the recipe of a picture. The work is done in this process by the
 same handler and stages that serve the queue. Paths of the pictures go to standard output, the
 progress bar and errors to standard error.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from modules.gallery.inputs import InputStore
+from modules.gallery.recipe import read_full_recipe
 from modules.library.catalog import Catalog
 from modules.library.preset_fit import fit_preset
 from modules.prompt.books import Shelf
@@ -35,6 +37,7 @@ from modules.tasks.ids import IdMaker
 
 _SHORT = {"image_count": ("-n",), "output_format": ("--format",)}
 _SETTINGS = ("models-path", "data-path", "disable-metadata")
+_SOURCE = "from"
 _BAR_CHARACTERS = 24
 _IMAGE_PROMPT = re.compile(
     r"(?P<file>.+?)"
@@ -109,7 +112,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for name, field in TaskSpec.model_fields.items():
         if name == "prompt":
-            parser.add_argument("prompt", help=field.description)
+            # Asked for by read_request: a picture's recipe has one.
+            parser.add_argument("prompt", nargs="?", help=field.description)
             continue
         if name == "loras":
             parser.add_argument(
@@ -140,6 +144,13 @@ def build_parser() -> argparse.ArgumentParser:
         choices = getattr(field.annotation, "__members__", None)
         metavar = "|".join(choice.value for choice in choices.values()) if choices else "X"
         parser.add_argument(*names, dest=name, metavar=metavar, help=help_text)
+    parser.add_argument(
+        "--from",
+        dest=_SOURCE,
+        metavar="PICTURE",
+        help="paint this picture of Easel again, with the settings of its recipe in place of the "
+        "defaults; what else the line says overrides them",
+    )
     parser.add_argument(
         "-o",
         "--output-path",
@@ -196,8 +207,13 @@ def read_image_prompt_option(text: str, store: InputStore) -> dict[str, str]:
 
 def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
     """(spec with a fixed seed, settings, whether a folder was given). Raises StudioError."""
-    given = vars(build_parser().parse_args(list(argv)))
+    parser = build_parser()
+    given = vars(parser.parse_args(list(argv)))
     values = {name: given.pop(name) for name in list(given) if name in TaskSpec.model_fields}
+    source = given.pop(_SOURCE, None)
+    if source is None and "prompt" not in values:
+        parser.error("the following arguments are required: prompt")
+    base = {} if source is None else dict(read_full_recipe(Path(source).expanduser()).alone())
     if "loras" in values:
         values["loras"] = [read_lora_option(text) for text in values["loras"]]
     folder = given.pop("output_path", None)
@@ -215,7 +231,8 @@ def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
         settings = replace(settings, output_path=Path(os.path.abspath(Path(folder).expanduser())))
     preset = values.pop("preset", "")
     if not preset:
-        return TaskSpec.from_mapping(values).with_fixed_seed(), settings, folder is not None
+        spec = TaskSpec.from_mapping(base | values)
+        return spec.with_fixed_seed(), settings, folder is not None
     presets = load_presets(settings.root)
     styles = Shelf(settings.root, settings.presets_path).styles()
     fitted = fit_preset(preset_named(presets, preset), Catalog(settings, presets), styles)
@@ -225,7 +242,7 @@ def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
     for download in fitted.missing:
         words = shlex.join(["launch.py", "download", download.key, *models])
         sys.stderr.write(f"This fetches it: python3 {words}\n")
-    spec = TaskSpec.from_mapping({**fitted.settings, "preset": preset, **values})
+    spec = TaskSpec.from_mapping({**base, **fitted.settings, "preset": preset, **values})
     return spec.with_fixed_seed(), settings, folder is not None
 
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from modules.gallery.recipe import NoRecipe, Recipe, read_full_recipe, read_recipe, recipe_of_json
+from modules.gallery.recipe import NoRecipe, Recipe, read_full_recipe, recipe_of_json
 from modules.gallery.save import encode_image
 from modules.prompt.plan import LoraUse, PicturePrompt
 from modules.spec import limits
@@ -65,6 +65,10 @@ def resolve(spec):
 def painted(spec, output_format, index=0):
     recipe = Recipe.of(spec, resolve(spec), index, model_sha256="ab" * 32)
     return io.BytesIO(encode_image(PIXELS, output_format, recipe))
+
+
+def read_recipe(source):
+    return read_full_recipe(source).spec
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -194,6 +198,13 @@ def test_the_words_of_this_picture_are_kept_and_shown_to_other_programs():
     first, second, negative, *_ = recipe.parameters().split("\n")
     assert (first, second) == ("oil painting of a red house", "fine <lora:sub/ink:0.8>")
     assert negative == "Negative prompt: photo"
+
+
+def test_a_recipe_gives_the_request_for_its_own_picture_alone():
+    spec = TaskSpec(prompt="[[red, green, blue]]", seed=7, image_count=3, first_index=4)
+    alone = read_full_recipe(painted(spec, OutputFormat.PNG, 2)).alone()
+    own = {"seed": 9, "first_index": 6, "image_count": 1, "checkpoint": "first.safetensors"}
+    assert alone == spec.model_copy(update=own)
 
 
 def test_a_recipe_without_the_words_is_read_still():

@@ -1,8 +1,9 @@
 import io
 
 import pytest
+from PIL import Image
 
-from modules.gallery.recipe import read_recipe
+from modules.gallery.recipe import read_full_recipe
 from modules.spec.errors import ConfigError, StudioError
 from modules.spec.flags import Sampler, TaskState
 from modules.spec.task_spec import TaskSpec
@@ -110,7 +111,36 @@ def test_pictures_are_made_without_the_page(tmp_path, tiny_checkpoint, common, c
     paths = sorted(folder.iterdir())
     assert len(paths) == 2
     assert sorted(capsys.readouterr().out.split()) == [str(path) for path in paths]
-    assert read_recipe(paths[0]) == TaskSpec(prompt="a red house", steps=2, seed=7, image_count=2)
+    spec = read_full_recipe(paths[0]).spec
+    assert spec == TaskSpec(prompt="a red house", steps=2, seed=7, image_count=2)
+
+
+def test_a_picture_is_painted_again_from_its_recipe(tmp_path, tiny_checkpoint):
+    models, folder, again = tmp_path / "models", tmp_path / "folder", tmp_path / "again"
+    (models / "checkpoints").mkdir(parents=True)
+    (models / "checkpoints" / "tiny.safetensors").hardlink_to(tiny_checkpoint)
+    place = ["--models-path", str(models), "--all-in-fp32", "--always-cpu", "1", "-o"]
+    words = ["a [[red, green, blue]] house", "--steps", "2", "--seed", "7", "-n", "3"]
+    assert generate_cli.main([*words, *place, str(folder)]) == 0
+    (third,) = (p for p in folder.iterdir() if read_full_recipe(p).image.index == 2)
+    assert generate_cli.main(["--from", str(third), *place, str(again)]) == 0
+    (copy,) = again.iterdir()
+    recipe = read_full_recipe(copy)
+    assert recipe.prompt.positive == ("a blue house",)
+    assert recipe.resolved.checkpoint == "tiny.safetensors"
+    with Image.open(third) as first, Image.open(copy) as second:
+        assert first.tobytes() == second.tobytes()
+    changed, _, _ = generate_cli.read_request(["a cat", "--from", str(copy), "--steps", "5"])
+    assert changed == recipe.spec.model_copy(update={"prompt": "a cat", "steps": 5})
+
+
+def test_a_picture_without_a_recipe_or_none_at_all_is_a_sentence(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    for name, words in (("plain.png", "holds no Easel recipe"), ("none.png", "cannot be read")):
+        assert generate_cli.main(["--from", str(tmp_path / name)]) == 1
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
 
 
 def test_no_model_at_all_is_a_sentence_and_exit_code_1(tmp_path, common, capsys):
