@@ -16,8 +16,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 
 from modules.api.errors import error_response, internal_error
-from modules.api.hosts import HostPolicy, split_host
-from modules.api.login import Door
+from modules.api.hosts import HostPolicy, is_loopback, split_host
+from modules.api.login import DIRECT_KEY, FORM_BYTES, Door
 from modules.spec import limits
 
 Scope = MutableMapping[str, Any]
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 BODY_SECONDS = 30.0  # between two parts of a body
 SAFE_METHODS = ("GET", "HEAD")
 OPEN_PATHS = ("/login", "/healthz")
+_RELAY_HEADERS = (b"x-forwarded-", b"x-real-ip", b"forwarded", b"via")
 USER_KEY = "easel.user"  # in the ASGI scope: who is logged in
 
 # Gradio's page compiles the small functions of its event listeners ('unsafe-eval') and writes
@@ -107,7 +108,7 @@ class Gate:
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the app; a body that broke a bound is answered here, whoever caught the error."""
-        body = _BoundedBody(receive)
+        body = _BoundedBody(receive, _body_bytes(scope))
         started = False
 
         async def sending(message: Message) -> None:
@@ -141,12 +142,14 @@ class Gate:
             )
         forwarded = headers.get("x-forwarded-proto", "").split(",")[0].strip()
         scope["scheme"] = self._policy.scheme(host[0], scope["scheme"], forwarded)
+        scope[DIRECT_KEY] = _is_direct(scope, host[0])
         _straighten(scope)
         if not self._is_own_page(scope, headers, hosts[0]):
             return error_response(403, "E_ORIGIN", "A page from elsewhere may not use Easel.")
         length = headers.get("content-length", "0")
-        if not length.isascii() or not length.isdigit() or int(length) > limits.REQUEST_BYTES:
-            return _too_large()
+        most = _body_bytes(scope)
+        if not length.isascii() or not length.isdigit() or int(length) > most:
+            return _too_large(most)
         refusal = self._login_refusal(scope, headers)
         if refusal is None and scope["path"].startswith(CLOSED_PREFIXES):
             return error_response(404, "E_NOT_FOUND", "There is nothing at this address.")
@@ -182,6 +185,16 @@ class Gate:
         return error_response(401, "E_LOGIN", "Log in first, at /login.")
 
 
+def _is_direct(scope: Scope, host: str) -> bool:
+    """Whether a browser on this computer asks, and no proxy on it for somebody else.
+
+    host: the name asked for; a relay passes on the public one, or says whom it stands for.
+    """
+    client = scope.get("client")
+    relayed = any(name.startswith(_RELAY_HEADERS) for name, _ in scope["headers"])
+    return client is not None and is_loopback(client[0]) and is_loopback(host) and not relayed
+
+
 def _straighten(scope: Scope) -> None:
     """Drop what a visitor could use to lie about the address, and requests for many ranges."""
     scope["headers"] = [
@@ -193,12 +206,21 @@ def _straighten(scope: Scope) -> None:
     ]
 
 
-class _BoundedBody:
-    """A `receive` that counts the body and does not wait for ever for its next part."""
+def _body_bytes(scope: Scope) -> int:
+    """The longest body that a path takes: where nobody has logged in yet, no more than a form."""
+    return FORM_BYTES if scope["path"] in OPEN_PATHS else limits.REQUEST_BYTES
 
-    def __init__(self, receive: Receive) -> None:
+
+class _BoundedBody:
+    """A `receive` that counts the body and does not wait for ever for its next part.
+
+    most: bytes of the body that are read.
+    """
+
+    def __init__(self, receive: Receive, most: int) -> None:
         self.refusal: Response | None = None
         self._receive = receive
+        self._most = most
         self._size = 0
         self._complete = False
 
@@ -213,8 +235,8 @@ class _BoundedBody:
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))
             self._complete = not message.get("more_body", False)
-            if self._size > limits.REQUEST_BYTES:
-                self.refusal = _too_large()
+            if self._size > self._most:
+                self.refusal = _too_large(self._most)
                 raise _BodyRefused
         return message
 
@@ -236,11 +258,9 @@ def _with_headers(path: str, send: Send) -> Send:
     return sending
 
 
-def _too_large() -> Response:
-    megabytes = limits.REQUEST_BYTES // 1024**2
-    return error_response(
-        413, "E_LIMIT", f"The request is larger than {megabytes} MB; send less at once."
-    )
+def _too_large(most: int) -> Response:
+    size = f"{most // 1024**2} MB" if most >= 1024**2 else f"{most // 1024} KB"
+    return error_response(413, "E_LIMIT", f"The request is larger than {size}; send less at once.")
 
 
 def _too_slow() -> Response:

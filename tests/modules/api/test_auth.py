@@ -23,7 +23,8 @@ CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
-    with serve(tmp_path_factory.mktemp("easel"), auth="anna:open sesame ü") as running:
+    folder, doors = tmp_path_factory.mktemp("easel"), {"public_host": "easel.example"}
+    with serve(folder, auth="anna:open sesame ü", **doors) as running:
         yield running
 
 
@@ -178,13 +179,24 @@ def test_made_up_cookies_open_nothing(guarded, visitor, cookie):
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"\xff\xfe", b"a" * 100_000, b"&" * 100, b"user=anna&user=x&password=y", b"{}",
+    [b"", b"\xff\xfe", b"a" * 16_000, b"&" * 100, b"user=anna&user=x&password=y", b"{}",
      b"user=%00&password=%ff", b"user[]=anna&password[]=x"],
     ids=lambda body: repr(body[:20]),
 )  # fmt: skip
 def test_odd_forms_are_wrong_passwords(visitor, body):
     kind = {"Content-Type": "application/x-www-form-urlencoded"}
     assert visitor.post("/login", content=body, headers=kind).status_code == 401
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["length told", "in parts"])
+def test_a_login_is_read_no_further_than_a_form_is_long(guarded, visitor, monkeypatch, told):
+    """Who has not logged in yet must not fill this computer's memory."""
+    monkeypatch.setattr(guarded.server._door.users, "verify", lambda *both: False)
+    body = b"user=anna&password=" + b"x" * 20_000
+    parts = (body[at : at + 2_000] for at in range(0, len(body), 2_000))
+    answer = visitor.post("/login", content=body if told else parts)
+    assert answer.status_code == 413
+    assert "larger than 16 KB" in answer.json()["error"]["message"]
 
 
 # Guessing
@@ -229,6 +241,33 @@ def test_guesses_at_once_gain_nothing(guarded, monkeypatch):
     for thread in threads:
         thread.join()
     assert len(checked) <= 6
+
+
+PROXIED = [
+    {"Host": "easel.example"},
+    {"X-Forwarded-For": "203.0.113.9"},
+    {"Forwarded": "for=203.0.113.9"},
+]
+
+
+@pytest.mark.parametrize("stranger", PROXIED, ids=str)
+def test_a_stranger_behind_a_proxy_does_not_lock_out_who_sits_here(
+    guarded, visitor, monkeypatch, stranger
+):
+    monkeypatch.setattr(guarded.server._door.users, "verify", lambda _, word: word == "right")
+    answers = [log_in(visitor, password="wrong", headers=stranger) for _ in range(8)]
+    assert answers[-1].status_code == 429
+    assert log_in(visitor, password="right", headers=stranger).status_code == 429
+    assert log_in(visitor, password="right").status_code == 303
+
+
+def test_guesses_made_here_wait_here_alone(guarded, visitor, monkeypatch):
+    monkeypatch.setattr(guarded.server._door.users, "verify", lambda _, word: word == "right")
+    answers = [log_in(visitor, password="wrong") for _ in range(8)]
+    assert answers[-1].status_code == 429
+    assert log_in(visitor, password="right").status_code == 429
+    public = log_in(visitor, password="right", headers={"Host": "easel.example"})
+    assert public.status_code == 303
 
 
 class Clock:
