@@ -58,8 +58,6 @@ def run(settings: Settings, worker: str = WORKER) -> None:
         parts.callback(pool.close)
         pool.start()
         context = ServerContext(settings, store, pool, Catalog(settings, presets), presets)
-        for number, notice in enumerate(presets.notices):
-            context.notices.put(f"preset {number}", notice)
         server = PageServer(context, listener, users)
         parts.callback(server.close)
         parts.callback(pool.begin_close)  # the workers end while the page does

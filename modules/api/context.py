@@ -30,7 +30,10 @@ class NoticeBoard:
         self._sentences: dict[str, str] = {}
 
     def put(self, topic: str, sentence: str) -> None:
-        """Show `sentence`; it replaces the one that `topic` had."""
+        """Show `sentence`, or nothing if it is ''; it replaces the one that `topic` had."""
+        if not sentence:
+            self.drop(topic)
+            return
         with self._lock:
             self._sentences[topic] = sentence
 

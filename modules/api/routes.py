@@ -209,7 +209,7 @@ def _add_status_routes(router: APIRouter, context: ServerContext, owner: str | N
             "pool": context.pool.status(),
             "queue_length": context.store.queue_length(),
             "checkpoints": checkpoints,
-            "notices": context.notices.sentences(),
+            "notices": [*context.notices.sentences(), *context.presets.notices],
             "downloads": list_downloads(context, owner, request),
             "user": request.scope.get(USER_KEY, ""),
         }

@@ -26,7 +26,16 @@ from modules.spec.task_spec import TaskSpec
 from modules.ui import assets
 from modules.ui.components import markup
 from modules.ui.form import Form
-from modules.ui.panels import advanced, input_image, models, quality, settings, stage, styles
+from modules.ui.panels import (
+    advanced,
+    input_image,
+    models,
+    performance,
+    quality,
+    settings,
+    stage,
+    styles,
+)
 from modules.ui.panels import prompt as prompt_panel
 from modules.ui.panels.presets import PresetPanel
 from modules.ui.texts import Texts
@@ -34,7 +43,8 @@ from modules.ui.texts import Texts
 logger = logging.getLogger(__name__)
 
 _START = "preset of this start"  # a topic of the notice board
-_LISTED = ("checkpoint", "aspect_ratio", "vae", "refiner")  # they depend on model files
+# They depend on files of the user's.
+_LISTED = ("checkpoint", "aspect_ratio", "vae", "refiner", "performance")
 PANELS = ("settings", "styles", "models", "advanced")
 IDLE_QUEUE_SECONDS = 0.5
 DIRECT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -131,10 +141,7 @@ def tell_of_start(context: ServerContext) -> None:
         said = fit_preset(preset, context.catalog, context.shelf.styles(), None).sentences
     except SpecError as error:
         said = (str(error),)
-    if said:
-        context.notices.put(_START, " ".join(said))
-    else:
-        context.notices.drop(_START)
+    context.notices.put(_START, " ".join(said))
 
 
 def submit(
@@ -171,7 +178,7 @@ def _wire_generate(
 
 
 def _wire_choices(form: Form, parts: "_ModelParts", presets: PresetPanel) -> None:
-    """Preset → other controls; Refresh → the models there are now; checkpoint → its sizes."""
+    """Preset → other controls; Refresh → the files there are now; checkpoint → its sizes."""
 
     def after_preset(wanted: dict[str, Any], checkpoint: str | None) -> dict[Component, Any]:
         file = parts.find(wanted.pop("checkpoint") or checkpoint)
@@ -197,12 +204,15 @@ def _wire_choices(form: Form, parts: "_ModelParts", presets: PresetPanel) -> Non
     presets.wire(after_preset, refreshed, parts.hint)
     checkpoint.input(other_model, [checkpoint, size], [size, presets.left], **DIRECT)
     asked = [presets.choice, *(form.components[name] for name in _LISTED)]
-    parts.refresh.click(look_again, asked, [*asked, presets.last, parts.hint], **DIRECT)
+    shown = [*asked, presets.last, parts.hint]
+    parts.refresh.click(look_again, asked, shown, **DIRECT).success(
+        None, None, None, js="() => window.easel.refreshed()"
+    )
 
 
 @dataclass(frozen=True)
 class _ModelParts:
-    """The controls that show what models there are, and how to bring them up to date."""
+    """The controls that show what files there are, and how to bring them up to date."""
 
     context: ServerContext
     form: Form
@@ -221,9 +231,14 @@ class _ModelParts:
         return {self.form.components["aspect_ratio"]: settings.size_update(table, ratio)}
 
     def updates(
-        self, name: str | None, ratio: str | None, vae: str | None, refiner: str | None
+        self,
+        name: str | None,
+        ratio: str | None,
+        vae: str | None,
+        refiner: str | None,
+        mode: str | None,
     ) -> dict[Component, Any]:
-        """Every control for the models of this moment, with those named chosen if there."""
+        """Every control for the files of this moment, with those named chosen if there."""
         files = self.context.catalog.checkpoints()
         file = models.chosen(files, name)
         choices = models.checkpoint_choices(files)
@@ -231,7 +246,10 @@ class _ModelParts:
         vae = vae if vae in [value for _, value in vaes] else ""
         refiners = quality.refiner_choices(self.context, self.form.texts)
         refiner = refiner if refiner in [value for _, value in refiners] else ""
+        modes = performance.mode_choices(self.context, self.form.texts)
+        mode = mode if mode in [value for _, value in modes] else ""
         return {
+            self.form.components["performance"]: gr.update(choices=modes, value=mode),
             self.form.components["vae"]: gr.update(choices=vaes, value=vae),
             self.form.components["refiner"]: gr.update(choices=refiners, value=refiner),
             self.checkpoint: gr.update(choices=choices, value=models.name_of(file)),
@@ -240,7 +258,7 @@ class _ModelParts:
         }
 
     def restore(self, text: str | None) -> dict[Component, Any]:
-        """On load: today's models and presets, and what this tab held last (JSON text, or '').
+        """On load: today's files and presets, and what this tab held last (JSON text, or '').
 
         A tab that held nothing starts as the first one would today. Nothing is checked: half a
         number was the user's own, and is checked when it is sent.
@@ -258,10 +276,11 @@ class _ModelParts:
         ratio = held.pop("aspect_ratio", initial.aspect_ratio)
         vae = held.pop("vae", initial.vae)
         refiner = held.pop("refiner", initial.refiner)
+        mode = held.pop("performance", initial.performance)
         presets = self.presets.restored(held.pop("preset", initial.preset))
         known = {controls[name]: gr.update(value=held[name]) for name in held if name in controls}
         shown = self.form.updates(new) | known | presets | {self.presets.left: left}
-        return shown | self.updates(name, ratio, vae, refiner)
+        return shown | self.updates(name, ratio, vae, refiner, mode)
 
 
 def _wire_form(app: gr.Blocks, form: Form, presets: PresetPanel) -> None:

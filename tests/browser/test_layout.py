@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.browser.conftest import generate, wait_state
+from tests.browser.conftest import SCREENSHOTS, generate, wait_state
 
 DESKTOP = {"viewport": {"width": 1400, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -135,6 +135,31 @@ def test_nothing_scrolls_sideways_with_a_long_prompt_and_error(visit):
     tab.wait_for_selector("#error:not([hidden])")
     assert "8,193" in tab.locator("#error-text").inner_text()
     assert overflow(tab) <= 0
+
+
+@pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_notices_can_be_read_in_full(visit, server, device):
+    """A warning and a link that somebody is to copy; no pointer hovers over a phone."""
+    warning = "This page is open to others without a login (--no-auth)."
+    link = f"Public link, for up to a week: https://{'0123456789abcdef' * 2}.gradio.live"
+    server.context.notices.put("test", warning)
+    server.context.notices.put("test link", f"{link} {warning} {warning}")
+    tab = visit(**device).page
+    try:
+        tab.locator("#notices", has_text=link).wait_for()
+    finally:
+        server.context.notices.drop("test")
+        server.context.notices.drop("test link")
+    room = "(e) => [e.scrollHeight - e.clientHeight, e.scrollWidth - e.clientWidth, e.clientWidth]"
+    tall, wide, width = tab.locator("#notices").evaluate(room)
+    assert (tall, wide) == (0, 0)
+    assert width > 300
+    assert overflow(tab) <= 0
+    last = tab.locator("#generate").bounding_box()
+    assert last["y"] + last["height"] <= device["viewport"]["height"]
+    SCREENSHOTS.mkdir(exist_ok=True)
+    name = "phone" if device == PHONE else "desktop"
+    tab.screenshot(path=SCREENSHOTS / f"notices-{name}.png", animations="disabled")
 
 
 def test_targets_are_large_enough_for_a_thumb(visit):

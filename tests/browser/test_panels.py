@@ -78,6 +78,21 @@ def test_styles_are_found_chosen_in_order_kept_and_sent(visit, server):
     tab.wait_for_function("() => JSON.parse(sessionStorage['easel.form']).styles === '[]'")
 
 
+def test_a_faulty_file_of_styles_is_told_in_the_tab_until_it_is_mended(visit, server):
+    path = server.settings.root / "styles" / "broken.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("{")
+    tab = visit().page
+    try:
+        tab.locator("#tab-styles").click()
+        tab.locator("#style-faults", has_text="'broken.json' is not valid JSON").wait_for()
+    finally:
+        path.unlink()
+    tab.locator("#tab-styles").click()
+    tab.wait_for_function("() => document.querySelector('#style-faults').textContent === ''")
+    assert tab.locator("#style-faults").is_hidden()
+
+
 def test_styles_fit_on_a_phone(visit):
     tab = visit(**PHONE).page
     tab.locator("#advanced-label").click()

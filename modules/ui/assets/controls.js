@@ -167,6 +167,12 @@ const controls = {
     inspector.changed();
   },
 
+  /** The server has looked at its files again. */
+  refreshed() {
+    poll.status();
+    performanceMode.changed(this.shown, () => this.summarize());
+  },
+
   restored() {
     this.isRestored = true;
     downloads.restored();

@@ -137,6 +137,7 @@ window.easel = {
   formOfThisTab: () => memory.get("form") ?? "",
   restored: () => controls.restored(),
   arrived: () => downloads.arrived(),
+  refreshed: () => controls.refreshed(),
 };
 
 // Gradio brings its controls one kind after the other.

@@ -46,7 +46,9 @@ const stylesPanel = {
 
   async load() {
     try {
-      this.all = (await call("/api/styles")).styles;
+      const answer = await call("/api/styles");
+      this.all = answer.styles;
+      setText($("style-faults"), answer.notices.join(" "));
     } catch {
       if (!this.all) setText($("style-note"), say("styles.failed"));
       return;

@@ -7,8 +7,8 @@ from modules.ui.form import Form
 
 
 def build(form: Form) -> None:
-    """#styles with #style-search, #style-chosen, #random-style, #clear-styles; #expand-prompt,
-    #wildcards-in-order and #style-list.
+    """#styles with #style-search, #style-chosen, #random-style, #clear-styles and
+    #style-faults; #expand-prompt, #wildcards-in-order and #style-list.
 
     styles.js fills the lists; the choice itself is the hidden #styles-value.
     """
@@ -27,6 +27,7 @@ def build(form: Form) -> None:
   </div>
   <div id="style-chosen" role="list" aria-label="{escape(texts("styles.chosen"))}"></div>
   <p id="style-note" role="status">{escape(texts("styles.none"))}</p>
+  <p id="style-faults" role="status"></p>
 </div>
 """,
         "styles-block",

@@ -15,7 +15,7 @@ from modules.api.context import ServerContext
 from modules.api.server import PageServer, check_doors, open_listener, prepare_environment
 from modules.library.catalog import Catalog
 from modules.settings.config import Settings
-from modules.settings.presets import Preset
+from modules.settings.presets import Preset, Presets
 from modules.spec.errors import NotFound
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import TaskSpec
@@ -24,7 +24,7 @@ from modules.tasks.store import TaskStore
 
 BARE_PAGE = "tests.modules.api.bare_page"
 
-PRESETS = {"default": Preset(name="default", title="Default", description="", settings={})}
+PRESETS = Presets(default=Preset(name="default", title="Default", description="", settings={}))
 
 
 class ScriptedPool:

@@ -293,6 +293,13 @@ def test_status_tells_version_queue_models_and_notices(server):
     assert status["user"] == ""
 
 
+def test_status_tells_of_broken_presets_as_they_are_now(server, monkeypatch):
+    monkeypatch.setattr(server.context.presets, "notices", ("Preset 'x' is broken.",))
+    assert server.client.get("/api/status").json()["notices"] == ["Preset 'x' is broken."]
+    monkeypatch.setattr(server.context.presets, "notices", ())
+    assert server.client.get("/api/status").json()["notices"] == []
+
+
 def test_health_and_unknown_addresses(server):
     assert server.client.get("/healthz").json() == {"ok": True}
     for method in ("GET", "POST", "DELETE"):

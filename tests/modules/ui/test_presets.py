@@ -216,6 +216,33 @@ def test_a_new_tab_starts_as_the_server_would_today(context):
     assert page.value("steps") == TaskSpec().steps
 
 
+def test_refresh_offers_new_modes_and_tells_of_broken_files_as_long_as_they_are(context):
+    root = context.settings.root
+    (root / "performance").mkdir()
+    mode, preset = root / "performance" / "draft.json", root / "presets" / "mine.json"
+    mode.write_text("{")
+    page = Page(context)
+    (said,) = context.notices.sentences()
+    assert said.startswith("Performance mode 'draft'")
+    mode.write_text('{"title": "My draft", "steps": 7}')
+    preset.write_text("{")
+    asked = ("default", "a.safetensors", None, "", "")
+    page.take(shown := page.fns["look_again"].fn(*asked, "draft"))
+    assert ("My draft", "draft") in shown[page.by_id["performance"]]["choices"]
+    assert page.value("performance") == "draft"
+    assert context.notices.sentences() == []
+    assert context.presets.notices[0].startswith("Preset 'mine'")
+    mode.unlink()
+    preset.unlink()
+    page.take(shown := page.fns["look_again"].fn(*asked, "draft"))
+    assert ("My draft", "draft") not in shown[page.by_id["performance"]]["choices"]
+    assert page.value("performance") == ""
+    assert context.presets.notices == ()
+    mode.write_text('{"title": "My draft", "steps": 7}')
+    page.take(page.fns["restore"].fn(json.dumps({"performance": "draft"})))
+    assert page.value("performance") == "draft"
+
+
 def test_refresh_reads_presets_again_and_what_the_start_lacks(context):
     context.settings = load_settings(["--preset", "big"], {}, root=context.settings.root)
     page = Page(context)
@@ -223,12 +250,12 @@ def test_refresh_reads_presets_again_and_what_the_start_lacks(context):
     (context.settings.models_path / "checkpoints" / "big.safetensors").write_bytes(b"")
     path = context.settings.presets_path / "late.json"
     path.write_text('{"title": "Late"}')
-    page.take(shown := page.fns["look_again"].fn("big", "a.safetensors", None, "", ""))
+    page.take(shown := page.fns["look_again"].fn("big", "a.safetensors", None, "", "", ""))
     assert shown[page.by_id["preset"]]["choices"][-1] == ("Late", "late")
     assert page.value("preset") == "big"
     assert context.notices.sentences() == ["The LoRA gone is not there yet, so it is left out."]
     path.unlink()
-    page.take(page.fns["look_again"].fn("late", "a.safetensors", None, "", ""))
+    page.take(page.fns["look_again"].fn("late", "a.safetensors", None, "", "", ""))
     assert "late" not in context.presets and page.value("preset") is None
 
 
