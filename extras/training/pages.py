@@ -35,6 +35,7 @@ BOOKS = {
 }
 """Which scenes a run is shown, from the easiest on."""
 _SUBJECT_PART = 0.84  # of a page of the alphabet, each way
+_REPEATED = 0.4  # pages of the primer that are the alphabet's, so that no shape is forgotten
 
 
 def page_sizes(area: int) -> tuple[tuple[int, int], ...]:
@@ -153,24 +154,27 @@ def _page(
 ) -> tuple[np.ndarray, tuple[int, ...], picturebook.Scene]:
     """A page of `size`; now and then one that is cut out of a larger page."""
     width, height = size
-    if rng.random() >= plan.cropped or plan.book == "alphabet":
-        image, scene = _drawn(plan, seed, size)
+    book = plan.book
+    if book == "primer" and Random(f"book {seed}").random() < _REPEATED:
+        book = "alphabet"
+    if rng.random() >= plan.cropped or book == "alphabet":
+        image, scene = _drawn(plan, book, seed, size)
         return image, (height, width, 0, 0, height, width), scene
     grow = rng.choice((32, 64))
     larger = (width + grow, height + grow)
-    image, scene = _drawn(plan, seed, larger)
+    image, scene = _drawn(plan, book, seed, larger)
     left, top = rng.randrange(grow + 1), rng.randrange(grow + 1)
     image = image[top : top + height, left : left + width]
     return image, (larger[1], larger[0], top, left, height, width), scene
 
 
 def _drawn(
-    plan: PagePlan, seed: int, size: tuple[int, int]
+    plan: PagePlan, book: str, seed: int, size: tuple[int, int]
 ) -> tuple[np.ndarray, picturebook.Scene]:
-    scene = BOOKS[plan.book](seed, size=size)
+    scene = BOOKS[book](seed, size=size)
     if plan.finish:
         scene = replace(scene, style=DRAWN_FROM)
-    image = _centred(scene) if plan.book == "alphabet" else picturebook.draw_scene(scene).image
+    image = _centred(scene) if book == "alphabet" else picturebook.draw_scene(scene).image
     if plan.finish:
         image = FINISHES[plan.finish][0](image, Random(f"finish {seed}"))
     return image, scene
