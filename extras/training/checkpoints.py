@@ -20,28 +20,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from extras.training.errors import CheckpointError, TrainingFolderError
+from extras.training.writing import reason, writing
 
 FILE_BYTES = 15 * 2**20
 KEPT = 2
 _NAME = re.compile(r"step-(\d{8})")
+_UNFINISHED = ".writing-"
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder of a run. Raises TrainingFolderError if it cannot be written to."""
+    """Make the folder of a run, without checkpoints that were never finished.
+
+    Raises TrainingFolderError if it cannot be written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.write_bytes(b"")
         probe.unlink()
+        for left in folder.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
         raise TrainingFolderError(
-            f"The training folder {folder.name!r} cannot be written to ({_reason(error)}): give "
+            f"The training folder {folder.name!r} cannot be written to ({reason(error)}): give "
             "another one with --folder, or change its permissions."
         ) from error
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or type(error).__name__).lower()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -56,25 +59,23 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint and drop all but the last two. Raises TrainingFolderError."""
     place = folder / f"step-{step:08d}"
-    beside = folder / f".writing-{os.getpid()}"
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        hashes = {}
-        for number, part in enumerate(_parts(tensors)):
-            name = f"part-{number:03d}.safetensors"
-            save_file(part, beside / name)
-            hashes[name] = hashlib.sha256((beside / name).read_bytes()).hexdigest()
-        text = json.dumps({"step": step, "files": hashes, "record": dict(record)}, indent=1)
-        (beside / "checkpoint.json").write_text(text, encoding="utf-8")
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(beside, place)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise TrainingFolderError(
-            f"A checkpoint could not be written to {folder.name!r} ({_reason(error)}): free some "
-            "space or give another --folder; the checkpoints that are there are whole."
-        ) from error
+    beside = folder / f"{_UNFINISHED}{os.getpid()}"
+    remedy = "free some space or give another --folder; the checkpoints that are there are whole."
+    with writing(f"A checkpoint in {folder.name!r}", remedy):
+        try:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            hashes = {}
+            for number, part in enumerate(_parts(tensors)):
+                name = f"part-{number:03d}.safetensors"
+                save_file(part, beside / name)
+                hashes[name] = hashlib.sha256((beside / name).read_bytes()).hexdigest()
+            text = json.dumps({"step": step, "files": hashes, "record": dict(record)}, indent=1)
+            (beside / "checkpoint.json").write_text(text, encoding="utf-8")
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(beside, place)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     for old in list_checkpoints(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return place

@@ -6,16 +6,15 @@ window again. A group is read only for the very pages, generator and autoencoder
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from extras.training.errors import TrainingFolderError
+from extras.training.writing import write_weights
 
 _ROWS = "rows."
 _BOOK = ("picturebook.py", "captions.py", "caption_tokens.py", "facts.py", "pages.py", "scenes")
@@ -58,16 +57,7 @@ class KeptPages:
 
     def write(self, number: int, group: Encoded) -> None:
         """Keep a group. Raises TrainingFolderError."""
-        path = self._path(number)
-        beside = path.with_suffix(f".{os.getpid()}")
         tensors = {"tokens": group.tokens, "numbers": group.numbers}
-        tensors |= {_ROWS + name: t.cpu().contiguous() for name, t in group.rows.items()}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, beside)
-            beside.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise TrainingFolderError(
-                f"A group of pages could not be written to {path.parent.parent.name!r}: free some "
-                "space, give another folder with --keep-pages, or leave that out."
-            ) from error
+        tensors |= {_ROWS + name: tensor for name, tensor in group.rows.items()}
+        remedy = "free some space, give another folder with --keep-pages, or leave that out."
+        write_weights(tensors, self._path(number), remedy=remedy)

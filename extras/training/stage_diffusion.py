@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from extras.training import builtin_model as builtin
 from extras.training.base_parts import BaseParts
 from extras.training.caption_tokens import caption_ids, framed
 from extras.training.conditioner import ClipEmbedder, ConcatTimestepEmbedderND, GeneralConditioner
-from extras.training.errors import TrainingFolderError
 from extras.training.grids import tile
 from extras.training.kept_pages import KeptPages
 from extras.training.objectives import OBJECTIVES, make_loss
@@ -22,6 +20,7 @@ from extras.training.pages import GroupSource, PageGroup, source_record
 from extras.training.run import Stage
 from extras.training.stage_vae import to_network, to_pixels
 from extras.training.window import Batch, LatentWindow, WindowPlan, conditions
+from extras.training.writing import write_weights
 from ldm_patched.k_diffusion.sampling import sample_euler
 from ldm_patched.modules.latent_formats import SDXL as LATENT_FORMAT
 from ldm_patched.modules.sd1_clip import ClipTextModel
@@ -212,18 +211,8 @@ class DiffusionStage(Stage):
 
         Raises TrainingFolderError if a folder cannot be written to.
         """
-        whole = {name: w.detach().to("cpu").contiguous() for name, w in weights.items()}
         for path in paths:
-            beside = path.with_name(path.name + ".part")
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_file(whole, beside, metadata=dict(metadata or {}))
-                beside.replace(path)
-            except OSError as error:
-                raise TrainingFolderError(
-                    f"The result could not be written to {path.name!r}: make its folder writable "
-                    "and run the stage again with --resume."
-                ) from error
+            write_weights(weights, path, metadata=metadata)
         return list(paths)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from extras.training import picturebook
@@ -16,6 +15,7 @@ from extras.training.facts import fact_loss, readings, right, shares
 from extras.training.pages import PageGroup, PagePlan, source_record
 from extras.training.run import Stage
 from extras.training.window import LatentWindow, WindowPlan
+from extras.training.writing import write_weights, writing
 
 HELD_OUT = 1000
 """Pages, by seeds from 0 on, on which a finished network's accuracy is measured."""
@@ -25,7 +25,8 @@ HELD_OUT = 1000
 def accuracy(
     network: FactNetwork, seeds: range, sizes: Sequence[tuple[int, int]]
 ) -> dict[str, tuple[float, int]]:
-    """(share right, pages looked at) of subject, colour, place and style on pages of `seeds`.
+    """(share right, pages looked at) of subject, colour, place and style on pages of `seeds`;
+    see facts.right.
 
     sizes: (width, height), taken in turn.
     """
@@ -94,12 +95,15 @@ class FactsStage(Stage):
         return torch.stack(list(losses.values())).mean(), losses
 
     def finish(self) -> list[Path]:
-        """Write the network in half precision, and its accuracy on held-out pages as JSON."""
+        """Write the network in half precision, and its accuracy on held-out pages as JSON.
+
+        Raises TrainingFolderError.
+        """
         path = self.folder / self.model.file
-        weights = {n: w.detach().to("cpu", torch.float16) for n, w in self.model.result().items()}
-        save_file({n: w.contiguous() for n, w in weights.items()}, path)
+        write_weights({n: w.half() for n, w in self.model.result().items()}, path)
         found = accuracy(self.model, range(self.held_out), self.pages.sizes)
         report = self.folder / f"{self.name}-accuracy.json"
         rounded = {name: {"right": round(s, 4), "of": n} for name, (s, n) in found.items()}
-        report.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
+        with writing(f"The file {report.name}"):
+            report.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
         return [path, report]

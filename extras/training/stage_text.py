@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from extras.training import builtin_model as builtin
@@ -24,6 +24,7 @@ from extras.training.errors import TrainingFolderError
 from extras.training.facts import fact_index, fact_loss, scene_facts
 from extras.training.pages import FIRST_TRAINING_SEED
 from extras.training.run import Stage
+from extras.training.writing import write_weights
 from ldm_patched.modules.sd1_clip import PENULTIMATE
 
 TEXT_FILE = "text.safetensors"
@@ -101,14 +102,14 @@ class TextStage(Stage):
         return torch.stack(list(losses.values())).mean(), losses
 
     def finish(self) -> list[Path]:
-        """Write both encoders, without the heads, as text.safetensors."""
+        """Write both encoders, without the heads. Raises TrainingFolderError."""
         weights = {
-            name: weight.detach().to("cpu", torch.float32).contiguous()
+            name: weight.float()
             for name, weight in self.model.state_dict().items()
             if not name.startswith("heads.")
         }
         path = self.folder / TEXT_FILE
-        save_file(weights, path)
+        write_weights(weights, path)
         return [path]
 
 

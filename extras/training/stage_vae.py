@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,6 +18,7 @@ from extras.training.latent_space import normalise_latents, preview_turn, whiten
 from extras.training.pages import PageGroup, PagePlan, draw_groups, source_record
 from extras.training.run import Stage
 from extras.training.vae_start import fit_to_colours
+from extras.training.writing import write_weights
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL
 
 VAE_FILE = "vae.safetensors"
@@ -151,13 +151,15 @@ class VaeStage(Stage):
         return torch.cat(latents).cpu().double(), torch.cat(colours).cpu().double()
 
     def finish(self) -> list[Path]:
-        """Write the autoencoder with its latents brought to SDXL's, in half precision."""
+        """Write the autoencoder with its latents brought to SDXL's, in half precision.
+
+        Raises TrainingFolderError.
+        """
         model = copy.deepcopy(self.model).cpu()
         latents, colours = self._latents_and_colours()
         mean, covariance = latents.mean(dim=0), latents.T.cov()
         turn = preview_turn((latents - mean) @ whitener(covariance), colours)
         normalise_latents(model, mean, covariance, turn)
         path = self.folder / VAE_FILE
-        weights = {n: t.detach().half() for n, t in model.state_dict().items()}
-        save_file({n: t.contiguous() for n, t in weights.items()}, path)
+        write_weights({n: t.half() for n, t in model.state_dict().items()}, path)
         return [path]
