@@ -7,10 +7,15 @@ the very weights of one that was not.
 
 import json
 import math
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, TextIO
 
 import numpy as np
@@ -20,6 +25,7 @@ from torch import Tensor, nn
 
 from extras.training import checkpoints
 from extras.training.errors import CheckpointError, TrainingDiverged, TrainingFolderError
+from extras.training.writing import writing
 from ldm_patched.ldm.modules.ema import LitEma
 
 
@@ -99,6 +105,7 @@ class Run:
         self.ema = LitEma(stage.model, plan.ema_decay)
         self.ema.to(next(iter(self.named.values())).device)
         self.step = 0
+        self._stopping = False
         self._started = time.monotonic()
         self._bad = torch.zeros((), device=next(iter(self.named.values())).device)
         self._sums: dict[str, Tensor] = {}
@@ -174,7 +181,7 @@ class Run:
 
     def train_step(self) -> None:
         """One step of the optimiser and the moving average."""
-        torch.manual_seed((self.plan.seed << 40) + self.step)
+        torch.manual_seed(step_seed(self.plan.seed, self.step))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
         loss, numbers = self.stage.compute_loss(self.step)
@@ -195,16 +202,43 @@ class Run:
         if math.isfinite(float(self._bad)):
             return
         found = checkpoints.list_checkpoints(self.folder)
-        last = f"{self.plan.folder.name}/{self.stage.name}/{found[-1].name}" if found else "none"
+        remedy = "There is no checkpoint yet: begin again with a smaller --learning-rate."
+        if found:
+            last = f"{self.plan.folder.name}/{self.stage.name}/{found[-1].name}"
+            remedy = (
+                f"The last good checkpoint is {last}: go on from it with --resume and a smaller "
+                "--learning-rate."
+            )
         raise TrainingDiverged(
-            f"The loss became not-a-number before step {self.step}, so training stopped. The last "
-            f"good checkpoint is {last}: go on from it with --resume and a smaller "
-            "--learning-rate."
+            f"The loss became not-a-number before step {self.step}, so training stopped. {remedy}"
         )
+
+    @contextmanager
+    def _ends_steps_first(self) -> Iterator[None]:
+        """The first Ctrl+C in here waits for the step to end; a second one is as ever.
+
+        Only a program's main thread is told of it, and what a shell runs in the background ignores
+        it.
+        """
+        old = signal.getsignal(signal.SIGINT) or signal.default_int_handler
+        main = threading.current_thread() is threading.main_thread()
+        if not main or old is signal.SIG_IGN:
+            yield
+            return
+
+        def stop(*_: object) -> None:
+            self._stopping = True
+            signal.signal(signal.SIGINT, old)
+
+        signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, old)
 
     def train(self) -> bool:
         """Train until the steps, the minutes or the user's patience end; True if all is done.
-        A checkpoint of where it stopped is written.
+        A checkpoint of where it stopped is written. Ctrl+C ends the step at hand first.
 
         Raises TrainingFolderError, CheckpointError, TrainingDiverged.
         """
@@ -213,8 +247,8 @@ class Run:
         started = saved = drawn = logged = self._started = time.monotonic()
         first = mark = self.step
         done = self.step >= self.plan.steps
-        try:
-            while not done:
+        with self._ends_steps_first():
+            while not done and not self._stopping:
                 self.train_step()
                 now = time.monotonic()
                 done = self.step >= self.plan.steps or 0 < self.plan.within <= self._elapsed()
@@ -234,7 +268,7 @@ class Run:
                     drawn = time.monotonic()
                 if self.plan.minutes and now - started >= self.plan.minutes * 60:
                     break
-        except KeyboardInterrupt:
+        if self._stopping:
             self._say("Interrupted; saving where it stopped.")
         self._check_finite()
         if self.step > first:
@@ -255,7 +289,10 @@ class Run:
     # --- Telling --------------------------------------------------------------------------
 
     def write_grid(self) -> None:
-        """Save a picture of the averaged model's work as `grid-<step>.png`."""
+        """Save a picture of the averaged model's work as `grid-<step>.png`.
+
+        Raises TrainingFolderError.
+        """
         parameters = list(self.named.values())
         self.ema.store(parameters)
         try:
@@ -264,7 +301,9 @@ class Run:
         finally:
             self.ema.restore(parameters)
         if image is not None:
-            Image.fromarray(image).save(self.folder / f"grid-{self.step:08d}.png")
+            path = self.folder / f"grid-{self.step:08d}.png"
+            with writing(f"The picture {path.name}"):
+                Image.fromarray(image).save(path)
 
     def _log(self, speed: float, left: float) -> None:
         means = {name: float(value) / self._summed for name, value in self._sums.items()}
@@ -277,7 +316,8 @@ class Run:
             "pictures_per_second": round(pictures, 1),
             "time": round(time.time(), 1),
         }
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / "log.jsonl"
+        with writing(f"The log {path.name}"), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         done = self.step / self.plan.steps
         bar = "█" * round(20 * done) + "·" * (20 - round(20 * done))
@@ -295,6 +335,12 @@ class Run:
     def _say(self, text: str) -> None:
         self.out.write(text + "\n")
         self.out.flush()
+
+
+def step_seed(seed: int, step: int) -> int:
+    """What PyTorch is seeded with at a step of a run: 63 mixed bits, of which its generator for
+    the CPU takes the low 32."""
+    return Random(f"step {seed} {step}").getrandbits(63)
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Runs of the trainer on toy networks: resuming, stopping, bad folders, bad numbers."""
 
 import json
+import signal
 from dataclasses import replace
 from io import StringIO
 from itertools import repeat
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
-from extras.training import checkpoints, stage_vae, train_builtin
+from extras.training import checkpoints, stage_vae, writing
 from extras.training.base_parts import MODEL_FILE
 from extras.training.builtin_model import TOY
 from extras.training.errors import CheckpointError, TrainingDiverged, TrainingFolderError
@@ -221,18 +223,67 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     assert all(bool(torch.isfinite(t).all()) for t in tensors.values())
 
 
-def test_interrupting_saves_where_it_stopped(tmp_path):
-    run = vae_run(tmp_path, steps=9)
+def interrupted_run(folder: Path, times: int) -> Run:
+    """A run in whose second step Ctrl+C is pressed so often."""
+    run = vae_run(folder, steps=9)
     compute = run.stage.compute_loss
 
     def interrupt(step: int):
-        if step == 2:
-            raise KeyboardInterrupt
+        for _ in range(times if step == 1 else 0):
+            signal.raise_signal(signal.SIGINT)
         return compute(step)
 
     run.stage.compute_loss = interrupt
+    return run
+
+
+def test_interrupting_saves_where_it_stopped_between_two_steps(tmp_path):
+    straight = vae_run(tmp_path / "straight", steps=9)
+    straight.prepare()
+    straight.stage.begin(0)
+    for _ in range(2):
+        straight.train_step()
+    run = interrupted_run(tmp_path, 1)
+    handler = signal.getsignal(signal.SIGINT)
     assert not run.train()
+    assert signal.getsignal(signal.SIGINT) is handler
     assert [p.name for p in checkpoints.list_checkpoints(tmp_path / "vae")] == ["step-00000002"]
+    assert_same(weights(run), weights(straight))
+    assert "Interrupted; saving where it stopped." in run.out.getvalue()
+
+
+def test_a_run_in_the_background_is_not_interrupted(tmp_path):
+    run = interrupted_run(tmp_path, 1)
+    run.plan = replace(run.plan, steps=3)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert run.train()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def test_interrupting_twice_does_not_wait(tmp_path):
+    run = interrupted_run(tmp_path, 2)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert run.step == 1
+    assert checkpoints.list_checkpoints(tmp_path / "vae") == []
+
+
+def test_a_steps_numbers_depend_on_the_whole_seed(tmp_path):
+    drawn = []
+    for seed in (0, 1, 2**32 - 1):
+        run = vae_run(tmp_path / str(seed), seed=seed)
+
+        def draw(_step: int, run: Run = run):
+            drawn.append(tuple(torch.rand(2).tolist()))
+            return run.named["decoder.conv_in.weight"].sum(), {}
+
+        run.stage.compute_loss = draw
+        run.train_step()
+        run.train_step()
+    assert len(set(drawn)) == 6
 
 
 def test_minutes_end_a_run_early(tmp_path):
@@ -256,18 +307,48 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
         vae_run(tmp_path / "file").train()
 
 
+def full(*_, **__):
+    raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+
+
 def test_a_full_disk_keeps_the_checkpoints_that_are_there(tmp_path, monkeypatch):
     run = vae_run(tmp_path, steps=1)
     run.train()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(checkpoints, "save_file", full)
     run.step = 2
     with pytest.raises(TrainingFolderError, match="no space left on device"):
         run.save()
     assert [p.name for p in (tmp_path / "vae").iterdir() if p.is_dir()] == ["step-00000001"]
+
+
+def test_a_full_disk_is_said_of_the_other_files_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "save_file", full)
+    with pytest.raises(TrainingFolderError, match=r"text\.safetensors .*no space left on device"):
+        TextStage(TOY, folder=tmp_path, device=CPU, bf16=False).finish()
+    assert list(tmp_path.iterdir()) == []
+    run = vae_run(tmp_path)
+    run.prepare()
+    (tmp_path / "vae" / "grid-00000000.png").mkdir()
+    (tmp_path / "vae" / "log.jsonl").mkdir()
+    with pytest.raises(TrainingFolderError, match=r"grid-00000000\.png could not be written"):
+        run.write_grid()
+    with pytest.raises(TrainingFolderError, match=r"log\.jsonl could not be written"):
+        run._log(1.0, 1.0)
+
+
+def test_checkpoints_that_were_never_finished_go(tmp_path):
+    left = tmp_path / "vae" / ".writing-1"
+    left.mkdir(parents=True)
+    (left / "part-000.safetensors").write_bytes(b"half of it")
+    vae_run(tmp_path).prepare()
+    assert not left.exists()
+
+
+def test_nan_before_the_first_checkpoint_says_to_begin_again(tmp_path):
+    run = vae_run(tmp_path)
+    run._bad += float("nan")
+    with pytest.raises(TrainingDiverged, match="no checkpoint yet: begin again with a smaller"):
+        run.save()
 
 
 def test_a_folder_with_a_run_in_it_is_not_overwritten(tmp_path):
@@ -316,28 +397,6 @@ def test_the_learning_rate_rises_stays_and_falls(tmp_path):
     assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.05])
 
 
-def test_base_without_its_autoencoder_says_what_to_do(tmp_path, capsys):
-    code = train_builtin.main(
-        ["--stage", "base", "--size", "toy", "--folder", str(tmp_path / "x"), "--device", "cpu"]
-    )
-    assert code == 1
-    error = capsys.readouterr().err
-    assert "'x' has no sound vae.safetensors" in error
-    assert str(tmp_path) not in error
-    assert "Traceback" not in error
-
-
-def test_the_command_line_trains_resumes_and_ends(tmp_path, capsys):
-    line = ["--stage", "vae", "--size", "toy", "--device", "cpu", "--folder", str(tmp_path / "run"),
-            "--batch", "1", "--page", "64", "--side", "32", "--workers", "0",
-            "--steps", "2"]  # fmt: skip
-    assert train_builtin.main([*line, "--minutes", "0.000001"]) == 0
-    assert "Stopped at step 1 of 2" in capsys.readouterr().err
-    assert train_builtin.main([*line, "--resume"]) == 0
-    assert "Stage vae is done: vae.safetensors in run." in capsys.readouterr().err
-    assert (tmp_path / "run" / VAE_FILE).stat().st_size > 1e6
-
-
 def test_pages_that_another_run_kept_are_not_encoded_again(with_vae, tmp_path, monkeypatch):
     first, second = (base_run(with_vae).stage for _ in range(2))
     batches = []
@@ -366,19 +425,37 @@ def test_runs_from_before_the_easy_books_go_on_and_those_with_them_say_so(tmp_pa
     assert stage.identity()["pages"]["book"] == "primer"
 
 
-@pytest.mark.parametrize("stage", ["vae", "lora"])
-@pytest.mark.parametrize("words", ["--book primer", "--levels middle", "--keep-pages x"])
-def test_what_is_of_the_base_is_refused_for_another_stage(words, stage, tmp_path, capsys):
-    line = ["--stage", stage, "--size", "toy", *words.split(), "--folder", str(tmp_path / "run")]
-    assert train_builtin.main(line) == 1
-    assert f"{words.split()[0]} is of the stage base alone" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+def test_a_step_in_bfloat16_on_the_cpu_stays_finite(with_vae):
+    run = base_run(with_vae)
+    run.stage.place = replace(run.stage.place, bf16=True)
+    seen = []
+    run.stage.base.unet.out[-1].register_forward_hook(lambda *parts: seen.append(parts[2].dtype))
+    run.stage.begin(0)
+    run.train_step()
+    assert seen == [torch.bfloat16]
+    assert all(bool(torch.isfinite(w).all()) for w in run._tensors().values())
+    assert float(run._sums["loss"]) > 0
+    assert float(run._bad) == 0
 
 
-def test_an_absent_device_is_named(tmp_path, capsys):
-    line = ["--stage", "vae", "--device", "abacus", "--folder", str(tmp_path)]
-    assert train_builtin.main(line) == 1
-    assert "no device 'abacus'" in capsys.readouterr().err
+def test_texts_are_left_out_as_often_as_the_plan_says(with_vae, tmp_path):
+    def rates(folder: Path, plan: BasePlan) -> list[float]:
+        return [part.ucg_rate for part in base_run(folder, plan).stage.conditioner.embedders]
+
+    assert rates(with_vae, BasePlan(ucg=0.25)) == [0.25, 0.25, 0, 0, 0]
+    (tmp_path / VAE_FILE).write_bytes((with_vae / VAE_FILE).read_bytes())
+    TextStage(TOY, folder=tmp_path, device=CPU, bf16=False).finish()
+    assert rates(tmp_path, BasePlan(ucg=0.25, frozen_text=True)) == [0] * 5
+
+
+def test_the_progress_line_tells_what_is_left(tmp_path):
+    run = vae_run(tmp_path)
+    run.prepare()
+    run.out.isatty = lambda: True
+    run.step, run._sums, run._summed = 1, {"loss": torch.tensor(1.0)}, 2
+    run._log(3.0, 754.0)
+    line = "vae █████··············· 1/4  loss 0.5000  6 pictures/s  12:34 left"
+    assert run.out.getvalue() == "\r" + line.ljust(96)
 
 
 def test_durations():
