@@ -4,6 +4,7 @@ Group g is a pure function of (run seed, g): which size, which seeds, which capt
 is interrupted goes on with the very pictures that it would have seen.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from random import Random
@@ -20,13 +21,13 @@ from extras.training import picturebook
 from extras.training.caption_tokens import LENGTH, caption_ids, framed, strew
 from extras.training.captions import caption
 from extras.training.facts import scene_facts
+from extras.training.scenes.compose import SIZE_WEIGHTS
 from extras.training.scenes.finishes import DRAWN_FROM, FINISHES
 from extras.training.scenes.scene import SIZES
 
 FIRST_TRAINING_SEED = 1_000_000
 """Seeds below this one are never trained on; tests and evaluations draw from them."""
 _RUN_STRIDE = 1_000_000_000
-SIZE_WEIGHTS = (34.0, 12, 12, 11, 11, 10, 10)
 WHOLE = "whole"
 BOOKS = {
     "alphabet": picturebook.alphabet_scene,
@@ -218,6 +219,7 @@ class _Groups(Dataset):
 
 
 def _start_worker(_number: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the run, which ends its step first
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
@@ -237,4 +239,5 @@ def draw_groups(source: GroupSource, first: int, workers: int) -> Iterator[PageG
         prefetch_factor=4,
         multiprocessing_context="spawn",  # a fork would copy the locks of this process's threads
         worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else a run's own numbers would depend on where it began
     )

@@ -56,7 +56,6 @@ def draw_scene(scene: Scene) -> Sample:
             flip=spot.flip,
             tilt=spot.tilt,
             inks=subject_inks(thing.color, SUBJECT_LIGHT[scene.time], rng.randint(-7, 7)),
-            rng=rng,
         )
         subjects.DRAW[thing.subject](brush)
         stage.marks += marks

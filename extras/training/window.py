@@ -91,7 +91,8 @@ class LatentWindow:
     def _encoded(self, number: int) -> Encoded:
         known = self._kept.read(number) if self._kept else None
         if known is not None:
-            return known
+            rows = {name: tensor.to(self.device) for name, tensor in known.rows.items()}
+            return known._replace(rows=rows)
         if number != self._next_drawn:
             self._source = draw_groups(self.pages, number, self._workers)
         drawn, self._next_drawn = next(self._source), number + 1

@@ -7,7 +7,6 @@ colours. Points are kept as int32 times 16 of the finished picture's pixels.
 
 import math
 from functools import lru_cache
-from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -142,19 +141,14 @@ class Brush:
         flip: bool,
         tilt: float,
         inks: dict[str, RGB],
-        rng: Random,
     ) -> None:
-        self.marks, self.owner, self.inks, self.rng = marks, owner, inks, rng
+        self.marks, self.owner, self.inks = marks, owner, inks
         self.scale = scale
         cos, sin = math.cos(tilt) * scale * FIXED, math.sin(tilt) * scale * FIXED
         self._turn = np.array([[cos, sin], [-sin, cos]])
         if flip:
             self._turn[0] *= -1
         self._shift = np.array(center) * FIXED
-
-    def vary(self, low: float, high: float) -> float:
-        """A number of this instance between `low` and `high`."""
-        return self.rng.uniform(low, high)
 
     def _add(self, points: np.ndarray, ink: str, width: float, outlined: bool) -> None:
         placed = np.rint(points @ self._turn + self._shift).astype(np.int32)

@@ -8,7 +8,8 @@ from extras.training.scenes.scene import SIZES, Scene, Thing
 
 _STYLE_WEIGHTS = {"flat": 22, "cartoon": 14, "watercolor": 14, "crayon": 10, "line art": 10,
                   "chalk": 8, "pixel art": 11, "neon": 11}  # fmt: skip
-_SIZE_WEIGHTS = (40, 12, 12, 10, 10, 8, 8)
+SIZE_WEIGHTS = (34.0, 12, 12, 11, 11, 10, 10)
+"""How often each of SIZES is taken."""
 _PRIMER_STYLES = {"flat": 44, "cartoon": 28, "watercolor": 8, "crayon": 3, "line art": 4,
                   "chalk": 3, "pixel art": 5, "neon": 5}  # fmt: skip
 _PRIMER_PLAIN = 0.4
@@ -22,7 +23,7 @@ _GROUND_COLORS = {"meadow": {"green"}, "forest": {"green"}, "hills": {"green", "
 def scene_from_seed(seed: int, *, size: tuple[int, int] | None = None) -> Scene:
     """The scene of a seed. The same seed gives the same scene in any process, for any `size`."""
     rng = Random(f"scene {seed}")
-    drawn_size = rng.choices(SIZES, _SIZE_WEIGHTS)[0]
+    drawn_size = rng.choices(SIZES, SIZE_WEIGHTS)[0]
     style = rng.choices(list(_STYLE_WEIGHTS), list(_STYLE_WEIGHTS.values()))[0]
     kind = rng.choices(("one", "some", "two", "none"), (52, 16, 30, 2))[0]
     subject = rng.choice(list(words.SUBJECTS))
@@ -66,7 +67,7 @@ def alphabet_scene(seed: int, *, size: tuple[int, int] | None = None) -> Scene:
     there is to see.
     """
     rng = Random(f"alphabet {seed}")
-    drawn_size = rng.choices(SIZES, _SIZE_WEIGHTS)[0]
+    drawn_size = rng.choices(SIZES, SIZE_WEIGHTS)[0]
     thing = _thing(rng, rng.choice(list(words.SUBJECTS)), "flat", "plain", 1)
     return Scene(
         things=(replace(thing, scale="large"),),
@@ -84,7 +85,7 @@ def primer_scene(seed: int, *, size: tuple[int, int] | None = None) -> Scene:
     is told of it is seen.
     """
     rng = Random(f"primer {seed}")
-    drawn_size = rng.choices(SIZES, _SIZE_WEIGHTS)[0]
+    drawn_size = rng.choices(SIZES, SIZE_WEIGHTS)[0]
     style = rng.choices(list(_PRIMER_STYLES), list(_PRIMER_STYLES.values()))[0]
     subject = rng.choice(list(words.SUBJECTS))
     place = "plain" if rng.random() < _PRIMER_PLAIN else _place(rng, subject)

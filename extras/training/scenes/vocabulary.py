@@ -19,7 +19,8 @@ class SubjectWords(NamedTuple):
 
 
 class PlaceWords(NamedTuple):
-    """Caption phrases of a place; `stem` words follow "in a meadow" forms."""
+    """phrases: such as "in a meadow"; tag: the place in a list of tags; has_sky: whether hour and
+    weather show there."""
 
     phrases: tuple[str, ...]
     tag: tuple[str, ...]

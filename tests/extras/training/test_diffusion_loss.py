@@ -116,6 +116,14 @@ def test_weights(weighting, at_half, at_two):
     assert weighting(torch.tensor([0.5, 2.0])).tolist() == pytest.approx([at_half, at_two])
 
 
+def test_the_offset_noise_asked_for_is_added():
+    torch.manual_seed(0)
+    latents = torch.zeros(4000, 4, 8, 8)
+    for level in (0.0, 0.5):
+        means = make_loss("eps", offset_noise=level).make_noise(latents).mean(dim=(2, 3))
+        assert float(means.var()) == pytest.approx(1 / 64 + level**2, rel=0.05)
+
+
 def _loss(**options) -> StandardDiffusionLoss:
     return StandardDiffusionLoss(
         {"target": f"{PACKAGE}.noise.EDMSampling", "params": {"p_mean": 0.3, "p_std": 0.0}},

@@ -86,6 +86,16 @@ def test_a_group_that_is_not_whole_is_drawn_again(tmp_path, vae, damage):
     assert path.read_bytes() == whole
 
 
+def test_kept_pages_go_to_the_device_of_the_window(tmp_path, vae):
+    kept = KeptPages(tmp_path, SOURCE, vae)
+    batches(kept, range(1))
+    plan = WindowPlan(batch=4, capacity=12, start=6, reuse=2.0)
+    meta = torch.device("meta")
+    window = LatentWindow(PLAN, plan, lambda _group: {}, device=meta, workers=0, kept=kept)
+    window.advance(0)
+    assert window.batch(0)["latents"].device == meta
+
+
 def test_a_folder_that_cannot_be_written_to_is_said(tmp_path, vae):
     (tmp_path / "pages").write_text("in the way")
     with pytest.raises(TrainingFolderError, match="--keep-pages"):

@@ -33,7 +33,9 @@ def test_a_group_depends_on_its_number_alone():
 
 def test_worker_processes_draw_the_same_groups():
     source = draw_groups(PLAN, 5, workers=1)
+    before = torch.get_rng_state()  # a step is seeded before groups are drawn in it
     assert all(same(next(source), PLAN.draw_group(number)) for number in (5, 6))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_groups_come_in_every_size():
