@@ -119,13 +119,15 @@ def fitted(
     """`image` scaled to cover `size`, (width, height), and cut at a random place.
 
     The second is what the model is told: original height and width, crop top and left, target
-    height and width. The original is what the picture was scaled to, as the base is told.
+    height and width. The original is that of the file, before any scaling (SDXL, arXiv:2307.01952,
+    section 2.2); the crop is of the scaled picture.
     """
     width, height = size
-    scale = max(width / image.shape[1], height / image.shape[0])
-    large = (max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale)))
+    original = image.shape[:2]
+    scale = max(width / original[1], height / original[0])
+    large = (max(width, round(original[1] * scale)), max(height, round(original[0] * scale)))
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     image = cv2.resize(image, large, interpolation=way)
     left, top = rng.randrange(large[0] - width + 1), rng.randrange(large[1] - height + 1)
     piece = image[top : top + height, left : left + width]
-    return piece, (large[1], large[0], top, left, height, width)
+    return piece, (*original, top, left, height, width)

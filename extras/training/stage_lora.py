@@ -92,7 +92,7 @@ class LoraStage(AdapterStage):
             "ss_output_name": plan.title,
             "ss_tag_frequency": json.dumps({plan.title: count}),
             "modelspec.title": plan.title,
-            "modelspec.trigger_phrase": plan.trigger,
+            **({"modelspec.trigger_phrase": plan.trigger} if plan.trigger else {}),
             "easel.base_sha256": self.base_hash,
         }
 

@@ -12,10 +12,11 @@ import torch
 from extras.training import builtin_model as builtin
 from extras.training.base_parts import MODEL_FILE, sizes_of
 from extras.training.detector import MINI_TOWER, TOY_TOWER, Detector, FactNetwork, FactTower
-from extras.training.pages import SIZE_WEIGHTS, GroupSource, PagePlan, page_sizes
+from extras.training.errors import TrainingError
+from extras.training.pages import GroupSource, PagePlan, page_sizes
 from extras.training.picture_folder import open_folder
 from extras.training.run import Stage
-from extras.training.scenes.finishes import FINISHES
+from extras.training.scenes.compose import SIZE_WEIGHTS
 from extras.training.stage_base import BasePlan, BaseStage
 from extras.training.stage_control import ControlStage
 from extras.training.stage_diffusion import Preview, Workplace
@@ -40,8 +41,9 @@ class Pace(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """What suits a kind of device. side: of the autoencoder's pieces; capacity, start and reuse
-    are those of WindowPlan."""
+    """What suits a kind of device. paces: by stage, and "pictures" of a LoRA of one's own, on a
+    model of any size. side: of the autoencoder's pieces; capacity, start and reuse are those of
+    WindowPlan."""
 
     paces: dict[str, Pace]
     side: int
@@ -59,6 +61,7 @@ SCALES = {
             "detector": Pace(128, 20_000, 1e-3),
             "tower": Pace(256, 8_000, 1e-3),
             "lora": Pace(256, 2_000, 1e-3),
+            "pictures": Pace(1, 2_000, 1e-4),
             "fewstep": Pace(256, 4_000, 1e-3),
             "ip": Pace(256, 12_000, 1e-3),
             "control": Pace(256, 8_000, 5e-4),
@@ -76,6 +79,7 @@ SCALES = {
             "detector": Pace(32, 20_000, 1e-3),
             "tower": Pace(64, 20_000, 5e-4),
             "lora": Pace(16, 3_000, 1e-3),
+            "pictures": Pace(1, 2_000, 1e-4),
             "fewstep": Pace(16, 8_000, 5e-4),
             "ip": Pace(16, 30_000, 3e-4),
             "control": Pace(16, 20_000, 3e-4),
@@ -86,6 +90,11 @@ SCALES = {
         reuse=8.0,
     ),
 }
+
+
+def pace_of(args: argparse.Namespace, scale: Scale) -> Pace:
+    """The pace of what the command line asks for."""
+    return scale.paces["pictures" if args.pictures else args.stage]
 
 
 def first(value: float | None, default: float) -> float:
@@ -103,13 +112,15 @@ def _bf16(args: argparse.Namespace, device: torch.device) -> bool:
 
 
 def make_vae_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> VaeStage:
-    """Stage 1 as the command line says."""
-    pages = _pages(
-        args,
-        group=first(args.batch, scale.paces["vae"].batch),
-        side=first(args.side, scale.side),
-        captions=0,
-    )
+    """Stage 1 as the command line says. Raises TrainingError for a side that no page has."""
+    pages = _pages(args, group=first(args.batch, scale.paces["vae"].batch), captions=0)
+    shortest = min(side for size in pages.sizes for side in size)
+    if args.side and args.side > shortest:
+        raise TrainingError(
+            f"Pieces of side {args.side} do not fit on pages that are {shortest} pixels at their "
+            "shortest: choose a smaller --side or a larger --page."
+        )
+    pages = replace(pages, side=min(scale.side, shortest) if args.side is None else args.side)
     return VaeStage(
         MODELS[args.size],
         pages,
@@ -158,7 +169,7 @@ def make_window(args: argparse.Namespace, scale: Scale, capacity: int | None = N
     """The window of a stage that trains on latents; capacity: if none is asked for."""
     capacity = first(args.capacity, first(capacity, scale.capacity))
     return WindowPlan(
-        batch=first(args.batch, scale.paces[args.stage].batch),
+        batch=first(args.batch, pace_of(args, scale).batch),
         capacity=capacity,
         start=min(scale.start, capacity),
         reuse=first(args.reuse, scale.reuse),
@@ -202,16 +213,21 @@ def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale
 
 
 def make_lora_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> LoraStage:
-    """A LoRA of a look of the picture book, or of a folder of pictures."""
+    """A LoRA of a look of the picture book, or of a folder of pictures.
+
+    Raises TrainingError for a title of the trainer's own files, or one without pictures.
+    """
     base = args.start_from or args.folder / MODEL_FILE
-    title, trigger, prefix = args.finish, FINISHES[args.finish][1][0], LoraPlan.prefix
+    # The model has no rows for the words of a look, so none of them can call for it.
+    title, trigger, prefix = args.finish, "", LoraPlan.prefix
     capacity = None
     source: GroupSource = _pages(args, finish=args.finish)
     if args.pictures:
-        title, trigger = args.title or args.pictures.name, args.trigger or ""
-        title, prefix = re.sub(r"[^\w.+ -]", "_", title), ""
+        title, trigger, prefix = _title(args), args.trigger or "", ""
         source = open_folder(args.pictures, seed=args.seed, trigger=trigger, sizes=sizes_of(base))
         capacity = 8 * len(source.pictures)  # each in some cuts
+    elif args.title or args.trigger:
+        raise TrainingError("--title and --trigger are for a LoRA of --pictures: add that.")
     return LoraStage(
         LoraPlan(title=title, trigger=trigger, rank=first(args.rank, 8), prefix=prefix),
         base,
@@ -220,6 +236,16 @@ def make_lora_stage(args: argparse.Namespace, device: torch.device, scale: Scale
         make_place(args, device),
         output=args.output,
     )
+
+
+def _title(args: argparse.Namespace) -> str:
+    """The name of a LoRA of one's own pictures, as a file can have it."""
+    title = re.sub(r"[^\w.+ -]", "_", args.title or args.pictures.resolve().name)
+    if title.casefold() in STAGES or title.casefold().startswith("easel-mini"):
+        raise TrainingError(
+            f"{title!r} is a name of the trainer's own: give the LoRA another one with --title."
+        )
+    return title
 
 
 def _pages(args: argparse.Namespace, **kinds: Any) -> PagePlan:

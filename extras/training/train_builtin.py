@@ -20,13 +20,18 @@ from extras.training.base_parts import MODEL_FILE
 from extras.training.errors import TrainingError
 from extras.training.loss import LOSS_TYPES
 from extras.training.objectives import LEVELS, OBJECTIVES, WEIGHTINGS
+from extras.training.options import number, refuse_foreign, whole
 from extras.training.pages import BOOKS, WHOLE
 from extras.training.run import Run, RunPlan
 from extras.training.scenes.finishes import FINISHES
-from extras.training.stage_makers import MODELS, SCALES, STAGES, first
+from extras.training.stage_makers import MODELS, SCALES, STAGES, first, pace_of
 from ldm_patched.modules.errors import EngineError
 
 ROOT = Path(__file__).resolve().parents[2]
+OUT_OF_MEMORY = (
+    "The device has too little memory for this: choose a smaller --batch or --capacity and another "
+    "--folder, or end what else uses the device and go on with --resume."
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,35 +54,40 @@ def build_parser() -> argparse.ArgumentParser:
     add("--pictures", type=Path, help="lora: a folder of pictures and .txt captions instead")
     add("--trigger", help="lora: words put before the captions of --pictures")
     add("--title", help="lora: its name")
-    add("--rank", type=int, help="lora, fewstep: of the matrices")
-    add("--minutes", type=float, default=0.0, help="pause after so many; --resume goes on")
-    add("--within", type=float, default=0.0, help="be done in so many minutes, whatever the steps")
-    add("--steps", type=int, help="steps in all")
+    add("--rank", type=whole(1), help="lora, fewstep, control: of the matrices")
+    add("--minutes", type=number(0), default=0.0, help="pause after so many; --resume goes on")
+    within = "be done in so many minutes, whatever the steps"
+    add("--within", type=number(0), default=0.0, help=within)
+    add("--steps", type=whole(1), help="steps in all")
     add("--resume", action="store_true", help="go on from the folder's last checkpoint")
-    add("--batch", type=int, help="pictures or captions in a step")
-    add("--page", type=int, default=256, help="side of a square page in pixels: 128 on a slow CPU")
+    add("--batch", type=whole(1), help="pictures or captions in a step")
+    page = "side of a square page in pixels: 128 on a slow CPU"
+    add("--page", type=whole(64, 1024, step=32), default=256, help=page)
     add("--square", action="store_true", help="square pages only: there is one size to compile for")
     add("--book", choices=BOOKS, default=WHOLE, help="base: easy pages first; see docs/training.md")
-    add("--side", type=int, help="vae: train on square pieces of this side (0: whole pages)")
-    add("--learning-rate", type=float)
-    add("--seed", type=int, default=0)
-    add("--workers", type=int, help="processes that draw (default: one less than the cores)")
-    add("--threads", type=int, help="threads of PyTorch on the CPU")
-    add("--capacity", type=int, help="base: pages kept encoded")
-    add("--reuse", type=float, help="base: how often a page is trained on")
+    side = "vae: train on square pieces of this side, a multiple of 8 (0: whole pages)"
+    add("--side", type=whole(0, step=8), help=side)
+    add("--learning-rate", type=number(0, above=True))
+    add("--seed", type=whole(0, 2**32 - 1), default=0)
+    add("--workers", type=whole(0), help="processes that draw (default: one less than the cores)")
+    add("--threads", type=whole(1), help="threads of PyTorch on the CPU")
+    add("--capacity", type=whole(1), help="all but vae and text: pages kept encoded")
+    reuse = "all but vae and text: how often a page is trained on"
+    add("--reuse", type=number(0, above=True), help=reuse)
     add("--keep-pages", type=Path, help="base: folder for encoded pages, which later runs read")
-    add("--objective", choices=sorted(OBJECTIVES), default="eps", help="what is predicted")
-    add("--weighting", choices=sorted(WEIGHTINGS), default="", help="of noise levels in the loss")
+    add("--objective", choices=sorted(OBJECTIVES), default="eps", help="base: what is predicted")
+    weighting = "base: of noise levels in the loss"
+    add("--weighting", choices=sorted(WEIGHTINGS), default="", help=weighting)
     add("--levels", choices=LEVELS, default="", help="base: of noise, that are trained on most")
-    add("--loss", choices=LOSS_TYPES, default="l2")
-    add("--offset-noise", type=float, default=0.05)
+    add("--loss", choices=LOSS_TYPES, default="l2", help="base: of the denoised latents")
+    add("--offset-noise", type=number(0), default=0.05, help="base: one more for a whole channel")
     add("--frozen-text", action="store_true", help="base: train the UNet alone")
     add("--size", choices=sorted(MODELS), default="mini", help="toy is for tests")
     add("--float32", action="store_true", help="never compute in bfloat16")
-    add("--checkpointing", action="store_true", help="save memory, compute more")
-    add("--compile", action="store_true", help="compile the network first: minutes, then faster")
-    add("--grid-minutes", type=float, default=5.0, help="0 draws none on the way")
-    add("--checkpoint-minutes", type=float, default=4.0)
+    add("--checkpointing", action="store_true", help="base: save memory, compute more")
+    add("--compile", action="store_true", help="vae, base: compile first: minutes, then faster")
+    add("--grid-minutes", type=number(0), default=5.0, help="0 draws none on the way")
+    add("--checkpoint-minutes", type=number(0), default=4.0)
     return parser
 
 
@@ -97,13 +107,7 @@ def choose_device(name: str) -> torch.device:
 
 def make_run(args: argparse.Namespace) -> Run:
     """The run that a command line asks for. Raises TrainingError."""
-    easier = "" if args.book == WHOLE else args.book
-    options = {"--book": easier, "--levels": args.levels, "--keep-pages": args.keep_pages}
-    for option, asked in options.items():
-        if asked and args.stage != "base":
-            raise TrainingError(
-                f"{option} is of the stage base alone: leave it out for the stage {args.stage}."
-            )
+    refuse_foreign(build_parser(), args)
     device = choose_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -113,7 +117,7 @@ def make_run(args: argparse.Namespace) -> Run:
     scale = SCALES.get(device.type, SCALES["cpu"])
     torch.manual_seed(args.seed)
     stage = STAGES[args.stage](args, device, scale)
-    pace = scale.paces[args.stage]
+    pace = pace_of(args, scale)
     plan = RunPlan(
         folder=args.folder,
         steps=first(args.steps, pace.steps),
@@ -142,9 +146,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write(
                 f"Stopped at step {run.step} of {run.plan.steps}; go on with --resume.\n"
             )
+    except torch.OutOfMemoryError:
+        sys.stderr.write(f"\n{OUT_OF_MEMORY}\n")
+        return 1
     except (TrainingError, EngineError) as error:
         sys.stderr.write(f"\n{error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted; --resume goes on from the last checkpoint.\n")
+        return 130
     return 0
 
 

@@ -57,6 +57,6 @@ FINISHES: dict[str, tuple[Callable[[np.ndarray, Random], np.ndarray], tuple[str,
     "blueprint": (blueprint, ("blueprint", "blueprint drawing", "white lines on blueprint paper")),
     "halftone": (halftone, ("sepia halftone", "sepia halftone print", "old sepia print")),
 }
-"""How each is made, and its words; the first are the trigger."""
+"""How each is made, and its words."""
 DRAWN_FROM = "flat"
 """The style of the pages that are drawn over."""

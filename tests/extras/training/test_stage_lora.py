@@ -229,6 +229,36 @@ def test_the_command_line_trains_a_lora_on_a_folder(base, tmp_path, capsys, monk
     assert (entries["modelspec.trigger_phrase"], entries["ss_network_dim"]) == ("sks", "2")
 
 
+def asked(*words: str):
+    return train_builtin.build_parser().parse_args(["--stage", "lora", *words])
+
+
+@pytest.mark.parametrize("title", ["vae", "Text", "detector", "tower", "easel-mini-lcm"])
+def test_a_title_of_the_runs_own_files_is_refused(title, base, tmp_path, capsys):
+    write_pictures(tmp_path)
+    line = ["--stage", "lora", "--pictures", str(tmp_path), "--start-from", str(base),
+            "--folder", str(tmp_path / "run"), "--device", "cpu", "--title", title]  # fmt: skip
+    assert train_builtin.main(line) == 1
+    assert f"{title!r} is a name of the trainer's own" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_ones_own_pictures_have_a_pace_of_their_own(tmp_path):
+    for scale in stage_makers.SCALES.values():
+        pace = stage_makers.pace_of(asked("--pictures", str(tmp_path)), scale)
+        assert (pace.batch, pace.learning_rate) == (1, 1e-4)
+        assert stage_makers.pace_of(asked(), scale) == scale.paces["lora"]
+
+
+def test_a_look_has_no_words_that_call_for_it(base, tmp_path):
+    """The model has no rows for them."""
+    args = asked("--start-from", str(base), "--folder", str(tmp_path), "--workers", "0")
+    stage = stage_makers.STAGES["lora"](args, torch.device("cpu"), stage_makers.SCALES["cpu"])
+    entries = stage.metadata()
+    assert "modelspec.trigger_phrase" not in entries
+    assert json.loads(entries["ss_tag_frequency"]) == {"blueprint": {}}
+
+
 def test_sizes_are_those_of_the_checkpoint(base, tmp_path):
     assert sizes_of(base) == ((64, 64), (96, 64))
     assert page_sizes(256 * 256) == SIZES
@@ -245,9 +275,9 @@ def test_pictures_are_cut_to_the_nearest_size_and_tell_it():
     image = np.zeros((100, 400, 3), np.uint8)
     piece, six = fitted(image, (64, 64), Random(0))
     assert piece.shape == (64, 64, 3)
-    assert six[:2] == (64, 256)
+    assert six[:2] == (100, 400)  # before it was scaled
     assert six[4:] == (64, 64)
-    assert 0 <= six[3] <= 192
+    assert 0 <= six[3] <= 192  # of the scaled picture
 
 
 def test_an_empty_folder_and_a_broken_picture_are_named(tmp_path):

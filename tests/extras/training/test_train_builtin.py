@@ -1,0 +1,110 @@
+"""The trainer's command line: what it refuses, and how it ends."""
+
+import re
+
+import pytest
+import torch
+
+from extras.training import stage_vae, train_builtin
+from extras.training.stage_vae import VAE_FILE
+
+
+@pytest.fixture(autouse=True)
+def _keep_torch_random_state():
+    with torch.random.fork_rng():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _few_pieces_to_start_from(monkeypatch):
+    """Where an autoencoder begins matters to none of these; the fit to it would take the most."""
+    monkeypatch.setattr(stage_vae, "_START_PIECES", 4)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [(KeyboardInterrupt(), 130, "Interrupted; --resume"),
+     (torch.OutOfMemoryError("CUDA out of memory"), 1, "too little memory.*--batch")],
+)  # fmt: skip
+def test_the_command_line_ends_in_a_sentence(error, code, words, monkeypatch, capsys):
+    def fail(_args):
+        raise error
+
+    monkeypatch.setattr(train_builtin, "make_run", fail)
+    assert train_builtin.main(["--stage", "vae"]) == code
+    assert re.search(words, capsys.readouterr().err)
+
+
+def test_base_without_its_autoencoder_says_what_to_do(tmp_path, capsys):
+    code = train_builtin.main(
+        ["--stage", "base", "--size", "toy", "--folder", str(tmp_path / "x"), "--device", "cpu"]
+    )
+    assert code == 1
+    error = capsys.readouterr().err
+    assert "'x' has no sound vae.safetensors" in error
+    assert str(tmp_path) not in error
+    assert "Traceback" not in error
+
+
+def test_the_command_line_trains_resumes_and_ends(tmp_path, capsys):
+    line = ["--stage", "vae", "--size", "toy", "--device", "cpu", "--folder", str(tmp_path / "run"),
+            "--batch", "1", "--page", "64", "--side", "32", "--workers", "0",
+            "--steps", "2"]  # fmt: skip
+    assert train_builtin.main([*line, "--minutes", "0.000001"]) == 0
+    assert "Stopped at step 1 of 2" in capsys.readouterr().err
+    assert train_builtin.main([*line, "--resume"]) == 0
+    assert "Stage vae is done: vae.safetensors in run." in capsys.readouterr().err
+    assert (tmp_path / "run" / VAE_FILE).stat().st_size > 1e6
+
+
+@pytest.mark.parametrize("stage", ["vae", "lora"])
+@pytest.mark.parametrize(
+    "words",
+    ["--book primer", "--levels middle", "--keep-pages x", "--objective v", "--weighting v",
+     "--loss l1", "--offset-noise 0.1", "--frozen-text", "--checkpointing"],
+)  # fmt: skip
+def test_what_is_of_the_base_is_refused_for_another_stage(words, stage, tmp_path, capsys):
+    line = ["--stage", stage, "--size", "toy", *words.split(), "--folder", str(tmp_path / "run")]
+    assert train_builtin.main(line) == 1
+    assert f"{words.split()[0]} is of the stage base alone" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "whose"),
+    [("lora", "--compile", "vae and base"), ("vae", "--rank 4", "lora, fewstep and control"),
+     ("text", "--reuse 2", "base, detector"), ("ip", "--title x", "lora alone")],
+)  # fmt: skip
+def test_an_option_of_other_stages_is_refused(stage, words, whose, tmp_path, capsys):
+    assert train_builtin.main(["--stage", stage, *words.split(), "--folder", str(tmp_path)]) == 1
+    assert re.search(f"{words.split()[0]} is of the stages? {whose}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [("--page 32", "multiple of 32 from 64 to 1024"), ("--side 60", "multiple of 8 of 0 or more"),
+     ("--reuse 0", "number above 0"), ("--workers -1", "of 0 or more"), ("--batch x", "of 1 or"),
+     ("--seed 4294967296", "from 0 to 4294967295"), ("--minutes nan", "of 0 or more")],
+)  # fmt: skip
+def test_numbers_out_of_bounds_are_refused(words, allowed, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_builtin.main(["--stage", "vae", *words.split()])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert words.split()[0] in error
+    assert allowed in error
+
+
+def test_pieces_fit_on_the_pages(tmp_path, capsys):
+    line = ["--stage", "vae", "--size", "toy", "--device", "cpu", "--folder", str(tmp_path),
+            "--page", "128"]  # fmt: skip
+    run = train_builtin.make_run(train_builtin.build_parser().parse_args(line))
+    assert run.stage.pages.side == 96
+    assert train_builtin.main([*line, "--side", "128"]) == 1
+    assert "side 128 do not fit on pages that are 96 pixels" in capsys.readouterr().err
+
+
+def test_an_absent_device_is_named(tmp_path, capsys):
+    line = ["--stage", "vae", "--device", "abacus", "--folder", str(tmp_path)]
+    assert train_builtin.main(line) == 1
+    assert "no device 'abacus'" in capsys.readouterr().err
