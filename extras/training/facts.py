@@ -108,13 +108,15 @@ def right(reading: Reading, scene: Scene) -> dict[str, bool]:
     """Whether a reading is right about "subject", "colour", "place" and "style" of a scene.
 
     With several groups of things, all subjects must be found among as many guesses, and all
-    colours, each given its subject, be right. Without any, there is no "subject" and no "colour".
+    colours, each given its subject, be right. Without any, there is no "subject"; without the
+    right subjects, there is no "colour", since nothing is there whose colour could be judged.
     """
     found = {"place": reading.place == place_of(scene), "style": reading.style == scene.style}
     if scene.things:
         true = {thing.subject for thing in scene.things}
         found["subject"] = set(reading.subjects[: len(true)]) == true
-        found["colour"] = all(reading.colors[t.subject] == t.color for t in scene.things)
+        if found["subject"]:
+            found["colour"] = all(reading.colors[t.subject] == t.color for t in scene.things)
     return found
 
 

@@ -84,11 +84,19 @@ def on_page_of(trial: Trial, sizes: Sequence[tuple[int, int]]) -> Trial:
     return replace(trial, scene=replace(trial.scene, size=nearest(*trial.scene.size, sizes)))
 
 
-def open_prompts(count: int) -> list[str]:
-    """Prompts that name a colour and a subject and leave the place open."""
+def open_prompts(count: int) -> list[tuple[str, str]]:
+    """Prompts that name a colour and a subject and leave the place open; each with its subject."""
     rng = Random("open prompts")
-    return [f"a {rng.choice(list(words.COLORS))} {rng.choice(list(words.SUBJECTS))}"
-            for _ in range(count)]  # fmt: skip
+    drawn = [(rng.choice(list(words.COLORS)), rng.choice(list(words.SUBJECTS)))
+             for _ in range(count)]  # fmt: skip
+    return [(f"a {color} {subject}", subject) for color, subject in drawn]
+
+
+def other_place(place: str) -> str:
+    """A place that has nothing to do with `place`, both as `Reading.place` has them."""
+    names = [name for name in words.PLACES if name != "plain"]
+    number = names.index(place) if place in names else 0
+    return names[(number + len(names) // 2) % len(names)]
 
 
 def words_for(place: str) -> str:

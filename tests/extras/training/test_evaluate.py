@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from extras.preprocessors import canny_pyramid
 from extras.training import contact_sheet as sheets
 from extras.training import evaluate, picturebook, trials
 from extras.training.base_parts import MODEL_FILE
@@ -180,13 +182,68 @@ def test_rows_count_what_the_detector_sees(painter):
     assert found["place right"].figure == pytest.approx((placed - missed) / placed)
 
 
-def test_a_forbidden_place_counts_as_gone_when_another_is_seen(painter):
-    def reading(name: str) -> Reading:
-        return Reading(subjects=(), colors={}, place=name, style="")
+def blank_painter(orders: list[Order]) -> SimpleNamespace:
+    """Paints nothing, and keeps what it was asked for."""
 
-    before, after = ["sea", "lake", "plain red"], ["sea", "city", "plain blue"]
-    (row,) = Said(painter, 9, map(reading, before + after)).negatives()
-    assert row.figure == pytest.approx(2 / 3)
+    def paint(asked):
+        orders.extend(asked)
+        return [np.zeros((*order.size[::-1], 3), np.uint8) for order in asked]
+
+    device = SimpleNamespace(device=torch.device("cpu"))
+    return SimpleNamespace(paint=paint, sizes=((64, 64),), lacks=lambda *_: "", policy=device)
+
+
+def test_a_forbidden_place_counts_as_gone_where_the_subject_stays():
+    subjects = [subject for _, subject in trials.open_prompts(4)]
+
+    def readings(places: list[str], lost: int) -> list[Reading]:
+        names = ["nothing" if n == lost else name for n, name in enumerate(subjects)]
+        pairs = zip(names, places, strict=False)
+        return [Reading(subjects=(s,), colors={}, place=p, style="") for s, p in pairs]
+
+    before = readings(["sea", "lake", "plain red", "sea"], lost=3)
+    named = readings(["city", "city", "plain red"], lost=1)
+    another = readings(["sea", "city", "plain blue"], lost=-1)
+    orders: list[Order] = []
+    said = Said(blank_painter(orders), 4, [*before, *named, *another])
+    removed, baseline = said.negatives()
+    assert (removed.figure, removed.of, removed.goal) == (pytest.approx(1 / 3), 3, 0.8)
+    assert (baseline.figure, baseline.of, baseline.goal) == (pytest.approx(2 / 3), 3, 0.0)
+    places = ["sea", "lake", "plain red"]
+    assert [order.negative for order in orders[4:7]] == [words_for(p) for p in places]
+    others = [trials.other_place(p) for p in places]
+    assert [order.negative for order in orders[7:]] == [words_for(p) for p in others]
+    assert not set(others) & {"sea", "lake", "plain red"}
+    assert [order.prompt for order in orders[4:7]] == [order.prompt for order in orders[:3]]
+
+
+def test_the_colour_of_a_missing_subject_is_not_judged(painter):
+    single = [t for t in some_trials(9, 1, "subject") if "colour" in t.claims][:2]
+    missing = Reading(subjects=("nothing",), colors=perfect(single[0]).colors, place="", style="")
+    found = Said(painter, 2, [missing, perfect(single[1])]).judged(single, painter)
+    assert found["subject"] == (0.5, 2)
+    assert found["colour"] == (1.0, 1)
+
+
+def test_control_is_led_by_the_programs_own_maps():
+    orders: list[Order] = []
+    rows = Evaluation(blank_painter(orders), Detector((8, 8, 8, 8)), 2).control()
+    scenes = [trials.on_page_of(t, ((64, 64),)).scene for t in some_trials(2, 1, "subject")]
+    assert [order.edges for order in orders[:2]] == [None, None]
+    for order, drawn in zip(orders[2:], scenes, strict=True):
+        assert np.array_equal(order.edges, canny_pyramid(picturebook.draw_scene(drawn).image))
+    assert [row.of for row in rows] == [2, 2, 2]
+
+
+def test_the_time_of_a_picture_is_that_of_two_threads():
+    blank, threads = blank_painter([]), []
+    paint = blank.paint
+    blank.paint = lambda orders: threads.append(torch.get_num_threads()) or paint(orders)
+    before = torch.get_num_threads()
+    (row,) = Evaluation(blank, Detector((8, 8, 8, 8)), 2).speed()
+    assert threads == [2, 2]
+    assert torch.get_num_threads() == before
+    assert "(goal at most 4 s)" in row.line()
 
 
 def test_the_few_step_row_is_a_ratio(painter):
@@ -223,7 +280,9 @@ def test_each_guide_changes_the_picture(painter):
 def test_every_row_is_there_with_every_file(models, painter):
     detector = evaluate.load_detector(models, torch.device("cpu"))
     rows = Evaluation(painter, detector, count=3).rows()
-    assert len(rows) == 4 + 4 + 1 + 1 + 1 + 1 + 3 + 3 + 1
+    assert len(rows) == 4 + 4 + 1 + 2 + 1 + 1 + 3 + 3 + 1
+    of = {row.what: row.of for row in rows}
+    assert of["two subjects both right"] == of["autoencoder round trip, PSNR"] == 3
     assert not any(row.missing for row in rows)
     assert all(np.isfinite(row.figure) and row.figure >= 0 for row in rows)
 
@@ -241,6 +300,14 @@ def test_rows_without_their_file_say_so(models, tmp_path):
 def test_lines_of_the_table():
     assert Row("a", 0.8512, 0.85, 300).line() == "| a | 85.1 % (goal 85 %) | 300 |"
     assert Row("b", 31.27, 28, 9, "dB").line() == "| b | 31.3 dB (goal 28 dB) | 9 |"
+    assert Row("c", 0.0, 0.9, 0).line() == "| c | nothing to judge | 0 |"
+
+
+@pytest.mark.parametrize("words", ["--count 0", "--batch 0", "--steps 0"])
+def test_numbers_below_one_are_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(words.split())
+    assert "a whole number of 1 or more, not '0'" in capsys.readouterr().err
 
 
 def test_the_sheet_is_a_small_png_with_all_pictures(monkeypatch):
