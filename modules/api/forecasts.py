@@ -22,12 +22,16 @@ def seconds_by_mode(context: ServerContext, spec: TaskSpec) -> dict[str, Any]:
     asked for takes at most, None where no such picture was painted yet, and memory_modes the same
     by mode; forced: what the mode decides, by
     field; missing: the mode's LoRA if it is not there, as {"file", "folder", "url"}, the folder ""
-    where Easel cannot fetch it. Raises SpecError for a
-    preset that is not there.
+    where Easel cannot fetch it, the file "" where there is none for the built-in model. Raises
+    SpecError for a preset that is not there.
     """
     spec = context.complete(spec)
     modes = {"": None, **load_modes(context.settings.root)}
     mode = modes.get(spec.performance)
+    try:
+        file = context.catalog.find_checkpoint(spec.checkpoint)
+    except ModelMissing:
+        file = None
     answer: dict[str, Any] = {
         "picture": None,
         "steps": mode.applied(spec).steps if mode else spec.overwrite_step or spec.steps,
@@ -35,11 +39,9 @@ def seconds_by_mode(context: ServerContext, spec: TaskSpec) -> dict[str, Any]:
         "memory": None,
         "memory_modes": {},
         "forced": mode.decided(spec) if mode else {},
-        "missing": _missing(mode, context),
+        "missing": _missing(mode, context, builtin=file is not None and file.is_builtin),
     }
-    try:
-        file = context.catalog.find_checkpoint(spec.checkpoint)
-    except ModelMissing:
+    if file is None:
         return answer
     timings, sizes = context.store.timings(), model_sizes(file)
     steered_by = prompt_types(prompt.model_dump() for prompt in spec.image_prompts)
@@ -56,9 +58,15 @@ def seconds_by_mode(context: ServerContext, spec: TaskSpec) -> dict[str, Any]:
     return answer
 
 
-def _missing(mode: PerformanceMode | None, context: ServerContext) -> dict[str, str] | None:
-    if mode is None or mode.lora is None or context.catalog.find_lora(mode.lora.names):
+def _missing(
+    mode: PerformanceMode | None, context: ServerContext, *, builtin: bool
+) -> dict[str, str] | None:
+    if mode is None or mode.lora is None:
         return None
+    if context.catalog.find_lora(mode.lora.names_for(builtin)):
+        return None
+    if builtin and mode.lora.builtin is not None:
+        return {"file": "", "folder": "", "url": ""}
     download = download_of(mode)
     folder = download.folder if download else ""
     return {"file": mode.lora.file, "folder": folder, "url": public_link(mode.lora.url)}

@@ -35,11 +35,16 @@ class ModeLora(BaseModel):
     weight: LoraWeight = 1.0
     url: str = Field("", pattern=r"^(https://[^\s]+)?$", max_length=2_000)
     also: tuple[str, ...] = ()  # other names of the same file
+    builtin: str | None = None
+    """The file in its place on the built-in model, which a LoRA of SDXL does not fit; "" for none.
+    None: this one is for any checkpoint."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What the file may be called, in any folder."""
-        return (self.file, *self.also)
+    def names_for(self, builtin: bool) -> tuple[str, ...]:
+        """What the file may be called, in any folder. builtin: whether the built-in model paints;
+        no names where there is none for it."""
+        if not builtin or self.builtin is None:
+            return (self.file, *self.also)
+        return (self.builtin,) if self.builtin else ()
 
 
 class PerformanceMode(BaseModel):
@@ -112,6 +117,7 @@ MODES: tuple[PerformanceMode, ...] = (
             file="sdxl_lcm_lora.safetensors",
             url=f"{_HUB}/latent-consistency/lcm-lora-sdxl/resolve/main/pytorch_lora_weights.safetensors",
             also=("lcm-lora-sdxl.safetensors", "lcm_lora_sdxl.safetensors"),
+            builtin="easel-mini-lcm.safetensors",
         ),
         forced=_few(Sampler.LCM, Scheduler.LCM),
     ),
@@ -124,6 +130,7 @@ MODES: tuple[PerformanceMode, ...] = (
         lora=ModeLora(
             file="sdxl_lightning_4step_lora.safetensors",
             url=f"{_HUB}/ByteDance/SDXL-Lightning/resolve/main/sdxl_lightning_4step_lora.safetensors",
+            builtin="",
         ),
         forced=_few(Sampler.EULER, Scheduler.SGM_UNIFORM),
     ),
@@ -138,6 +145,7 @@ MODES: tuple[PerformanceMode, ...] = (
             weight=0.8,
             url=f"{_HUB}/ByteDance/Hyper-SD/resolve/main/Hyper-SDXL-4steps-lora.safetensors",
             also=("Hyper-SDXL-4steps-lora.safetensors",),
+            builtin="",
         ),
         forced=_few(Sampler.DPMPP_SDE_GPU, Scheduler.KARRAS),
     ),

@@ -147,6 +147,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "it yourself.",
         "performance.value": "· {value} in this mode",
         "performance.missing": "It needs a file in models/loras:",
+        "performance.none": "There is no LoRA of this mode for the built-in model: choose another "
+        "mode, or another checkpoint.",
         "quality.title": "Picture quality",
         "clip_skip.placeholder": "the checkpoint's own",
         "label.freeu_on": "FreeU",

@@ -76,7 +76,9 @@ const performanceMode = {
     const told = ["steps", "cfg_scale"].filter((name) => name in forced && labelOf(name));
     const fields = told.map((name) => `${labelOf(name).textContent.trim()} ${forced[name]}`).join(", ");
     const parts = told.length ? [make("span", { text: say("performance.forced", { fields }) })] : [];
-    if (missing) {
+    if (missing && !missing.file) {
+      parts.push(make("span", { className: "missing", text: say("performance.none") }));
+    } else if (missing) {
       const needs = make("span", { className: "missing", text: say("performance.missing", missing) });
       parts.push(needs, missing.folder ? fetchable("span", missing) : fileLink(missing));
     }

@@ -26,7 +26,7 @@ def run(job: Job, studio: "Studio") -> None:
         job.vae_file = studio.catalog.find(ModelFolder.VAE, job.spec.vae)
     job.sizes = studio.sizes_of(job.file)
     if mode is not None and mode.lora is not None:
-        job.mode_lora = find_mode_lora(mode, studio.catalog)
+        job.mode_lora = find_mode_lora(mode, studio.catalog, builtin=job.file.is_builtin)
     job.resolved = resolve_spec(
         job.spec,
         mode,
@@ -39,15 +39,21 @@ def run(job: Job, studio: "Studio") -> None:
     job.task.set_resolved(job.resolved)
 
 
-def find_mode_lora(mode: PerformanceMode, catalog: Catalog) -> ModelFile:
-    """The file of the mode's LoRA in any folder of the LoRAs.
+def find_mode_lora(mode: PerformanceMode, catalog: Catalog, *, builtin: bool) -> ModelFile:
+    """The file of the mode's LoRA in any folder of the LoRAs. builtin: whether it is for the
+    built-in model.
 
     Raises ModelMissing, which says what to fetch from where: nothing is fetched unasked.
     """
     if mode.lora is None:
         raise RuntimeError("the mode has no LoRA")
-    if (file := catalog.find_lora(mode.lora.names)) is not None:
+    if (file := catalog.find_lora(mode.lora.names_for(builtin))) is not None:
         return file
+    if builtin and mode.lora.builtin is not None:
+        raise ModelMissing(
+            f"The performance mode {mode.title} has no LoRA for the built-in model; choose another "
+            "mode, or another checkpoint."
+        )
     source = f", fetched from {mode.lora.url}" if mode.lora.url else ""
     raise ModelMissing(
         f"The performance mode {mode.title} needs the LoRA {mode.lora.file} in the loras folder "

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import time
 
 import pytest
@@ -562,3 +563,12 @@ def test_a_forecast_says_what_is_known(server):
     found = server.client.post("/api/forecast", json={"performance": "hyper_sd"}).json()
     assert found["missing"] is None
     assert error_of(server.client.post("/api/forecast", json={"steps": 0}))["field"] == "steps"
+    builtin = server.context.settings.builtin_models_path
+    builtin.mkdir(parents=True)
+    (builtin / "easel-mini.safetensors").write_bytes(b"")
+    mini = {"performance": "extreme_speed", "checkpoint": "builtin/easel-mini.safetensors"}
+    found = server.client.post("/api/forecast", json=mini).json()
+    assert found["missing"] == {"file": "", "folder": "", "url": ""}  # none, and none to fetch
+    (builtin / "easel-mini-lcm.safetensors").write_bytes(b"")
+    assert server.client.post("/api/forecast", json=mini).json()["missing"] is None
+    shutil.rmtree(builtin)

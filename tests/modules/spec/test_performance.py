@@ -51,6 +51,17 @@ def test_the_table_of_modes(name, title, steps, upscale, lora, sampling):
     assert mode.forced == forced
 
 
+def test_no_lora_of_sdxl_is_meant_for_the_built_in_model():
+    names = {mode.name: mode.lora.names_for(True) for mode in MODES if mode.lora}
+    assert names == {
+        "extreme_speed": ("easel-mini-lcm.safetensors",), "lightning": (), "hyper_sd": (),
+    }  # fmt: skip
+    assert BY_NAME["extreme_speed"].lora.names_for(False)[0] == "sdxl_lcm_lora.safetensors"
+    own = make_mode({"name": "x", "title": "X", "steps": 4, "steps_upscale": 4,
+                     "lora": {"file": "mine.safetensors"}})  # fmt: skip
+    assert own.lora.names_for(True) == own.lora.names_for(False) == ("mine.safetensors",)
+
+
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def test_what_is_applied_is_a_valid_request(mode):
     spec = TaskSpec(prompt="a house", seed=5, cfg_scale=9.0)

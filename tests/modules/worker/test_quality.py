@@ -1,6 +1,7 @@
 """Performance modes and picture quality, from the request to the picture and its recipe."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -56,6 +57,22 @@ def test_a_mode_decides(studio):
 def test_a_missing_lora_is_named_with_its_source(studio, mode):
     with pytest.raises(ModelMissing, match=r"needs the LoRA sdxl_\w+\.safetensors.*https://"):
         resolved(studio, performance=mode)
+
+
+def test_the_built_in_model_takes_its_own_lora_or_none(studio, tiny_checkpoint):
+    put_lora(studio, "sdxl_lcm_lora.safetensors")
+    folder = studio.settings.builtin_models_path
+    folder.mkdir(parents=True)
+    shutil.copy(tiny_checkpoint, folder / "easel-mini.safetensors")
+    asked = {"performance": "extreme_speed", "checkpoint": "builtin/easel-mini.safetensors"}
+    with pytest.raises(ModelMissing, match="no LoRA for the built-in model; choose another mode"):
+        resolved(studio, **asked)
+    lora = studio.settings.models_path / "loras" / "sdxl_lcm_lora.safetensors"
+    shutil.copy(lora, folder / "easel-mini-lcm.safetensors")
+    found = resolved(studio, **asked).performance_lora
+    assert found.name == "builtin/easel-mini-lcm.safetensors"
+    other = resolved(studio, performance="extreme_speed", checkpoint="tiny.safetensors")
+    assert other.performance_lora.name == "sdxl_lcm_lora.safetensors"
 
 
 def test_nothing_is_fetched_for_a_mode(studio, monkeypatch):
