@@ -58,6 +58,7 @@ def handler(task: AsyncTask) -> None:
             job.next_image(index)
             if not save.adopt(job, studio):
                 _paint(job, studio)
+            task.port.cancel.next_image()  # not before the first: a Skip while models load is its
     finally:
         studio.saver.wait()
 

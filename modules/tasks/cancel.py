@@ -36,5 +36,5 @@ class CancelToken:
             raise Skipped
 
     def next_image(self) -> None:
-        """A new picture begins: an earlier Skip was not meant for it."""
+        """A picture is over: an earlier Skip was not meant for the next."""
         self._skip = False

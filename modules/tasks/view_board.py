@@ -136,7 +136,9 @@ class ViewBoard:
             elif isinstance(event, Loading):
                 live.loading, live.message = event, event.message
             elif isinstance(event, Progress):
-                if live.progress and live.progress.image != event.image:
+                # Nor can one from before the first progress mean a picture that is left: a Skip
+                # of that time ends the first before it tells of any.
+                if live.progress is None or live.progress.image != event.image:
                     live.wish = ""
                 live.loading, live.progress, live.message = None, event, ""
             elif isinstance(event, Held):

@@ -103,7 +103,7 @@ class Job:
         return self.task.cancel.check
 
     def check_stop(self) -> None:
-        """Raises Cancelled after a Stop. For times when there is no picture to skip."""
+        """Raises Cancelled after a Stop. For times that all pictures share, where a Skip waits."""
         if self.task.cancel.is_stopped:
             raise Cancelled
 
@@ -138,4 +138,3 @@ class Job:
     def next_image(self, index: int) -> None:
         """Forget the picture before; `index` (from 0) is painted now."""
         self.index, self.latents, self.pixels = index, None, None
-        self.task.cancel.next_image()

@@ -250,9 +250,11 @@ def test_skip_and_stop_while_the_model_is_loading(studio):
 
         return on_event
 
-    skipped = run(studio, RecordingTask(request(), on_event=press("skip")))
-    assert skipped.state is TaskState.DONE  # no picture was being painted yet
-    assert sorted(skipped.commits) == [0]
+    three = request(image_count=3)
+    skipped = run(studio, RecordingTask(three, done_indices=frozenset({0}), on_event=press("skip")))
+    assert skipped.state is TaskState.DONE
+    assert (skipped.skipped, sorted(skipped.commits)) == ([1], [2])  # the first that is left
+    assert {progress.image for progress in skipped.progress} == {3}
     studio.pipeline.drop_models()
     stopped = run(studio, RecordingTask(request(), on_event=press("stop")))
     assert stopped.state is TaskState.STOPPED

@@ -113,6 +113,18 @@ def test_a_wish_is_shown_over_what_the_worker_says_until_it_is_fulfilled(store):
     assert board.view(task_id).message == ""
 
 
+@pytest.mark.parametrize("image", [1, 2])
+def test_a_wish_from_before_the_first_step_is_fulfilled_by_it(store, image):
+    board = ViewBoard(store, 1)
+    task_id = store.submit(TaskSpec(image_count=2))
+    claim = run(store, board)
+    board.fold(task_id, claim.attempt, Loading(message="loading"))
+    board.wish(task_id, "Skipping this picture…")
+    assert board.view(task_id).message == "Skipping this picture…"
+    board.fold(task_id, claim.attempt, progress(1, image=image))
+    assert board.view(task_id).message == ""
+
+
 def test_a_notice_reaches_waiting_tasks_only(store):
     board = ViewBoard(store, 1)
     running, waiting = store.submit(TaskSpec()), store.submit(TaskSpec())
