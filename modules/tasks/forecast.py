@@ -23,18 +23,22 @@ _PICTURES_USED = 40  # of one checkpoint, newest first
 _PEAKS_USED = 10  # so that another device is learned soon
 _SAME = 0.02  # works closer than this count as one
 
-# Samplers that ask the network twice in a step.
-_TWICE = frozenset(
-    {
-        Sampler.HEUN,
-        Sampler.HEUNPP2,
-        Sampler.DPM_2,
-        Sampler.DPM_2_ANCESTRAL,
-        Sampler.DPMPP_2S_ANCESTRAL,
-        Sampler.DPMPP_SDE,
-        Sampler.DPMPP_SDE_GPU,
-    }
-)
+_CALLS = {
+    Sampler.HEUN: 2,
+    Sampler.HEUNPP2: 3,
+    Sampler.DPM_2: 2,
+    Sampler.DPM_2_ANCESTRAL: 2,
+    Sampler.DPM_ADAPTIVE: 3,
+    Sampler.DPMPP_2S_ANCESTRAL: 2,
+    Sampler.DPMPP_SDE: 2,
+    Sampler.DPMPP_SDE_GPU: 2,
+    Sampler.RESTART: 2,
+}
+
+
+def calls_of(sampler: Sampler) -> int:
+    """How often the network is asked in each step but the last; for dpm_adaptive, each round."""
+    return _CALLS.get(sampler, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +61,8 @@ def work_of(resolved: ResolvedSpec) -> float:
     prompts = 1.0
     if resolved.cfg_scale != 1.0:
         prompts += resolved.guidance_end - resolved.guidance_start
-    calls = 2 if resolved.sampler in _TWICE else 1
-    return resolved.steps * calls * prompts * resolved.width * resolved.height / 1e6
+    calls = resolved.steps * calls_of(resolved.sampler)
+    return calls * prompts * resolved.width * resolved.height / 1e6
 
 
 def timings_of(rows: Iterable[Mapping[str, Any]]) -> list[Timing]:
@@ -118,7 +122,13 @@ def forecast(
     wanted_kind = (_models(resolved), image_prompts)
     known = [t for t in known if (_models(t.resolved), t.image_prompts) == wanted_kind] or known
     wanted = work_of(resolved)
-    alike = [t for t in known if abs(work_of(t.resolved) - wanted) <= _SAME * wanted]
+    calls = calls_of(resolved.sampler)
+    alike = [
+        t
+        for t in known
+        if calls_of(t.resolved.sampler) == calls
+        and abs(work_of(t.resolved) - wanted) <= _SAME * wanted
+    ]
     usual = [t.seconds for t in alike if not t.cold][:_PICTURES_USED]
     if usual:  # loading only ever adds time, so what took less with it counts, too
         return min([statistics.median_low(usual), *(t.seconds for t in alike if t.cold)])

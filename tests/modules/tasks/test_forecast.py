@@ -2,16 +2,27 @@
 
 import json
 import random
+import re
 import statistics
+from pathlib import Path
 
 import pytest
+import torch
 
+from ldm_patched.modules.samplers import SAMPLERS
 from modules.spec.flags import Sampler, Scheduler
 from modules.spec.performance import MODES
 from modules.spec.resolving import resolve_spec
 from modules.spec.sizes import SDXL
 from modules.spec.task_spec import ResolvedSpec, TaskSpec
-from modules.tasks.forecast import Timing, forecast, forecast_memory, timings_of, work_of
+from modules.tasks.forecast import (
+    Timing,
+    calls_of,
+    forecast,
+    forecast_memory,
+    timings_of,
+    work_of,
+)
 
 
 def resolved(mode=None, **values) -> ResolvedSpec:
@@ -77,6 +88,39 @@ def test_work_counts_calls_and_prompts():
     assert work_of(plain.model_copy(update={"cfg_scale": 4.0})) == 20
     assert work_of(plain.model_copy(update={"cfg_scale": 4.0, "guidance_end": 0.5})) == 15
     assert work_of(plain.model_copy(update={"sampler": Sampler.DPMPP_SDE})) == 20
+
+
+@pytest.mark.parametrize("sampler", Sampler)
+def test_calls_of_a_step_are_those_that_the_sampler_makes(sampler):
+    asked, told = [], []
+    sigmas = torch.cat([torch.linspace(10.0, 0.1, 24), torch.zeros(1)])
+
+    def network(x, sigma, **_):
+        asked.append(sigma)
+        return x * (0.5 + 0.1 * torch.cos(sigma)[:, None, None, None])
+
+    start = torch.full((1, 4, 4, 4), 10.0)
+    sampling = SAMPLERS[sampler.value]
+    sampling(network, start, sigmas, extra_args={"seed": 1}, callback=told.append, disable=True)
+    # the last step takes fewer, so the quotient falls a little short of a whole number
+    assert round(len(asked) / len(told)) == calls_of(sampler)
+
+
+def test_the_page_of_samplers_tells_the_same_calls():
+    page = (Path(__file__).parents[3] / "docs" / "samplers.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`.+?`) \| (\d) \| (?:yes|no) \|", page, re.MULTILINE)
+    found = {name: int(calls) for names, calls in rows for name in re.findall(r"`(\w+)`", names)}
+    assert found == {sampler.value: calls_of(sampler) for sampler in Sampler}
+
+
+def test_pictures_with_other_calls_a_step_are_not_the_same_again():
+    euler = resolved(steps=40, sampler=Sampler.EULER)
+    restart = resolved(steps=20, sampler=Sampler.RESTART)
+    assert work_of(euler) == work_of(restart)
+    timings = [Timing(restart, 36.0)] + [Timing(euler, 50.0)] * 2
+    assert forecast(timings, restart) == 36.0
+    assert forecast(timings, euler) == 50.0
+    assert forecast(timings, euler.model_copy(update={"sampler": Sampler.LMS})) == 50.0
 
 
 def test_slower_is_never_foretold_as_faster_than_nothing():
