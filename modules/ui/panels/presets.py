@@ -4,6 +4,7 @@ A preset sets every control but the words, unless it names some, so choosing one
 changed, words first, and Undo puts it all back. Words of a preset that nobody touched go with it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -23,6 +24,7 @@ from modules.settings.preset_files import (
 )
 from modules.settings.presets import Download, ModelFolder
 from modules.spec.errors import StudioError
+from modules.spec.image_prompt import ImagePromptType
 from modules.ui.components import markup
 from modules.ui.form import Form, field_defaults
 from modules.ui.panels.downloads import download_list
@@ -327,8 +329,17 @@ def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list | tuple):
+        if all(isinstance(item, Mapping) and "image" in item for item in value):
+            return _pictures(value)
         return ", ".join(_word(item) for item in value)
     if isinstance(value, Mapping):
         return f"{value.get('name', '')} at {value.get('weight', 1):g}"
     text = str(value)
     return text if len(text) <= _TOLD_CHARACTERS else f"{text[:_TOLD_CHARACTERS]}…"
+
+
+def _pictures(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Image prompts for a person: how many of each type."""
+    usual = ImagePromptType.IMAGE_PROMPT.value
+    counts = Counter(str(entry.get("type") or usual) for entry in entries)
+    return ", ".join(f"{count} × {kind}" for kind, count in counts.items())

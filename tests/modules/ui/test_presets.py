@@ -74,6 +74,19 @@ class Page:
         return self.held[self.by_id[name]]
 
 
+def test_pictures_that_a_preset_names_are_told_by_type_and_count(context):
+    kinds = ("canny", "face", "canny")
+    entries = [{"image": "a" * 64, "type": kind} for kind in kinds] + [{"image": "b" * 64}]
+    file = context.settings.root / "presets" / "steered.json"
+    file.write_text(json.dumps({"title": "S", "settings": {"image_prompts": entries}}))
+    context.presets |= load_presets(context.settings.root)
+    page = Page(context)
+    page.set(preset="steered")
+    said = page.take(page.fns["choose"].fn(page.held))
+    assert "– → 2 × canny, 1 × face, 1 × image_prompt" in said
+    assert len(json.loads(page.value("image-prompts-value"))) == 4
+
+
 def test_choosing_says_what_changed_and_undo_puts_it_back(context):
     page = Page(context)
     pictures = json.dumps([{"image": "a" * 64}])
