@@ -11,7 +11,7 @@ from modules.library.preset_fit import with_preset
 from modules.prompt.books import Shelf
 from modules.prompt.plan import make_plan
 from modules.settings.presets import ModelFolder
-from modules.tasks.records import with_seed_of
+from modules.tasks.records import digest_of, with_seed_of
 
 if TYPE_CHECKING:
     from modules.library.catalog import Catalog
@@ -93,13 +93,21 @@ class ServerContext:
     ) -> str:
         """Queue a request from the page or the API, completed, and return its task's id.
 
+        The same request with the same key gives the task that it made the first time, whatever
+        has become of presets and files since; Conflict for another one with that key.
         Raises SpecError for a preset or an input picture that is not there, what
         `require_paintable` raises, and what WorkerPool.submit raises.
         """
+        request = None
+        if idempotency_key is not None:
+            request = digest_of(spec)
+            known = self.store.submitted(owner, idempotency_key, request)
+            if known is not None:
+                return known
         spec = self.complete(spec)
         fixed = with_seed_of(spec, owner, idempotency_key)  # it decides on words
         self.inputs.require(spec.image_prompts)
         self.require_paintable(fixed)
         if idempotency_key is None:  # a key must find the request as it came
             spec = fixed
-        return self.pool.submit(spec, owner, idempotency_key)
+        return self.pool.submit(spec, owner, idempotency_key, request)

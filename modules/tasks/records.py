@@ -130,6 +130,11 @@ def with_seed_of(spec: TaskSpec, owner: str, key: str | None) -> TaskSpec:
     return spec.model_copy(update={"seed": int.from_bytes(digest[:4], "big")})
 
 
+def digest_of(request: TaskSpec) -> str:
+    """What tells a request as it came from every other: SHA-256 of what it names, no default."""
+    return hashlib.sha256(request.model_dump_json(exclude_unset=True).encode()).hexdigest()
+
+
 def insist_on_same(spec: TaskSpec, stored: str) -> None:
     """Conflict unless `stored` is what `spec` was stored as; the seed may have been drawn."""
     first = TaskSpec.from_mapping(json.loads(stored))

@@ -55,25 +55,41 @@ class TaskStore:
 
     # What a user does
 
+    def submitted(self, owner: str, idempotency_key: str, request: str) -> str | None:
+        """The task that `owner`'s request of this digest and key made, if there is one."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                "SELECT id FROM task WHERE owner = ? AND idempotency_key = ? AND request = ?",
+                (owner, idempotency_key, request),
+            ).fetchone()
+        return row["id"] if row else None
+
     def submit(
-        self, spec: TaskSpec, *, owner: str = "local", idempotency_key: str | None = None
+        self,
+        spec: TaskSpec,
+        *,
+        owner: str = "local",
+        idempotency_key: str | None = None,
+        request: str | None = None,
     ) -> str:
         """Append a task and return its id, once it is safely on disk. The seed is fixed here.
 
-        A key that `owner` used before returns that task's id and adds nothing; Conflict if that
-        task is another one. QueueFull when QUEUE_LENGTH tasks wait already.
+        request: digest of the request as it came, where `spec` is more than that.
+        A key that `owner` used before returns that task's id and adds nothing; Conflict if both
+        its request and its task are others. QueueFull when QUEUE_LENGTH tasks wait already.
         """
         task_id = self._ids.make()
         fixed = with_seed_of(spec, owner, idempotency_key)
-        values = (task_id, owner, idempotency_key, SCHEMA_VERSION, fixed.to_json())
+        values = (task_id, owner, idempotency_key, request, SCHEMA_VERSION, fixed.to_json())
         with self._database.write() as connection:
             if idempotency_key is not None:
                 known = connection.execute(
-                    "SELECT id, spec FROM task WHERE owner = ? AND idempotency_key = ?",
+                    "SELECT id, spec, request FROM task WHERE owner = ? AND idempotency_key = ?",
                     (owner, idempotency_key),
                 ).fetchone()
                 if known:
-                    insist_on_same(spec, known["spec"])
+                    if request is None or request != known["request"]:
+                        insist_on_same(spec, known["spec"])
                     return known["id"]
             if self._count_queued(connection) >= limits.QUEUE_LENGTH:
                 raise QueueFull(
@@ -81,8 +97,8 @@ class TaskStore:
                     "until some are finished, or stop some of them."
                 )
             connection.execute(
-                "INSERT INTO task (id, owner, idempotency_key, schema_version, spec, state,"
-                " created) VALUES (?, ?, ?, ?, ?, 'queued', ?)",
+                "INSERT INTO task (id, owner, idempotency_key, request, schema_version, spec,"
+                " state, created) VALUES (?, ?, ?, ?, ?, ?, 'queued', ?)",
                 (*values, time.time()),
             )
         return task_id

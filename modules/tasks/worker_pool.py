@@ -93,10 +93,16 @@ class LocalWorkerPool:
     # What a user does
 
     def submit(
-        self, spec: TaskSpec, owner: str = "local", idempotency_key: str | None = None
+        self,
+        spec: TaskSpec,
+        owner: str = "local",
+        idempotency_key: str | None = None,
+        request: str | None = None,
     ) -> str:
-        """Queue a task and return its id, once it is safely stored. QueueFull if full."""
-        task_id = self._store.submit(spec, owner=owner, idempotency_key=idempotency_key)
+        """See TaskStore.submit: queue a task and return its id, once it is safely stored."""
+        task_id = self._store.submit(
+            spec, owner=owner, idempotency_key=idempotency_key, request=request
+        )
         self._wake()
         return task_id
 

@@ -42,11 +42,17 @@ class ScriptedPool:
         self._lock = threading.Lock()
 
     def submit(
-        self, spec: TaskSpec, owner: str = "local", idempotency_key: str | None = None
+        self,
+        spec: TaskSpec,
+        owner: str = "local",
+        idempotency_key: str | None = None,
+        request: str | None = None,
     ) -> str:
         if self.refuse is not None:
             raise self.refuse
-        task_id = self.store.submit(spec, owner=owner, idempotency_key=idempotency_key)
+        task_id = self.store.submit(
+            spec, owner=owner, idempotency_key=idempotency_key, request=request
+        )
         self.submitted.append((spec, owner))
         self.add(task_id, spec=self.store.get(task_id).spec)
         return task_id

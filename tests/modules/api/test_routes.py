@@ -128,6 +128,42 @@ def test_a_repeated_key_gives_the_first_task_again(server):
     assert too_long.status_code == 422
 
 
+def test_a_key_finds_its_task_though_presets_and_files_have_changed_since(server):
+    def send(**request):
+        headers = {"Idempotency-Key": "kept"}
+        return server.client.post("/api/tasks", json=request, headers=headers)
+
+    context, presets = server.context, dict(server.context.presets)
+    lora = context.settings.models_path / "loras" / "ink.safetensors"
+    lora.parent.mkdir(parents=True, exist_ok=True)
+    lora.write_bytes(b"x")
+    words = {"prompt": "a fox <lora:ink:0.5>", "preset": "default"}
+    try:
+        first = send(**words)
+        assert first.status_code == 201
+        lora.unlink()
+        preset = presets["default"].model_copy(update={"settings": {"steps": 11}})
+        context.presets["default"] = preset
+        again = send(**words)
+        assert (again.status_code, again.json()) == (201, first.json())
+        del context.presets["default"]
+        assert send(**words).json() == first.json()
+        context.presets.update(presets)
+        assert send(preset="default", prompt="a boat").status_code == 409
+    finally:
+        context.presets.update(presets)
+        lora.unlink(missing_ok=True)
+
+
+def test_a_key_from_before_requests_were_kept_finds_its_task(server):
+    known = server.context.store.submit(TaskSpec(prompt="old"), idempotency_key="old")
+    headers = {"Idempotency-Key": "old"}
+    again = server.client.post("/api/tasks", json={"prompt": "old"}, headers=headers)
+    assert again.json()["id"] == known
+    other = server.client.post("/api/tasks", json={"prompt": "new"}, headers=headers)
+    assert other.status_code == 409
+
+
 BAD = [
     ('{"steps": NaN}', "steps"),
     ('{"steps": 1e400}', "steps"),

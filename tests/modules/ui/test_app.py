@@ -30,7 +30,7 @@ class Pool:
         self.specs = []
         self.error = None
 
-    def submit(self, spec, owner="local", idempotency_key=None):
+    def submit(self, spec, owner="local", idempotency_key=None, request=None):
         if self.error:
             raise self.error
         self.specs.append((spec, owner))
