@@ -79,19 +79,24 @@ def _prepare(job: Job, studio: "Studio") -> None:
         Picture(p, store.read(p.image), store.read(p.region) if p.region else None) for p in prompts
     ]
     shelf = studio.pipeline.image_prompts
+    # Into the job at the end, and at once: a second try, once memory ran out, begins anew.
+    tasks: tuple[Any, ...] = ()
+    control: ControlBase | None = None
     contents = [picture for picture in pictures if not picture.prompt.type.is_structure]
     if contents:
-        task = shelf.picture_task(contents, studio.catalog, context_dim, on_loading)
-        job.control_tasks = (*job.control_tasks, task)
+        tasks = (shelf.picture_task(contents, studio.catalog, context_dim, on_loading),)
     for file, picture in zip(files, pictures, strict=True):
         if picture.prompt.type.is_structure:
             job.check_stop()
             base = shelf.control(file, unet, on_loading)
-            job.control = _chained(job, base, picture)
+            control = _chained(job, base, picture, control)
+    job.control_tasks, job.control = tasks, control
 
 
-def _chained(job: Job, base: "ControlBase", picture: "Picture") -> "ControlBase":
-    """A copy of `base` for a picture, after the controls that there are."""
+def _chained(
+    job: Job, base: "ControlBase", picture: "Picture", previous: "ControlBase | None"
+) -> "ControlBase":
+    """A copy of `base` for a picture, after `previous`."""
     from modules.worker.image_prompts import hint_of
 
     return (
@@ -103,5 +108,5 @@ def _chained(job: Job, base: "ControlBase", picture: "Picture") -> "ControlBase"
             softness=job.spec.control_softness,
             positive_only=True,
         )
-        .set_previous_controlnet(job.control)
+        .set_previous_controlnet(previous)
     )

@@ -19,7 +19,7 @@ from modules.spec.flags import TaskState
 from modules.spec.image_prompt import ImagePrompt
 from modules.spec.task_spec import TaskSpec
 from modules.tasks.events import Loading
-from modules.worker import generate_cli
+from modules.worker import generate_cli, image_prompts
 from modules.worker.image_prompts import Picture, content_of, hint_of
 from tests.support.control_oracle import control_lora_file, write
 from tests.support.drawn_face import draw_face
@@ -329,6 +329,27 @@ def test_memory_that_runs_out_forgets_controls_and_tries_again(studio, monkeypat
 
     monkeypatch.setattr(control_networks.ControlNet, "get_control", fail_once)
     assert np.abs(whole - pixels(studio, [entry])).max() <= 2
+
+
+def test_memory_that_runs_out_at_a_later_file_makes_no_earlier_one_count_twice(studio, monkeypatch):
+    put_adapter(studio)
+    kinds = ("canny", "cpds")
+    for seed, kind in enumerate(kinds):
+        put_control(studio, f"{kind}.safetensors", seed=seed + 8)
+    entries = [{"image": put(studio), "type": kind} for kind in ("image_prompt", *kinds)]
+    whole = pixels(studio, entries)
+    studio.pipeline.image_prompts.clear()
+    asked, real = [], image_prompts.load_controlnet
+
+    def fail_once(path, **options):
+        asked.append(path.stem)
+        if len(asked) == 2:
+            raise torch.OutOfMemoryError("no room")
+        return real(path, **options)
+
+    monkeypatch.setattr(image_prompts, "load_controlnet", fail_once)
+    assert np.abs(whole - pixels(studio, entries)).max() <= 2
+    assert asked == [*kinds, *kinds]
 
 
 # --- recipe and command line ------------------------------------------------------------------
