@@ -10,7 +10,7 @@ from modules.api.context import ServerContext
 from modules.api.thumbnails import MIME_TYPE, SIDE, Thumbnails, as_webp
 from modules.gallery.maps import map_of
 from modules.gallery.read_image import image_type
-from modules.library.control_files import missing_files
+from modules.library.control_files import Needed, missing_files
 from modules.library.text_width import text_width
 from modules.spec import limits
 from modules.spec.errors import ModelMissing
@@ -92,7 +92,8 @@ def add_input_routes(router: APIRouter, context: ServerContext, thumbnails: Thum
 def control_types(context: ServerContext, checkpoint: str = "") -> list[dict[str, Any]]:
     """Every type of image prompt: its usual stop and weight, and which files it still needs.
 
-    `missing`: for the family of `checkpoint`, as {"file", "folder", "size", "url"} each.
+    `missing`: for the family of `checkpoint`, as {"file", "folder", "size", "url"} each; None where
+    no file of the type is known for it.
     """
     try:
         width = text_width(context.catalog.find_checkpoint(checkpoint)).width
@@ -103,10 +104,16 @@ def control_types(context: ServerContext, checkpoint: str = "") -> list[dict[str
             "type": kind.value,
             "stop": kind.stop,
             "weight": kind.weight,
-            "missing": [
-                {"file": need.file, "folder": need.folder, "size": need.size, "url": need.url}
-                for need in missing_files(context.catalog, kind, width)
-            ],
+            "missing": _in_json(missing_files(context.catalog, kind, width)),
         }
         for kind in ImagePromptType
+    ]
+
+
+def _in_json(missing: list[Needed] | None) -> list[dict[str, Any]] | None:
+    if missing is None:
+        return None
+    return [
+        {"file": need.file, "folder": need.folder, "size": need.size, "url": need.url}
+        for need in missing
     ]

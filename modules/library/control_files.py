@@ -14,11 +14,13 @@ from modules.spec.errors import ModelMissing
 from modules.spec.image_prompt import ImagePromptType
 
 Type = ImagePromptType
-SD1_NAME = re.compile(r"sd_?-?1\.?5|sd1|_v11|v1-5")
-XL_NAME = re.compile(r"xl")
-FAMILY_WIDTHS = (768, 1024, 2048)
-"""Text widths of the families that have released adapters; those that ship with Easel are for its
-own small model."""
+_SD1, _SD2, _REFINER, _SDXL = FAMILY_WIDTHS = (768, 1024, 1280, 2048)
+"""Text widths of the released families; what ships with Easel is for its own small model."""
+_NAMES = (  # ControlNets of SD 2 are called control_v11p_sd21_…, so it comes first
+    (_SD2, re.compile(r"sd_?-?2(\.?[01])?(?!\d)")),
+    (_SDXL, re.compile(r"xl")),
+    (_SD1, re.compile(r"sd_?-?1\.?5|sd1|_v11|v1-5")),
+)
 WORDS = {
     Type.IMAGE_PROMPT: "An image prompt",
     Type.FACE: "A face",
@@ -35,7 +37,8 @@ _STABILITY = "https://huggingface.co/stabilityai/control-lora/resolve/main/contr
 class Needed:
     """A model file that a type needs: where, under which name, or any with one of the words.
 
-    size: of the file of that name, in bytes, to three figures.
+    file: '' where none is known for the family; then there is no url either. size: of the file of
+    that name, in bytes, to three figures.
     """
 
     folder: ModelFolder
@@ -48,7 +51,7 @@ class Needed:
     @property
     def url(self) -> str:
         """Where the file of that name may be fetched."""
-        return self.source + self.file
+        return self.source + self.file if self.file else ""
 
 
 _CONTROL, _ADAPTER = ModelFolder.CONTROLNET, ModelFolder.IPADAPTER
@@ -82,7 +85,6 @@ NEEDED = {
         source=_STABILITY,
     ),
 }
-_SD1 = 768
 _SD1_ADAPTERS = "https://huggingface.co/h94/IP-Adapter/resolve/main/models/"
 _SD1_CONTROLS = "https://huggingface.co/lllyasviel/ControlNet-v1-1/resolve/main/"
 _SD1_FILES = {
@@ -93,25 +95,36 @@ _SD1_FILES = {
     Type.LINEART: ("control_v11p_sd15_lineart.pth", 1_450_000_000, _SD1_CONTROLS),
 }
 """What the same types need with a checkpoint of Stable Diffusion 1."""
+_FAMILY_OF_FILE = {needed.file.casefold(): _SDXL for needed in NEEDED.values()} | {
+    file.casefold(): _SD1 for file, _, _ in _SD1_FILES.values()
+}
 VISION = Needed(ModelFolder.CLIP_VISION, "clip_vision_vit_h.safetensors", ("",), size=1_260_000_000)
 NEGATIVE = Needed(_ADAPTER, "fooocus_ip_negative.safetensors", ("ip_negative", "ip-negative"))
 
 
 def needed_for(kind: ImagePromptType, context_dim: int | None = None) -> Needed:
-    """The file of its own that `kind` needs with a network whose texts are that wide."""
-    if context_dim != _SD1 or kind not in _SD1_FILES:
+    """The file of its own that `kind` needs with a network whose texts are that wide.
+
+    context_dim: None where it is not known, which is taken for SDXL's.
+    """
+    if context_dim in (None, _SDXL):
         return NEEDED[kind]
-    file, size, source = _SD1_FILES[kind]
+    of_sd1 = _SD1_FILES.get(kind) if context_dim == _SD1 else None
+    file, size, source = of_sd1 or ("", 0, "")
     return replace(NEEDED[kind], file=file, size=size, source=source)
 
 
 def missing_files(
     catalog: Catalog, kind: ImagePromptType, context_dim: int | None = None
-) -> list[Needed]:
-    """What `kind` still needs with a network whose texts are that wide (None: not known)."""
+) -> list[Needed] | None:
+    """What `kind` still needs with a network whose texts are that wide (None: not known).
+
+    None where it is missing and none is known that would fit.
+    """
     own = needed_for(kind, context_dim)
     needed = [own] if kind.is_structure else [own, VISION]
-    return [each for each in needed if look_for(catalog, each, context_dim) is None]
+    missing = [each for each in needed if look_for(catalog, each, context_dim) is None]
+    return missing if all(each.file for each in missing) else None
 
 
 def find_file(
@@ -119,6 +132,12 @@ def find_file(
 ) -> ModelFile:
     """The file that `kind` needs. Raises ModelMissing, which says what to put where."""
     found = look_for(catalog, needed, context_dim)
+    if found is None and not needed.file:
+        raise ModelMissing(
+            f"{WORDS[kind]} needs a file in models/{needed.folder} that is made for this "
+            "checkpoint's family, and none is known; take that image prompt out, or choose "
+            "another checkpoint."
+        )
     if found is None:
         raise ModelMissing(
             f"{WORDS[kind]} needs {needed.file} in models/{needed.folder}; put it there, or take "
@@ -140,9 +159,7 @@ def look_for(catalog: Catalog, needed: Needed, context_dim: int | None) -> Model
         name = base(file)
         if file.is_builtin and context_dim in FAMILY_WIDTHS:
             return False
-        if context_dim == 2048 and SD1_NAME.search(name):
-            return False
-        if context_dim == 768 and XL_NAME.search(name):
+        if context_dim is not None and _family_of(name) not in (None, context_dim):
             return False
         has_word = any(word in name for word in needed.words)
         return has_word and not any(word in name for word in needed.without)
@@ -154,3 +171,9 @@ def look_for(catalog: Catalog, needed: Needed, context_dim: int | None) -> Model
         key=lambda file: (small and not file.is_builtin, base(file) != needed.file.casefold()),
         default=None,
     )
+
+
+def _family_of(name: str) -> int | None:
+    """The text width of the family that a file's name, without capitals, tells; None for none."""
+    told = (width for width, words in _NAMES if words.search(name))
+    return _FAMILY_OF_FILE.get(name) or next(told, None)

@@ -36,7 +36,8 @@ def find_known(known: dict[str, Download], name: str) -> Download:
 
 def _of_image_prompts() -> Iterator[Download]:
     needed = {needed_for(kind, width) for kind in ImagePromptType for width in FAMILY_WIDTHS}
-    for each in sorted({*needed, VISION, NEGATIVE}, key=lambda each: each.file):
+    named = {each for each in needed if each.file}
+    for each in sorted({*named, VISION, NEGATIVE}, key=lambda each: each.file):
         # Their sizes are known to three figures only, which is no check.
         yield Download(file=each.file, folder=each.folder, url=each.url)
 

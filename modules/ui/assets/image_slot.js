@@ -106,7 +106,7 @@ function updateType(choice, type) {
 
 /** Below the slot: what is wrong with a picture, or which files its type still needs. */
 function drawNote(slot, entry, trouble) {
-  const missing = (entry && imagePrompts.missing?.[entry.type]) || [];
+  const missing = entry && imagePrompts.missing ? imagePrompts.missing[entry.type] : []; // null: none would fit
   const sentence =
     trouble || (entry && slot.lost && say("ip.lost")) || (entry && slot.narrow && say("ip.narrow")) || "";
   const note = slot.querySelector(".ip-note");
@@ -115,9 +115,9 @@ function drawNote(slot, entry, trouble) {
   note.dataset.key = key;
   const bad = sentence !== say("ip.narrow");
   const parts = sentence ? [make("p", { text: sentence, className: bad ? "bad trouble" : "" })] : [];
-  if (missing.length) {
-    parts.push(make("p", { text: say("ip.missing"), className: "bad" }));
-    parts.push(...missing.map(neededFile));
+  if (!missing || missing.length) {
+    parts.push(make("p", { text: say(missing ? "ip.missing" : "ip.none"), className: "bad" }));
+    parts.push(...(missing ?? []).map(neededFile));
     const again = make("button", { className: "text-button", text: say("ip.look.again") });
     again.addEventListener("click", () => imagePrompts.load());
     parts.push(again);

@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from modules.api import input_routes
 from modules.gallery.maps import map_of
@@ -152,8 +153,8 @@ def test_a_map_that_cannot_be_is_refused(server, query):
 
 
 def test_what_each_type_needs_is_told_until_it_is_there(server):
-    def types():
-        answer = server.client.get("/api/controls?checkpoint=a.safetensors").json()
+    def types(checkpoint="a.safetensors"):
+        answer = server.client.get(f"/api/controls?checkpoint={checkpoint}").json()
         return {entry["type"]: entry for entry in answer["types"]}
 
     before = types()
@@ -167,3 +168,13 @@ def test_what_each_type_needs_is_told_until_it_is_there(server):
     (folder / "mine-canny.safetensors").write_bytes(b"x")
     assert types()["canny"]["missing"] == []
     assert server.client.get("/api/controls?checkpoint=nowhere").status_code == 200
+    narrow = {"model.diffusion_model.x.attn2.to_k.weight": np.zeros((8, 768), np.float16)}
+    of_sd1 = server.context.settings.models_path / "checkpoints" / "z.safetensors"
+    of_sd1.parent.mkdir(parents=True, exist_ok=True)
+    save_file(narrow, of_sd1)
+    try:
+        told = types("z.safetensors")
+    finally:
+        of_sd1.unlink()
+    assert told["cpds"]["missing"] is None
+    assert told["depth"]["missing"][0]["file"] == "control_v11f1p_sd15_depth.pth"

@@ -79,6 +79,22 @@ def test_what_is_missing_is_told_with_where_it_goes(tmp_path, catalog):
     assert missing_files(catalog, Type.CANNY, 2048) == []
 
 
+@pytest.mark.parametrize("width", [None, 2048])
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("image_prompt", "ip-adapter-plus_sdxl_vit-h.bin in models/ipadapter"),
+        ("face", "ip-adapter-plus-face_sdxl_vit-h.bin in models/ipadapter"),
+        ("canny", "control-lora-canny-rank128.safetensors in models/controlnet"),
+        ("cpds", "fooocus_xl_cpds_128.safetensors in models/controlnet"),
+        ("depth", "control-lora-depth-rank128.safetensors in models/controlnet"),
+    ],
+)
+def test_a_missing_file_is_named_with_its_folder(catalog, kind, words, width):
+    with pytest.raises(ModelMissing, match=words):
+        find_file(catalog, needed_for(Type(kind), width), Type(kind), width)
+
+
 def test_a_checkpoint_of_sd1_is_told_the_files_of_its_own_family(tmp_path, catalog):
     own = {
         "image_prompt": "ip-adapter-plus_sd15.safetensors",
@@ -92,8 +108,52 @@ def test_a_checkpoint_of_sd1_is_told_the_files_of_its_own_family(tmp_path, catal
         assert look_for(catalog, NEEDED[Type(kind)], 768).name == file
 
 
+@pytest.mark.parametrize(
+    ("width", "without"),
+    [
+        (768, {Type.CPDS}),
+        (1024, set(Type)),
+        (1280, set(Type)),
+        (192, set(Type)),
+        (2048, set()),
+        (None, set()),
+    ],
+)
+def test_what_no_family_has_is_not_offered(catalog, width, without):
+    assert {kind for kind in Type if missing_files(catalog, kind, width) is None} == without
+    for kind in without:
+        needed = needed_for(kind, width)
+        assert needed.url == ""
+        with pytest.raises(ModelMissing, match=f"models/{needed.folder} .* and none is known"):
+            find_file(catalog, needed, kind, width)
+
+
+@pytest.mark.parametrize("width", [192, 768, 1024, 2048])
+def test_what_is_offered_to_one_family_fits_no_other(tmp_path, catalog, width):
+    for family in (768, 2048):
+        for kind in Type:
+            needed = needed_for(kind, family)
+            if needed.file:
+                put(tmp_path, needed.folder, needed.file)
+    for kind in Type:
+        needed = needed_for(kind, width)
+        file = look_for(catalog, needed, width)
+        assert (file.name if file else "") == needed.file
+
+
+def test_one_of_the_user_s_own_fits_where_none_is_known(tmp_path, catalog):
+    put(tmp_path, "controlnet", "control_v11p_sd21_canny.safetensors", "my-depth.safetensors")
+    names = ("control_v11p_sd21_canny.safetensors", "my-depth.safetensors")
+    for kind, name in zip((Type.CANNY, Type.DEPTH), names, strict=True):
+        assert missing_files(catalog, kind, 1024) == []
+        assert look_for(catalog, needed_for(kind, 1024), 1024).name == name
+    assert missing_files(catalog, Type.CANNY, 768)[0].file == "control_v11p_sd15_canny.pth"
+    assert missing_files(catalog, Type.CANNY, 192) is None
+    assert missing_files(catalog, Type.DEPTH, 192) == []
+
+
 def test_every_file_has_a_size_and_an_address():
-    of_sd1 = [needed_for(kind, 768) for kind in Type]
+    of_sd1 = [needed_for(kind, 768) for kind in Type if kind is not Type.CPDS]
     for needed in [*NEEDED.values(), *of_sd1, VISION]:
         assert needed.size > 9 * 10**7
         assert needed.url.endswith("/" + needed.file)
