@@ -75,14 +75,16 @@ def patch_model(model: Any, tasks: Sequence[Any], *, mode: Mode = "joint") -> An
 
     model: anything with `clone()`, `model_options["transformer_options"]` and
     `model.diffusion_model.current_step`; it stays as it was. tasks: ImagePrompts, or tuples
-    (what preprocess gave, stop, weight[, region]). mode: see ip_attention. Layers that are
-    replaced already keep their replacement. Raises UnsupportedModel if the tasks' layers are not
-    those of the network, ValueError for an unknown mode.
+    (what preprocess gave, stop, weight[, region[, start[, mode]]]). mode: of tasks that name none,
+    see ip_attention. Layers that are replaced already keep their replacement. Raises
+    UnsupportedModel if the tasks' layers are not those of the network, ValueError for an unknown
+    mode.
     """
-    if mode not in MODES:
-        raise ValueError(f"Image prompts are {' or '.join(MODES)}, not {mode!r}.")
-    new_model = model.clone()
     prompts = [ImagePrompt(*task) for task in tasks]
+    for each in (mode, *(prompt.mode for prompt in prompts if prompt.mode is not None)):
+        if each not in MODES:
+            raise ValueError(f"Image prompts are {' or '.join(MODES)}, not {each!r}.")
+    new_model = model.clone()
     if not prompts:
         return new_model
     network = new_model.model.diffusion_model

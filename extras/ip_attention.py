@@ -44,6 +44,10 @@ class ImagePrompt(NamedTuple):
     """0 to about 1.5; see the module's docstring for what it scales."""
     region: Tensor | None = None
     """(H, W) in 0..1, at any resolution: where the picture counts; None is everywhere."""
+    start: float = 0.0
+    """Takes part once `current_step` has reached it."""
+    mode: Mode | None = None
+    """None is that of the whole."""
 
 
 def sdp(
@@ -203,56 +207,61 @@ class ImagePromptAttention:
         extra_options: Mapping[str, Any],
     ) -> Tensor:
         step = float(self.network.current_step)
-        active = tuple(i for i, prompt in enumerate(self.prompts) if step < prompt.stop)
+        active = [i for i, each in enumerate(self.prompts) if each.start <= step < each.stop]
         if not active:
             return sdp(q, k, v, extra_options).to(q.dtype)
+        joint = tuple(i for i in active if self._is_joint(i))
+        apart = tuple(i for i in active if i not in joint)
         halves = tuple(extra_options.get("cond_or_uncond") or (0,))
-        parts = self._joined(index, known, active, halves, k, v)
-        if self.mode == "joint":
-            ((keys, values),) = parts
-            mask = self._joint_mask(active, q, k, keys, extra_options)
-            return sdp(q, keys, values, extra_options, mask).to(q.dtype)
-        out = sdp(q, k, v, extra_options)
-        for i, (keys, values) in zip(active, parts, strict=True):
+        (keys, values), *parts = self._joined(index, known, joint, apart, halves, k, v)
+        mask = self._joint_mask(joint, q, k, keys, extra_options)
+        out = sdp(q, keys, values, extra_options, mask)
+        for i, (keys, values) in zip(apart, parts, strict=True):
             added = sdp(q, keys, values, extra_options) * self.prompts[i].weight
             if self.prompts[i].region is not None:
                 added = added * self._region(i, q, extra_options).to(q.dtype)[:, None]
             out = out + added
         return out.to(q.dtype)
 
+    def _is_joint(self, i: int) -> bool:
+        return (self.prompts[i].mode or self.mode) == "joint"
+
     def _joined(
         self,
         index: int,
         known: list[_Joined],
-        active: tuple[int, ...],
+        joint: tuple[int, ...],
+        apart: tuple[int, ...],
         halves: tuple[int, ...],
         k: Tensor,
         v: Tensor,
     ) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of the image prompts for this text: one pair in the joint mode."""
-        key = (active, halves)
+        """Keys and values: the text's with those of `joint` beside them, then each of `apart`."""
+        key = (joint, apart, halves)
         text = (k, _version(k), v, _version(v))
         for entry in known:
             old = entry.text
             same = old[0] is k and old[2] is v and (old[1], old[3]) == (text[1], text[3])
             if same and entry.key == key:
                 return entry.parts
-        parts = [self._image_part(index, self.prompts[i], halves, k) for i in active]
-        if self.mode == "joint":
-            keys = torch.cat([k, *(part[0] for part in parts)], dim=1)
-            values = torch.cat([v, *(part[1] for part in parts)], dim=1)
-            parts = [(keys, values)]
+        keys, values = k, v
+        if joint:
+            beside = [self._image_part(index, i, halves, k) for i in joint]
+            keys = torch.cat([k, *(part[0] for part in beside)], dim=1)
+            values = torch.cat([v, *(part[1] for part in beside)], dim=1)
+        parts = [(keys, values), *(self._image_part(index, i, halves, k) for i in apart)]
         if not (k.requires_grad or v.requires_grad):
             known.append(_Joined(key, text, parts))
             del known[:-JOINED_KEPT]
         return parts
 
     def _image_part(
-        self, index: int, prompt: ImagePrompt, halves: tuple[int, ...], like: Tensor
+        self, index: int, i: int, halves: tuple[int, ...], like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """A prompt's keys and values (B, T, C) for a batch of conditional and other halves."""
+        """Prompt i's keys and values (B, T, C) for a batch of conditional and other halves."""
+        prompt = self.prompts[i]
         pairs = [(kind[2 * index], kind[2 * index + 1]) for kind in prompt.conds]
-        if self.mode == "joint":
+        if self._is_joint(i):
             pairs = [scaled(k, v, prompt.weight) for k, v in pairs]
         each = like.shape[0] // len(halves)
         keys, values = (

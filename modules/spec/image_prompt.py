@@ -38,6 +38,13 @@ class ImagePromptType(StrEnum):
         return self not in (ImagePromptType.IMAGE_PROMPT, ImagePromptType.FACE)
 
 
+class ImagePromptMode(StrEnum):
+    """How the content of a picture meets the words; the names are the engine's."""
+
+    JOINT = "joint"
+    DECOUPLED = "decoupled"
+
+
 class ImagePrompt(BaseModel):
     """One picture that steers the painting."""
 
@@ -52,6 +59,13 @@ class ImagePrompt(BaseModel):
         description="What counts: its content and look, its edges (canny), its structure (cpds), "
         "a face, its depth or its lines.",
     )
+    start: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        title="Start at",
+        description="The part of the painting before it counts; 0 is from the beginning.",
+    )
     stop: float | None = Field(
         None,
         ge=0.0,
@@ -65,6 +79,12 @@ class ImagePrompt(BaseModel):
         le=limits.IMAGE_PROMPT_WEIGHT_MAX,
         title="Weight",
         description="How strongly it counts; 0 not at all, empty takes the type's usual.",
+    )
+    mode: ImagePromptMode = Field(
+        ImagePromptMode.JOINT,
+        title="Mode",
+        description="Of an image prompt or a face: joint weighs it together with the words, "
+        "decoupled adds it to what they give, as the IP-Adapter paper does.",
     )
     skip_preprocess: bool = Field(
         False,
@@ -100,6 +120,15 @@ class ImagePrompt(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _starts_before_it_stops(self) -> Self:
+        if self.start > self.stops_at:
+            raise ValueError(
+                f"starts at {self.start:g}, after its stop at {self.stops_at:g}; let it start "
+                "earlier or stop later"
+            )
+        return self
+
     @property
     def stops_at(self) -> float:
         """The stop in force."""
@@ -113,4 +142,4 @@ class ImagePrompt(BaseModel):
     @property
     def counts(self) -> bool:
         """Whether it does anything at all."""
-        return self.weighs > 0.0 and self.stops_at > 0.0
+        return self.weighs > 0.0 and self.stops_at > self.start

@@ -49,8 +49,8 @@ class Picture:
 class PictureTask:
     """Pictures whose content counts, to be attached to a clone of the UNet."""
 
-    def __init__(self, tasks: Sequence[tuple[Any, float, float, Tensor | None]]) -> None:
-        """tasks: (what preprocess gave, stop, weight, region) each."""
+    def __init__(self, tasks: Sequence[tuple[Any, ...]]) -> None:
+        """tasks: as `patch_model` takes them."""
         self.tasks = tuple(tasks)
 
     def attach(self, unet: "ModelPatcher") -> None:
@@ -95,7 +95,8 @@ class ImagePromptShelf:
                 self._adapters.load_ip_adapter(*paths)
                 conds = self._adapters.preprocess(content_of(picture), paths[2])
             prompt = picture.prompt
-            tasks.append((conds, prompt.stops_at, prompt.weighs, picture.region_mask))
+            how = (prompt.stops_at, prompt.weighs, picture.region_mask, prompt.start)
+            tasks.append((conds, *how, prompt.mode.value))
         return PictureTask(tasks)
 
     def control(

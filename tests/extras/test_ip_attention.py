@@ -99,6 +99,22 @@ def test_nothing_is_joined_again_for_the_same_text(mode, monkeypatch):
     assert torch.equal(first, replace(q, k, v, options()))
 
 
+def test_each_prompt_has_its_own_way_and_its_own_start():
+    q, k, v = text()
+    one, two = prompt(100), prompt(300)
+
+    def out(*prompts: ImagePrompt, step: float = 0.0, mode: ip_attention.Mode = "joint") -> Tensor:
+        return ImagePromptAttention(Step(step), prompts, mode).at(0)(q, k, v, options())
+
+    words, apart = out(), two._replace(mode="decoupled")
+    assert torch.equal(out(apart), out(two, mode="decoupled"))
+    assert not torch.allclose(out(apart), out(two))
+    torch.testing.assert_close(out(one, apart), out(one) + out(apart) - words)
+    late = one._replace(start=0.5)
+    assert torch.equal(out(late, step=0.4), words)
+    assert torch.equal(out(late, step=0.5), out(one, step=0.5))
+
+
 def test_a_changed_text_is_seen():
     q, k, v = text()
     attention = ImagePromptAttention(Step(), [prompt(100)])

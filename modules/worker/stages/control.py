@@ -104,7 +104,7 @@ def _chained(
         .set_cond_hint(
             hint_of(picture, job.settled.width, job.settled.height),
             picture.prompt.weighs,
-            (0.0, picture.prompt.stops_at),
+            (picture.prompt.start, picture.prompt.stops_at),
             softness=job.spec.control_softness,
             positive_only=True,
         )

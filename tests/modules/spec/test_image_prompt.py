@@ -37,6 +37,15 @@ def test_no_weight_or_no_time_counts_for_nothing():
     assert not ImagePrompt(image=HASH, stop=0.0).counts
 
 
+def test_start_and_mode_are_as_before_where_nothing_is_said():
+    old = ImagePrompt.model_validate({"image": HASH, "stop": 0.4, "weight": None})
+    assert (old.start, old.mode) == (0.0, "joint")
+    late = ImagePrompt(image=HASH, type="canny", start=0.2, mode="decoupled")
+    assert late.counts
+    assert ImagePrompt.model_validate_json(late.model_dump_json()) == late
+    assert not ImagePrompt(image=HASH, start=0.5).counts  # it stops at 0.5
+
+
 def test_it_cannot_be_changed():
     prompt = ImagePrompt(image=HASH)
     with pytest.raises(ValidationError):
@@ -62,6 +71,12 @@ def test_a_request_comes_back_from_its_json():
         ({"image": HASH, "stop": float("nan")}, "Stop at of image prompt 2 must be a finite"),
         ({"image": HASH, "canny_low": 0}, "Lower threshold of image prompt 2 must be at least 1."),
         ({"image": HASH, "path": "/x"}, "Field 'path' of image prompt 2 is not known; remove it."),
+        ({"image": HASH, "mode": "both"}, "Mode of image prompt 2 must be one of 'joint' or"),
+        ({"image": HASH, "start": 1.5}, "Start at of image prompt 2 must be at most 1.0."),
+        (
+            {"image": HASH, "start": 0.6},
+            "Image prompt 2 starts at 0.6, after its stop at 0.5; let it start earlier or",
+        ),
         ("x", "Image prompt 2 must be"),
         ({"image": HASH, "region": "x"}, "Region of image prompt 2 must be the SHA-256 of"),
         (

@@ -148,7 +148,7 @@ def test_weight_stop_softness_and_thresholds_matter(studio):
     put_control(studio)
     entry = {"image": put(studio), "type": "canny"}
     base = pixels(studio, [entry], steps=4)
-    for change in ({"weight": 0.4}, {"stop": 1.0}, {"skip_preprocess": True}):
+    for change in ({"weight": 0.4}, {"stop": 1.0}, {"start": 0.3}, {"skip_preprocess": True}):
         changed = pixels(studio, [{**entry, **change}], steps=4)
         assert not np.array_equal(base, changed), change
     assert differ(base, pixels(studio, [entry], steps=4, control_softness=0.9))
@@ -201,6 +201,25 @@ def test_a_picture_s_content_changes_the_picture_and_leaves_no_trace(studio):
     )
     assert np.array_equal(plain, pixels(studio))
     assert np.array_equal(plain, pixels(studio, [{**entry, "weight": 0}]))
+
+
+def test_start_and_mode_of_a_picture_s_content_matter(studio):
+    put_adapter(studio)
+    entry = {"image": put(studio), "stop": 1.0, "weight": 1.0}
+    plain, joint, late, apart, other = (
+        pixels(studio, entries, steps=4)
+        for entries in (
+            [],
+            [entry],
+            [{**entry, "start": 0.5}],
+            [{**entry, "mode": "decoupled"}],
+            [entry, {**entry, "mode": "decoupled"}],
+        )
+    )
+    for one, another in ((late, joint), (late, plain), (apart, joint), (other, joint)):
+        assert not np.array_equal(one, another)
+    assert not np.array_equal(other, apart)
+    assert np.array_equal(late, pixels(studio, [{**entry, "start": 0.5}], steps=4))
 
 
 def put_mask(studio, left, right):
