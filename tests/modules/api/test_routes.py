@@ -594,7 +594,7 @@ def test_a_forecast_says_what_is_known(server):
         "dpmpp_sde_gpu",
     )
     assert few["missing"]["file"] == "sdxl_hyper_sd_4step_lora.safetensors"
-    (folder.parent / "loras").mkdir()
+    (folder.parent / "loras").mkdir(exist_ok=True)
     (folder.parent / "loras" / "Hyper-SDXL-4steps-lora.safetensors").write_bytes(b"")
     found = server.client.post("/api/forecast", json={"performance": "hyper_sd"}).json()
     assert found["missing"] is None
