@@ -12,25 +12,27 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from modules.gallery.inputs import InputStore
-from modules.gallery.recipe import read_full_recipe
+from modules.gallery.recipe import Recipe, read_full_recipe
 from modules.library.catalog import Catalog
 from modules.library.preset_fit import fit_preset
 from modules.prompt.books import Shelf
 from modules.settings.args import FLAGS
 from modules.settings.config import Settings, load_settings
 from modules.settings.logs import start_logging
+from modules.settings.performance import load_modes
 from modules.settings.presets import load_presets, preset_named
 from modules.spec.errors import ConfigError, StudioError
 from modules.spec.flags import TaskState
 from modules.spec.image_prompt import ImagePromptType
 from modules.spec.limits import REQUEST_BYTES
-from modules.spec.task_spec import ResolvedSpec, TaskSpec
+from modules.spec.performance import PerformanceMode
+from modules.spec.task_spec import LoraSpec, ResolvedSpec, TaskSpec
 from modules.tasks.cancel import CancelToken
 from modules.tasks.events import Event, Loading, Progress
 from modules.tasks.ids import IdMaker
@@ -39,6 +41,12 @@ _SHORT = {"image_count": ("-n",), "output_format": ("--format",)}
 _SETTINGS = ("models-path", "data-path", "disable-metadata")
 _SOURCE = "from"
 _BAR_CHARACTERS = 24
+# Fields of a recipe that would win over one on the line.
+_STRONGER = {
+    "aspect_ratio": ("width", "height"),
+    "steps": ("overwrite_step",),
+    "refiner_switch": ("overwrite_switch",),
+}
 _IMAGE_PROMPT = re.compile(
     r"(?P<file>.+?)"
     rf"(?::(?P<type>{'|'.join(ImagePromptType)})(?::(?P<weight>[\d.]+)(?::(?P<stop>[\d.]+))?)?)?"
@@ -205,6 +213,29 @@ def read_image_prompt_option(text: str, store: InputStore) -> dict[str, str]:
     return {"image": store.add(data).image, **given}
 
 
+def with_line(
+    recipe: Recipe, line: Mapping[str, Any], modes: Mapping[str, PerformanceMode]
+) -> dict[str, Any]:
+    """The fields of the picture of `recipe`, and over them those of `line`, to be checked yet.
+
+    A performance mode that decides a field of `line` gives way to all that it had set.
+    """
+    spec = recipe.alone()
+    values: dict[str, Any] = dict(spec)
+    lora: LoraSpec | None = None
+    mode = modes.get(spec.performance)
+    if mode is not None and "performance" not in line and line.keys() & mode.decided(spec).keys():
+        values |= mode.decided(spec) | {"performance": ""}
+        lora = recipe.resolved.performance_lora
+    for name in line.keys() & _STRONGER.keys():
+        values |= dict.fromkeys(_STRONGER[name])
+    values |= line
+    if lora is not None:
+        others = [each for each in values["loras"] if dict(each)["name"] != lora.name]
+        values["loras"] = [*others, lora]
+    return values
+
+
 def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
     """(spec with a fixed seed, settings, whether a folder was given). Raises StudioError."""
     parser = build_parser()
@@ -213,7 +244,7 @@ def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
     source = given.pop(_SOURCE, None)
     if source is None and "prompt" not in values:
         parser.error("the following arguments are required: prompt")
-    base = {} if source is None else dict(read_full_recipe(Path(source).expanduser()).alone())
+    recipe = None if source is None else read_full_recipe(Path(source).expanduser())
     if "loras" in values:
         values["loras"] = [read_lora_option(text) for text in values["loras"]]
     folder = given.pop("output_path", None)
@@ -230,20 +261,28 @@ def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
     if folder is not None:
         settings = replace(settings, output_path=Path(os.path.abspath(Path(folder).expanduser())))
     preset = values.pop("preset", "")
-    if not preset:
-        spec = TaskSpec.from_mapping(base | values)
-        return spec.with_fixed_seed(), settings, folder is not None
+    if preset:
+        values = {**_preset_fields(preset, settings, given.get("models_path")), **values}
+    if recipe is not None:
+        values = with_line(recipe, values, load_modes(settings.root))
+    return TaskSpec.from_mapping(values).with_fixed_seed(), settings, folder is not None
+
+
+def _preset_fields(preset: str, settings: Settings, models_path: str | None) -> dict[str, Any]:
+    """The fields that a preset sets; what it lacks is told, with the line that fetches it.
+
+    models_path: as it was given.
+    """
     presets = load_presets(settings.root)
     styles = Shelf(settings.root, settings.presets_path).styles()
     fitted = fit_preset(preset_named(presets, preset), Catalog(settings, presets), styles)
     for sentence in fitted.sentences:
         sys.stderr.write(f"{sentence}\n")
-    models = ["--models-path", given["models_path"]] if given.get("models_path") else []
+    models = ["--models-path", models_path] if models_path else []
     for download in fitted.missing:
         words = shlex.join(["launch.py", "download", download.key, *models])
         sys.stderr.write(f"This fetches it: python3 {words}\n")
-    spec = TaskSpec.from_mapping({**base, **fitted.settings, "preset": preset, **values})
-    return spec.with_fixed_seed(), settings, folder is not None
+    return {**fitted.settings, "preset": preset}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,11 +1,16 @@
 import io
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from modules.gallery.recipe import read_full_recipe
+from modules.gallery.recipe import Recipe, read_full_recipe
+from modules.gallery.save import encode_image
 from modules.spec.errors import ConfigError, StudioError
-from modules.spec.flags import Sampler, TaskState
+from modules.spec.flags import OutputFormat, Sampler, TaskState
+from modules.spec.performance import MODES
+from modules.spec.resolving import resolve_spec
+from modules.spec.sizes import SDXL
 from modules.spec.task_spec import TaskSpec
 from modules.tasks.events import Loading, Progress
 from modules.worker import generate_cli
@@ -119,7 +124,8 @@ def test_a_picture_is_painted_again_from_its_recipe(tmp_path, tiny_checkpoint):
     models, folder, again = tmp_path / "models", tmp_path / "folder", tmp_path / "again"
     (models / "checkpoints").mkdir(parents=True)
     (models / "checkpoints" / "tiny.safetensors").hardlink_to(tiny_checkpoint)
-    place = ["--models-path", str(models), "--all-in-fp32", "--always-cpu", "1", "-o"]
+    place = ["--models-path", str(models), "--data-path", str(tmp_path / "data")]
+    place += ["--all-in-fp32", "--always-cpu", "1", "-o"]
     words = ["a [[red, green, blue]] house", "--steps", "2", "--seed", "7", "-n", "3"]
     assert generate_cli.main([*words, *place, str(folder)]) == 0
     (third,) = (p for p in folder.iterdir() if read_full_recipe(p).image.index == 2)
@@ -132,6 +138,54 @@ def test_a_picture_is_painted_again_from_its_recipe(tmp_path, tiny_checkpoint):
         assert first.tobytes() == second.tobytes()
     changed, _, _ = generate_cli.read_request(["a cat", "--from", str(copy), "--steps", "5"])
     assert changed == recipe.spec.model_copy(update={"prompt": "a cat", "steps": 5})
+
+
+def settled(spec):
+    mode = next((mode for mode in MODES if mode.name == spec.performance), None)
+    lora = mode.lora.file if mode and mode.lora else ""
+    return resolve_spec(spec, mode, checkpoint="a.safetensors", sizes=SDXL, lora=lora)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "line", "wanted"),
+    [
+        ({"performance": "speed"}, "--steps 5", {"steps": 5}),
+        ({"performance": "speed"}, "--cfg-scale 6", {"steps": 30, "cfg_scale": 6.0}),
+        ({"performance": "speed", "overwrite_step": 12}, "--steps 5", {"steps": 5}),
+        ({"performance": "speed", "overwrite_step": 12}, "--seed 5", {"steps": 12}),
+        ({"overwrite_step": 12}, "--steps 5", {"steps": 5}),
+        ({"performance": "lightning"}, "--sampler lcm", {"steps": 4, "sampler": "lcm"}),
+        ({"performance": "lightning"}, "--steps 5", {"cfg_scale": 1.0, "sampler": "euler"}),
+        ({"performance": "speed"}, "--steps 5 --performance quality", {"steps": 60}),
+        ({"width": 512, "height": 768}, "--aspect-ratio 1:1", {"width": 1024, "height": 1024}),
+        ({"width": 512, "height": 768}, "--steps 5", {"width": 512, "height": 768}),
+        (
+            {"refiner": "b.safetensors", "overwrite_switch": 9},
+            "--refiner-switch 0.5",
+            {"refiner_step": 15},
+        ),
+    ],
+    ids=str,
+)
+def test_what_the_line_says_overrides_the_recipe(tmp_path, recipe, line, wanted):
+    spec = TaskSpec(prompt="x", seed=7, image_count=1, **recipe)
+    saved = Recipe.of(spec, settled(spec), 0)
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    (tmp_path / "a.png").write_bytes(encode_image(pixels, OutputFormat.PNG, saved))
+    argv = ["--from", str(tmp_path / "a.png"), *line.split()]
+    found = settled(generate_cli.read_request(argv)[0])
+    assert {name: getattr(found, name) for name in wanted} == wanted
+
+
+def test_the_lora_of_a_mode_outlives_it(tmp_path):
+    spec = TaskSpec(prompt="x", seed=7, image_count=1, performance="lightning")
+    recipe = Recipe.of(spec, settled(spec), 0)
+    both = {"loras": [{"name": "ink"}], "steps": "5"}
+    changed = TaskSpec.from_mapping(
+        generate_cli.with_line(recipe, both, {mode.name: mode for mode in MODES})
+    )
+    assert (changed.performance, settled(changed).steps) == ("", 5)
+    assert [lora.name for lora in changed.loras] == ["ink", "sdxl_lightning_4step_lora.safetensors"]
 
 
 def test_a_picture_without_a_recipe_or_none_at_all_is_a_sentence(tmp_path, capsys):
