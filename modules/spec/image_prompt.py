@@ -113,10 +113,17 @@ class ImagePrompt(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _structure_is_everywhere(self) -> Self:
-        if self.region is not None and self.type.is_structure:
+    def _structure_has_neither_region_nor_mode(self) -> Self:
+        if not self.type.is_structure:
+            return self
+        if self.region is not None:
             raise ValueError(
                 "has a region, which is for the types image_prompt and face; leave it empty"
+            )
+        if self.mode is not ImagePromptMode.JOINT:
+            raise ValueError(
+                f"has the mode {self.mode}, which is for the types image_prompt and face; leave "
+                "it out"
             )
         return self
 

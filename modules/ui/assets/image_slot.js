@@ -33,7 +33,8 @@ function imageSlot({ place }) {
   type.addEventListener("change", () => {
     const structure = !["image_prompt", "face"].includes(type.value);
     const kept = structure ? { region: null } : {}; // a structure is followed everywhere
-    imagePrompts.set(place, { type: type.value, stop: null, weight: null, ...kept });
+    const usual = { start: 0, stop: null, weight: null, mode: "joint" };
+    imagePrompts.set(place, { type: type.value, ...usual, ...kept });
   });
   const note = make("div", { className: "ip-note" });
   note.setAttribute("role", "status");
@@ -84,6 +85,7 @@ function updateSlot(slot, { entry, place, sending, trouble }) {
     for (const name of SHARES) {
       const slider = slot.querySelector(`#ip-${name}-${place + 1}`);
       const value = imagePrompts.share(entry, name);
+      if (name === "stop") slider.min = entry.start ?? 0; // of the API or a preset
       slider.value = value;
       setText(slider.nextElementSibling, Number(value).toFixed(2));
     }

@@ -40,7 +40,7 @@ def test_no_weight_or_no_time_counts_for_nothing():
 def test_start_and_mode_are_as_before_where_nothing_is_said():
     old = ImagePrompt.model_validate({"image": HASH, "stop": 0.4, "weight": None})
     assert (old.start, old.mode) == (0.0, "joint")
-    late = ImagePrompt(image=HASH, type="canny", start=0.2, mode="decoupled")
+    late = ImagePrompt(image=HASH, type="face", start=0.2, mode="decoupled")
     assert late.counts
     assert ImagePrompt.model_validate_json(late.model_dump_json()) == late
     assert not ImagePrompt(image=HASH, start=0.5).counts  # it stops at 0.5
@@ -82,6 +82,10 @@ def test_a_request_comes_back_from_its_json():
         (
             {"image": HASH, "type": "canny", "region": HASH},
             "Image prompt 2 has a region, which is for",
+        ),
+        (
+            {"image": HASH, "type": "canny", "mode": "decoupled"},
+            "Image prompt 2 has the mode decoupled, which is for",
         ),
     ],
 )
