@@ -382,8 +382,9 @@ def make_venv(venv: Path, log: Path) -> None:
 def clear_venv(venv: Path) -> None:
     """Empty the folder of an environment. LaunchError for one that holds anybody else's files.
 
-    An environment is told by its pyvenv.cfg, which venv writes as the first of its files and
-    which goes last here: interrupted, both leave a folder that the next start knows again.
+    An environment is told by its pyvenv.cfg, which venv writes as the first of its files, after
+    .gitignore at most (Python 3.13), and which goes last here: interrupted, both leave a folder
+    that the next start knows again.
     """
     mark = venv / "pyvenv.cfg"
     if mark.exists():
@@ -392,10 +393,10 @@ def clear_venv(venv: Path) -> None:
                 shutil.rmtree(str(path))
             else:
                 path.unlink()
-    elif any(not path.is_dir() for path in venv.rglob("*")):
+    elif any(not path.is_dir() for path in venv.rglob("*") if path != venv / ".gitignore"):
         raise LaunchError(
             f"{shown(venv)} holds files but no virtual environment, so Easel leaves it alone: set "
-            "EASEL_VENV to a new or an empty folder."
+            "EASEL_VENV to a new or an empty folder, or delete that folder."
         )
 
 

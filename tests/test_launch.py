@@ -242,6 +242,8 @@ def test_an_environment_that_was_begun_or_half_removed_is_known_again(launcher, 
     (venv / "lib" / "python3.12").mkdir(parents=True)
     (venv / "lib64").symlink_to("lib")
     launcher.clear_venv(venv)  # venv was ended before its first file
+    (venv / ".gitignore").touch()
+    launcher.clear_venv(venv)  # and before its second, from Python 3.13 on
     assert (venv / "lib").is_dir()
     (venv / "pyvenv.cfg").touch()
     (venv / "lib" / "python3.12" / "half.py").touch()
