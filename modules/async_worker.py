@@ -58,7 +58,8 @@ def handler(task: AsyncTask) -> None:
             job.next_image(index)
             if not save.adopt(job, studio):
                 _paint(job, studio)
-            task.port.cancel.next_image()  # not before the first: a Skip while models load is its
+                # Not before: a Skip while models load is for the first that is painted.
+                task.port.cancel.next_image()
     finally:
         studio.saver.wait()
 

@@ -261,6 +261,21 @@ def test_skip_and_stop_while_the_model_is_loading(studio):
     assert not stopped.progress
 
 
+def test_a_skip_while_the_model_is_loading_waits_for_a_picture_to_paint(studio):
+    killed = paint(studio)
+    studio.pipeline.drop_models()
+
+    def on_event(task, event):
+        if isinstance(event, Loading):
+            task.cancel.skip()
+
+    rest = RecordingTask(request(image_count=2), attempt=2, on_event=on_event)
+    rest.id = killed.id
+    run(studio, rest)
+    assert rest.state is TaskState.DONE
+    assert (sorted(rest.commits), rest.skipped) == ([0], [1])  # the first one is adopted
+
+
 def test_a_checkpoint_without_a_part_cannot_paint(studio, tiny_checkpoint):
     for prefix, word in (("first_stage_model.", "VAE"), ("conditioner.", "text encoders")):
 

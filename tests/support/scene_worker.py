@@ -70,15 +70,15 @@ def paint(task: ClaimedTask, settings: Settings) -> None:
     for index in range(task.spec.image_count):
         if index in task.done_indices:
             continue
-        task.cancel.next_image()
         try:
             picture = steps(task, settings, words, index)
         except Skipped:
             task.commit_skip(index)
-            continue
-        save(task, settings, picture, index)
-        if "fails-late" in words:
-            raise ModelMissing(MISSING)
+        else:
+            save(task, settings, picture, index)
+            if "fails-late" in words:
+                raise ModelMissing(MISSING)
+        task.cancel.next_image()
 
 
 def load(task: ClaimedTask, settings: Settings, *, holds: bool) -> None:

@@ -69,13 +69,13 @@ def paint(task: ClaimedTask, words: set[str], output_path: Path) -> None:
     for index in range(task.spec.image_count):
         if index in task.done_indices:
             continue
-        task.cancel.next_image()
         try:
             paint_one(task, words, index)
         except Skipped:
             task.commit_skip(index)
-            continue
-        save(task, index, output_path)
+        else:
+            save(task, index, output_path)
+        task.cancel.next_image()
 
 
 def paint_one(task: ClaimedTask, words: set[str], index: int) -> None:
