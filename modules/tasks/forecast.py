@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import Any
 
 from modules.spec.flags import Sampler
-from modules.spec.image_prompt import ImagePromptType
+from modules.spec.image_prompt import ImagePrompt, ImagePromptType
 from modules.spec.task_spec import ResolvedSpec
 
 PICTURES_READ = 400
@@ -102,7 +102,8 @@ def prompt_types(prompts: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _counts(prompt: Mapping[str, Any]) -> bool:
-    return prompt.get("weight") != 0.0 and prompt.get("stop") != 0.0
+    kind = ImagePromptType(prompt.get("type", ImagePromptType.IMAGE_PROMPT))
+    return ImagePrompt.model_construct(**{**prompt, "type": kind}).counts
 
 
 def _models(resolved: ResolvedSpec) -> tuple[str, str]:

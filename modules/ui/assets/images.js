@@ -85,7 +85,8 @@ const imagePrompts = {
 
   /** How many of them do something. */
   inForce() {
-    return this.entries().filter((entry) => SHARES.every((name) => this.share(entry, name) > 0)).length;
+    const counts = (e) => this.share(e, "weight") > 0 && this.share(e, "stop") > (e.start ?? 0);
+    return this.entries().filter(counts).length;
   },
 
   share(entry, name) {

@@ -165,6 +165,8 @@ def test_image_prompts_that_count_are_known():
         {"type": "canny", "weight": None},
         {"type": "face", "stop": 0.0},
         {"weight": 0.0},
+        {"start": 0.5},  # where it stops
+        {"type": "face", "start": 0.5, "weight": 0.0},
         {},
     ]
     rows = [row("a", 0, 107.0, image_prompts=json.dumps(prompts))]
