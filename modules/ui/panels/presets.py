@@ -28,6 +28,7 @@ from modules.spec.image_prompt import ImagePromptType
 from modules.ui.components import markup
 from modules.ui.form import Form, field_defaults
 from modules.ui.panels.downloads import download_list
+from modules.ui.texts import Texts
 
 # What a preset leaves alone: the user's words and pictures, and how many, unless it names them.
 KEPT = frozenset({"prompt", "negative_prompt", "image_prompts", "seed", "image_count", "preset"})
@@ -299,15 +300,16 @@ class PresetPanel:
 
     def _changes(self, changed: Mapping[str, tuple[Any, Any]]) -> str:
         """Guidance 7 → 4, Sharpness 0 → 2 and 3 more."""
-        label = self.form.texts.label
+        texts = self.form.texts
+        label = texts.label
         told = [
-            f"{label(name)} {_word(old)} → {_word(new)}" for name, (old, new) in changed.items()
+            f"{label(name)} {_word(old, texts)} → {_word(new, texts)}"
+            for name, (old, new) in changed.items()
         ]
         if not told:
             return ""
         more = len(told) - _TOLD
         listed = ", ".join(told[:_TOLD])
-        texts = self.form.texts
         words = texts("preset.more", changes=listed, count=more) if more > 0 else listed
         return texts("preset.changes", changes=words)
 
@@ -322,7 +324,7 @@ def _set(value: Any) -> Any:
     return None if value in ("", (), []) else value
 
 
-def _word(value: Any) -> str:
+def _word(value: Any, texts: Texts) -> str:
     """A setting's value for a person."""
     if value is None or value in ("", (), []):
         return "–"
@@ -330,16 +332,16 @@ def _word(value: Any) -> str:
         return "on" if value else "off"
     if isinstance(value, list | tuple):
         if all(isinstance(item, Mapping) and "image" in item for item in value):
-            return _pictures(value)
-        return ", ".join(_word(item) for item in value)
+            return _pictures(value, texts)
+        return ", ".join(_word(item, texts) for item in value)
     if isinstance(value, Mapping):
         return f"{value.get('name', '')} at {value.get('weight', 1):g}"
     text = str(value)
     return text if len(text) <= _TOLD_CHARACTERS else f"{text[:_TOLD_CHARACTERS]}…"
 
 
-def _pictures(entries: Sequence[Mapping[str, Any]]) -> str:
+def _pictures(entries: Sequence[Mapping[str, Any]], texts: Texts) -> str:
     """Image prompts for a person: how many of each type."""
     usual = ImagePromptType.IMAGE_PROMPT.value
     counts = Counter(str(entry.get("type") or usual) for entry in entries)
-    return ", ".join(f"{count} × {kind}" for kind, count in counts.items())
+    return ", ".join(f"{count} × {texts(f'ip.type.{kind}')}" for kind, count in counts.items())

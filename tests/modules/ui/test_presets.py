@@ -83,7 +83,7 @@ def test_pictures_that_a_preset_names_are_told_by_type_and_count(context):
     page = Page(context)
     page.set(preset="steered")
     said = page.take(page.fns["choose"].fn(page.held))
-    assert "– → 2 × canny, 1 × face, 1 × image_prompt" in said
+    assert "– → 2 × PyraCanny, 1 × FaceSwap, 1 × Image Prompt" in said
     assert len(json.loads(page.value("image-prompts-value"))) == 4
 
 
