@@ -33,7 +33,7 @@ from modules.api.login import Door, login_routes
 from modules.api.routes import api_routes
 from modules.api.security import USER_KEY, Gate
 from modules.api.share import ShareLink
-from modules.settings.config import Settings
+from modules.settings.config import DATA_FOLDER, Settings
 from modules.spec import limits
 from modules.spec.errors import ConfigError, StudioError
 from modules.spec.version import VERSION
@@ -88,8 +88,14 @@ def prepare_environment(settings: Settings) -> None:
 
 
 def sweep(settings: Settings) -> None:
-    """Remove what a former start left in the temporary folder. Only with the instance lock."""
+    """Remove what a former start left in the temporary folder. Only with the instance lock.
+
+    So, too, the two folders that had other names once, where the data folder is surely ours.
+    """
     shutil.rmtree(settings.temporary_path, ignore_errors=True)
+    if settings.data_path == settings.root / DATA_FOLDER:
+        for name in ("tmp", "thumbnails"):
+            shutil.rmtree(settings.data_path / name, ignore_errors=True)
 
 
 def import_gradio() -> ModuleType:

@@ -131,8 +131,13 @@ def test_leftovers_of_a_former_start_are_swept(tmp_path):
     outside.mkdir()
     (outside / "a").write_bytes(b"x")
     (settings.temporary_path / "link").symlink_to(outside)
+    renamed = [settings.data_path / name for name in ("tmp", "thumbnails")]
+    for folder in renamed:
+        folder.mkdir()
+        (folder / "a.webp").write_bytes(b"x")
     sweep(settings)
     assert not left.exists()
+    assert not any(folder.exists() for folder in renamed)
     assert kept.exists()
     assert (outside / "a").exists()
 
