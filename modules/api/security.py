@@ -188,7 +188,8 @@ class Gate:
 def _is_direct(scope: Scope, host: str) -> bool:
     """Whether a browser on this computer asks, and no proxy on it for somebody else.
 
-    host: the name asked for; a relay passes on the public one, or says whom it stands for.
+    host: the name asked for. A relay is told by the public one, or by a header that says whom it
+    stands for; one on this computer that passes on neither is taken for a browser.
     """
     client = scope.get("client")
     relayed = any(name.startswith(_RELAY_HEADERS) for name, _ in scope["headers"])

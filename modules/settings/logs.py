@@ -12,7 +12,8 @@ FILES_KEPT = 3
 def start_logging(folder: Path, name: str = "easel", told: int = logging.INFO) -> None:
     """Log to `folder`/`name`.log and to the terminal. A folder that cannot be written is no fault.
 
-    name: a file for each process that runs at a time, for none may roll over another's.
+    name: one for each kind of process, for none should roll over another's file. Two of a kind,
+    such as two runs of `generate` at once, share one, and lines may be lost when it rolls over.
 
     The terminal gets our own words from the level `told` on, of libraries warnings at the least,
     and no tracebacks: those are in the file. That there is no file it gets at any level.
