@@ -256,6 +256,15 @@ class TaskSpec(QualityFields):
             )
         return self
 
+    @model_validator(mode="after")
+    def _every_picture_has_an_index(self) -> Self:
+        most = limits.FIRST_INDEX_MAX + 1 - self.image_count
+        if self.first_index > most:
+            raise ValueError(
+                f"First picture must be at most {most} for {self.image_count} pictures"
+            )
+        return self
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """Validate outside data.

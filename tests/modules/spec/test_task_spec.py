@@ -51,6 +51,13 @@ def test_a_complaint_names_the_field_and_what_is_allowed(values, field, words):
     assert caught.value.field == field
 
 
+def test_every_picture_of_a_batch_can_be_asked_for_alone():
+    last = TaskSpec(first_index=limits.FIRST_INDEX_MAX - 1, image_count=2, seed=1).of_picture(1)
+    assert TaskSpec.from_json(last.to_json()) == last
+    with pytest.raises(SpecError, match="First picture must be at most 999999 for 2 pictures"):
+        TaskSpec.from_mapping({"first_index": limits.FIRST_INDEX_MAX, "image_count": 2})
+
+
 def test_a_text_over_its_cap_names_both_numbers():
     with pytest.raises(LimitError, match=r"100,000 characters.*8,192") as caught:
         TaskSpec.from_mapping({"prompt": "a" * 100_000})
