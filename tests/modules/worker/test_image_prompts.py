@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from extras import ip_attention
 from ldm_patched.controlnet import cldm
 from ldm_patched.modules import control_networks
 from ldm_patched.t2ia.adapter import Adapter, AdapterConfig
@@ -17,7 +18,7 @@ from modules.gallery.recipe import read_full_recipe
 from modules.library.control_files import NEEDED
 from modules.spec.errors import SpecError
 from modules.spec.flags import TaskState
-from modules.spec.image_prompt import ImagePrompt
+from modules.spec.image_prompt import ImagePrompt, ImagePromptMode
 from modules.spec.task_spec import TaskSpec
 from modules.tasks.events import Loading
 from modules.worker import generate_cli, image_prompts
@@ -28,6 +29,10 @@ from tests.support.recording_task import RecordingTask
 from tests.support.tiny_checkpoint import TINY
 from tests.support.tiny_ip_adapter import write_adapter, write_vision
 from tests.support.unet_oracle import randomise
+
+
+def test_the_request_and_the_engine_know_the_same_modes():
+    assert tuple(ImagePromptMode) == ip_attention.MODES
 
 
 def picture_bytes(colour=(200, 40, 30), size=(96, 64)):

@@ -8,9 +8,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from extras.training.painter import FEWSTEP_FILE
 from modules.gallery.recipe import read_full_recipe, recipe_of_json
 from modules.spec.errors import ModelMissing, SpecError
 from modules.spec.flags import Sampler, Scheduler
+from modules.spec.performance import MODES
 from modules.spec.quality import BEFORE_QUALITY
 from modules.spec.task_spec import TaskSpec
 from modules.worker.job import Job
@@ -35,6 +37,11 @@ def large_sizes(studio, tiny_checkpoint):
     path = studio.settings.models_path / "checkpoints" / "big.safetensors"
     save_file(load_file(tiny_checkpoint), path, metadata)
     return {"checkpoint": "big.safetensors", "width": 64, "height": 64}
+
+
+def test_the_file_for_few_steps_is_the_one_that_is_trained():
+    (file,) = {mode.lora.builtin for mode in MODES if mode.lora is not None} - {""}
+    assert file == FEWSTEP_FILE
 
 
 def test_without_a_mode_the_settings_are_as_asked_for(studio):
