@@ -123,6 +123,15 @@ def test_pictures_with_other_calls_a_step_are_not_the_same_again():
     assert forecast(timings, euler.model_copy(update={"sampler": Sampler.LMS})) == 50.0
 
 
+def test_the_steps_of_dpm_adaptive_tell_nothing():
+    few, many = (resolved(steps=steps, sampler=Sampler.DPM_ADAPTIVE) for steps in (10, 60))
+    heunpp = resolved(steps=9, sampler=Sampler.HEUNPP2)  # as many calls a step, as much work
+    assert work_of(few) == work_of(many) == work_of(heunpp)
+    timings = [Timing(heunpp, 50.0), Timing(few, 20.0)]
+    assert forecast(timings, many) == 20.0
+    assert forecast(timings, heunpp) == 50.0
+
+
 def test_slower_is_never_foretold_as_faster_than_nothing():
     fast, slow = resolved(steps=4), resolved(steps=60)
     timings = [Timing(fast, 50.0), Timing(slow, 10.0)]  # makes no sense
