@@ -17,9 +17,10 @@ from extras.training import picturebook
 from extras.training.grids import tile
 from extras.training.low_rank import LowRankSet
 from extras.training.pages import PageGroup, PagePlan, edge_map
-from extras.training.stage_diffusion import Workplace, half
+from extras.training.stage_diffusion import Workplace
 from extras.training.stage_lora import AdapterStage
 from extras.training.window import Batch, WindowPlan
+from extras.training.writing import half
 from ldm_patched.controlnet.cldm import ControlNet
 
 CONTROL_FILE = "easel-mini-canny.safetensors"

@@ -216,11 +216,6 @@ class DiffusionStage(Stage):
         return list(paths)
 
 
-def half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` in float16."""
-    return {name: weight.detach().to("cpu", torch.float16) for name, weight in weights.items()}
-
-
 def sdxl_conditioner(
     clip_l: ClipTextModel, clip_g: ClipTextModel, dropout: float | None
 ) -> GeneralConditioner:

@@ -15,7 +15,7 @@ from extras.training.facts import fact_loss, readings, right, shares
 from extras.training.pages import PageGroup, PagePlan, source_record
 from extras.training.run import Stage
 from extras.training.window import LatentWindow, WindowPlan
-from extras.training.writing import write_weights, writing
+from extras.training.writing import half, write_weights, writing
 
 HELD_OUT = 1000
 """Pages, by seeds from 0 on, on which a finished network's accuracy is measured."""
@@ -100,7 +100,7 @@ class FactsStage(Stage):
         Raises TrainingFolderError.
         """
         path = self.folder / self.model.file
-        write_weights({n: w.half() for n, w in self.model.result().items()}, path)
+        write_weights(half(self.model.result()), path)
         found = accuracy(self.model, range(self.held_out), self.pages.sizes)
         report = self.folder / f"{self.name}-accuracy.json"
         rounded = {name: {"right": round(s, 4), "of": n} for name, (s, n) in found.items()}

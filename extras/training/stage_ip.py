@@ -29,9 +29,10 @@ from extras.training.detector import TOWER_FILE, tower_pixels
 from extras.training.errors import TrainingFolderError
 from extras.training.grids import tile
 from extras.training.pages import PageGroup, PagePlan
-from extras.training.stage_diffusion import Workplace, half
+from extras.training.stage_diffusion import Workplace
 from extras.training.stage_lora import AdapterStage
 from extras.training.window import Batch, WindowPlan
+from extras.training.writing import half
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
 from ldm_patched.modules import clip_vision
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy

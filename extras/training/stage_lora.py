@@ -12,8 +12,9 @@ from torch import Tensor
 from extras.training.base_parts import load_base
 from extras.training.low_rank import LowRankSet, in_transformers, kohya_file
 from extras.training.pages import GroupSource
-from extras.training.stage_diffusion import DiffusionStage, Workplace, half
+from extras.training.stage_diffusion import DiffusionStage, Workplace
 from extras.training.window import WindowPlan
+from extras.training.writing import half
 
 
 @dataclass(frozen=True, kw_only=True)

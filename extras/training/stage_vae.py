@@ -18,7 +18,7 @@ from extras.training.latent_space import normalise_latents, preview_turn, whiten
 from extras.training.pages import PageGroup, PagePlan, draw_groups, source_record
 from extras.training.run import Stage
 from extras.training.vae_start import fit_to_colours
-from extras.training.writing import write_weights
+from extras.training.writing import half, write_weights
 from ldm_patched.ldm.models.autoencoder import AutoencoderKL
 
 VAE_FILE = "vae.safetensors"
@@ -161,5 +161,5 @@ class VaeStage(Stage):
         turn = preview_turn((latents - mean) @ whitener(covariance), colours)
         normalise_latents(model, mean, covariance, turn)
         path = self.folder / VAE_FILE
-        write_weights({n: t.half() for n, t in model.state_dict().items()}, path)
+        write_weights(half(model.state_dict()), path)
         return [path]

@@ -2,10 +2,12 @@
 
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -34,6 +36,38 @@ def writing(what: str, remedy: str = REMEDY) -> Iterator[None]:
         ) from error
 
 
+def half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` in float16."""
+    return {name: weight.detach().to("cpu", torch.float16) for name, weight in weights.items()}
+
+
+def sweep_unfinished(folder: Path, start: str) -> None:
+    """Remove what is named `start` and a process's number, unless that one may still write it."""
+    for left in folder.iterdir():
+        number = left.name.removeprefix(start)
+        if number == left.name or not number.isdecimal() or _is_another(int(number)):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _is_another(number: int) -> bool:
+    """Whether another process of this number runs, or that cannot be known."""
+    if number == os.getpid():
+        return False
+    if os.name == "nt":  # there, signal 0 is Ctrl+C
+        return True
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def write_weights(
     weights: Mapping[str, Tensor],
     path: Path,
@@ -47,6 +81,7 @@ def write_weights(
     with writing(f"The file {path.name}", remedy):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            sweep_unfinished(path.parent, f"{path.name}.")
             save_file(whole, beside, metadata=dict(metadata) if metadata else None)
             beside.replace(path)
         finally:

@@ -12,9 +12,10 @@ from extras.training.builtin_model import TOY, make_vae
 from extras.training.pages import PagePlan
 from extras.training.run import Run, RunPlan, Stage
 from extras.training.stage_base import BasePlan, BaseStage
-from extras.training.stage_diffusion import Preview, Workplace, half
+from extras.training.stage_diffusion import Preview, Workplace
 from extras.training.stage_vae import VAE_FILE
 from extras.training.window import WindowPlan
+from extras.training.writing import half
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
 
 CPU = torch.device("cpu")

@@ -24,19 +24,13 @@ from extras.training.painter import FEWSTEP_FILE, Order, Painter, PaintSettings
 from extras.training.scenes import vocabulary as words
 from extras.training.scenes.scene import Scene, Thing
 from extras.training.stage_control import ControlStage
-from extras.training.stage_diffusion import half
 from extras.training.stage_ip import ImagePromptPlan, ImagePromptStage
 from extras.training.stage_lora import LoraPlan, LoraStage
 from extras.training.trials import Trial, claims, some_trials, words_for
+from extras.training.writing import half
 from tests.extras.training.adapter_runs import PAGES, POLICY, WINDOW, place, write_toy_base
 
 FAST = PaintSettings(steps=1, batch=4)
-
-
-@pytest.fixture(autouse=True)
-def _keep_torch_random_state():
-    with torch.random.fork_rng():
-        yield
 
 
 @pytest.fixture(scope="module")

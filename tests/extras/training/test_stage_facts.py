@@ -37,10 +37,8 @@ PLAN = RunPlan(
 
 
 @pytest.fixture(autouse=True)
-def _keep_torch_random_state():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
+def _seeded():
+    torch.manual_seed(0)
 
 
 def network(name: str):

@@ -14,13 +14,13 @@ from extras.training.base_parts import MODEL_FILE
 from extras.training.detector import TOWER_FILE, TOY_TOWER, FactTower
 from extras.training.errors import TrainingFolderError
 from extras.training.stage_control import CONTROL_FILE, ControlStage
-from extras.training.stage_diffusion import half
 from extras.training.stage_ip import (
     IP_FILE,
     NEGATIVE_FILE,
     ImagePromptPlan,
     ImagePromptStage,
 )
+from extras.training.writing import half
 from ldm_patched.modules.controlnet import load_controlnet
 from ldm_patched.modules.sd import load_checkpoint_guess_config
 from tests.extras.training.adapter_runs import (
@@ -35,12 +35,6 @@ from tests.extras.training.adapter_runs import (
 )
 
 PLAN = ImagePromptPlan(width=64, depth=1, tokens=3, picture_dropout=0.5)
-
-
-@pytest.fixture(autouse=True)
-def _keep_torch_random_state():
-    with torch.random.fork_rng():
-        yield
 
 
 @pytest.fixture(scope="module")

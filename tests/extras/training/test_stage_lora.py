@@ -39,12 +39,6 @@ from tests.extras.training.adapter_runs import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _keep_torch_random_state():
-    with torch.random.fork_rng():
-        yield
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("base")

@@ -20,12 +20,6 @@ PLAN = RunPlan(
 )
 
 
-@pytest.fixture(autouse=True)
-def _keep_torch_random_state():
-    with torch.random.fork_rng():
-        yield
-
-
 def text_run(folder: Path, **changes) -> Run:
     stage = TextStage(TOY, folder=folder, device=torch.device("cpu"), batch=8, bf16=False)
     return Run(stage, replace(PLAN, folder=folder, **changes), StringIO())
