@@ -22,7 +22,7 @@ from extras.preprocessors import canny_pyramid
 from extras.training import picturebook
 from extras.training.contact_sheet import contact_sheet
 from extras.training.detector import TOWER_FILE, Detector, load_detector
-from extras.training.errors import TrainingError, TrainingFolderError
+from extras.training.errors import TrainingError
 from extras.training.facts import Reading, readings, right, shares
 from extras.training.options import number, whole
 from extras.training.pages import nearest
@@ -39,6 +39,7 @@ from extras.training.trials import (
     some_trials,
     words_for,
 )
+from extras.training.writing import writing
 from ldm_patched.modules.errors import EngineError
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
 
@@ -52,7 +53,8 @@ SECONDS = 4.0  # that it may take there
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. goal: what the figure is to reach, 0 for none; seconds: at most."""
+    """One line of the table. goal: what the figure is to reach, or with `at_most` not to exceed; 0
+    for none."""
 
     what: str
     figure: float
@@ -60,6 +62,7 @@ class Row:
     of: int
     unit: str = "%"
     missing: str = ""
+    at_most: bool = False
 
     def line(self) -> str:
         """As a row of Markdown."""
@@ -68,7 +71,7 @@ class Row:
         if not self.of:
             return f"| {self.what} | nothing to judge | 0 |"
         scale, end = (100.0, " %") if self.unit == "%" else (1.0, f" {self.unit}".rstrip())
-        most = "at most " if self.unit == "s" else ""
+        most = "at most " if self.at_most else ""
         goal = f" (goal {most}{self.goal * scale:g}{end})" if self.goal else ""
         return f"| {self.what} | {self.figure * scale:.1f}{end}{goal} | {self.of} |"
 
@@ -178,14 +181,14 @@ class Evaluation:
 
     def few_steps(self) -> list[Row]:
         """The same prompts in six steps without guidance."""
-        what = "few-step LoRA: subject right, over that of 20 steps"
+        what = f"few-step LoRA: subject right, over that of {self.painter.settings.steps} steps"
         if missing := self.painter.lacks(FEWSTEP_FILE):
             return [Row(what, 0.0, 0.8, 0, missing=missing)]
         if not self._single:
             self.prompts()
         found, count = self.judged(self._single, self.painter.in_few_steps())["subject"]
-        whole = self._right["subject"][0]
-        return [Row(what, found / whole if whole else 0.0, 0.8, count, "×")]
+        usual = self._right["subject"][0]
+        return [Row(what, found / usual if usual else 0.0, 0.8, count if usual else 0, "×")]
 
     def image_prompts(self) -> list[Row]:
         """A picture instead of words: what of it comes back?"""
@@ -237,7 +240,8 @@ class Evaluation:
         finally:
             torch.set_num_threads(threads)
         goal = SECONDS if device == "cpu" else 0.0
-        return [Row(f"one picture on {device}, {THREADS} CPU threads", seconds, goal, 1, "s")]
+        what = f"one picture on {device}, {THREADS} CPU threads"
+        return [Row(what, seconds, goal, 1, "s", at_most=True)]
 
 
 def _row(found: Mapping[str, tuple[float, int]], key: str, what: str, goal: float) -> Row:
@@ -321,13 +325,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(path: Path, data: bytes) -> None:
-    try:
+    with writing(f"The file {path.name}", "make its folder writable or choose another."):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    except OSError as error:
-        raise TrainingFolderError(
-            f"{path.name} could not be written: make its folder writable or choose another."
-        ) from error
 
 
 if __name__ == "__main__":

@@ -92,11 +92,16 @@ def open_prompts(count: int) -> list[tuple[str, str]]:
     return [(f"a {color} {subject}", subject) for color, subject in drawn]
 
 
+_PAIRS = (
+    ("meadow", "space"), ("forest", "beach"), ("lake", "desert"), ("sea", "city"),
+    ("hills", "underwater"), ("snow", "room"),
+)  # fmt: skip
+_UNLIKE = {one: other for pair in _PAIRS for one, other in (pair, pair[::-1])}
+
+
 def other_place(place: str) -> str:
     """A place that has nothing to do with `place`, both as `Reading.place` has them."""
-    names = [name for name in words.PLACES if name != "plain"]
-    number = names.index(place) if place in names else 0
-    return names[(number + len(names) // 2) % len(names)]
+    return _UNLIKE.get(place, "forest")  # which is all but a plain ground
 
 
 def words_for(place: str) -> str:

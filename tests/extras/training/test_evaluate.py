@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,6 +114,18 @@ def test_every_place_has_words_to_forbid_it():
     assert "red background" in words_for("plain red")
 
 
+def test_every_place_has_one_that_is_unlike_it():
+    alike = ({"beach", "underwater", "sea", "lake"}, {"forest", "hills", "meadow"},
+             {"beach", "desert"}, {"snow", "hills"})  # fmt: skip
+    names = [name for name in words.PLACES if name != "plain"]
+    others = [trials.other_place(name) for name in names]
+    assert sorted(others) == sorted(names)
+    for pair in zip(names, others, strict=True):
+        assert len(set(pair)) == 2
+        assert not any(set(pair) <= group for group in alike)
+    assert trials.other_place("plain red") in names
+
+
 def test_the_sheets_prompts_hold_every_subject_and_style():
     prompts = trials.sheet_prompts()
     assert len(set(prompts)) == 48
@@ -184,7 +197,11 @@ def blank_painter(orders: list[Order]) -> SimpleNamespace:
         return [np.zeros((*order.size[::-1], 3), np.uint8) for order in asked]
 
     device = SimpleNamespace(device=torch.device("cpu"))
-    return SimpleNamespace(paint=paint, sizes=((64, 64),), lacks=lambda *_: "", policy=device)
+    blank = SimpleNamespace(
+        paint=paint, sizes=((64, 64),), lacks=lambda *_: "", policy=device, settings=FAST
+    )
+    blank.in_few_steps = lambda: blank
+    return blank
 
 
 def test_a_forbidden_place_counts_as_gone_where_the_subject_stays():
@@ -238,14 +255,23 @@ def test_the_time_of_a_picture_is_that_of_two_threads():
     assert threads == [2, 2]
     assert torch.get_num_threads() == before
     assert "(goal at most 4 s)" in row.line()
+    assert asdict(row)["at_most"]
 
 
-def test_the_few_step_row_is_a_ratio(painter):
+def test_the_few_step_row_is_a_ratio():
     single = [perfect(trial) for trial in some_trials(2, 1, "subject")]
     wrong = Reading(subjects=("nothing",), colors=dict.fromkeys(words.SUBJECTS, ""), place="",
                     style="")  # fmt: skip
-    said = Said(painter, 2, [*single, single[0], wrong])
-    assert said.few_steps()[0].figure == 0.5
+    said = Said(blank_painter([]), 2, [*single, single[0], wrong])
+    (row,) = said.few_steps()
+    assert row.figure == 0.5
+    assert f"over that of {FAST.steps} steps" in row.what
+
+
+def test_few_steps_are_not_judged_by_a_base_that_gets_nothing_right():
+    wrong = Reading(subjects=("nothing",), colors={}, place="", style="")
+    (row,) = Said(blank_painter([]), 2, [wrong] * 4).few_steps()
+    assert "nothing to judge" in row.line()
 
 
 # --- painting ---------------------------------------------------------------------------------
