@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from extras.training.writing import write_weights
 
 _ROWS = "rows."
-_BOOK = ("picturebook.py", "captions.py", "caption_tokens.py", "facts.py", "pages.py", "scenes")
-"""What decides how a page looks and what is said of it, beside its plan."""
+_BOOK = ("picturebook.py", "captions.py", "caption_tokens.py", "pages.py", "scenes")
+"""What decides how a page looks and what is said of it, beside its plan; its facts are not kept."""
 
 
 class Encoded(NamedTuple):

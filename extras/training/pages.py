@@ -1,11 +1,10 @@
-"""Pages of the picture book in groups of one size, drawn by worker processes.
+"""Pages of the picture book in groups of one size.
 
 Group g is a pure function of (run seed, g): which size, which seeds, which captions. So a run that
 is interrupted goes on with the very pictures that it would have seen.
 """
 
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from random import Random
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +13,6 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from extras.preprocessors import canny_pyramid
 from extras.training import picturebook
@@ -208,36 +206,3 @@ def _tokens(scene: picturebook.Scene, plan: PagePlan, rng: Random) -> np.ndarray
     looks = FINISHES[plan.finish][1] if plan.finish else ()
     ids = caption_ids(caption(scene, rng, looks))
     return framed(strew(ids, rng) if rng.random() < plan.strange else ids)
-
-
-class _Groups(Dataset):
-    def __init__(self, source: GroupSource) -> None:
-        self.source = source
-
-    def __getitem__(self, number: int) -> PageGroup:
-        return self.source.draw_group(number)
-
-
-def _start_worker(_number: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the run, which ends its step first
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-
-
-def draw_groups(source: GroupSource, first: int, workers: int) -> Iterator[PageGroup]:
-    """Groups first, first + 1, … without end, drawn by `workers` processes (0: in this one)."""
-    if not workers:
-        number = first
-        while True:
-            yield source.draw_group(number)
-            number += 1
-    yield from DataLoader(
-        _Groups(source),
-        batch_size=None,
-        sampler=range(first, 2**62),
-        num_workers=workers,
-        prefetch_factor=4,
-        multiprocessing_context="spawn",  # a fork would copy the locks of this process's threads
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # else a run's own numbers would depend on where it began
-    )

@@ -15,7 +15,8 @@ from extras.training import picturebook
 from extras.training.builtin_model import BuiltinSizes, make_vae
 from extras.training.grids import tile
 from extras.training.latent_space import normalise_latents, preview_turn, whitener
-from extras.training.pages import PageGroup, PagePlan, draw_groups, source_record
+from extras.training.page_workers import draw_groups
+from extras.training.pages import PageGroup, PagePlan, source_record
 from extras.training.run import Stage
 from extras.training.vae_start import fit_to_colours
 from extras.training.writing import half, write_weights

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from extras.training.caption_tokens import END_TOKEN, PAD_G, framed
 from extras.training.kept_pages import Encoded, KeptPages
-from extras.training.pages import GroupSource, PageGroup, draw_groups
+from extras.training.page_workers import draw_groups
+from extras.training.pages import GroupSource, PageGroup
 
 Batch = dict[str, Tensor]
 """latents (B, 4, h, w) float32, what else is kept of a picture, and the conditioner's inputs."""

@@ -1,15 +1,19 @@
 """Groups of pages and the window over them are pure functions of the run's seed and the step."""
 
+import os
+import signal
 from dataclasses import replace
 from random import Random
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+from extras.training import page_workers, picturebook
 from extras.training import pages as pages_module
-from extras.training import picturebook
 from extras.training.caption_tokens import END_TOKEN, START_TOKEN, caption_ids, strew, used_ids
-from extras.training.pages import PageGroup, PagePlan, draw_groups
+from extras.training.page_workers import draw_groups
+from extras.training.pages import PageGroup, PagePlan
 from extras.training.scenes import vocabulary as words
 from extras.training.scenes.scene import SIZES
 from extras.training.window import LatentWindow, WindowPlan
@@ -31,11 +35,24 @@ def test_a_group_depends_on_its_number_alone():
     assert not same(replace(PLAN, seed=2).draw_group(5), drawn[0])
 
 
-def test_worker_processes_draw_the_same_groups():
+class InterruptedAtOnce(DataLoader):
+    """Ctrl+C reaches its workers before they have imported anything."""
+
+    def __iter__(self):
+        groups = super().__iter__()
+        for worker in groups._workers:
+            os.kill(worker.pid, signal.SIGINT)
+        return groups
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_worker_processes_draw_the_same_groups_and_leave_ctrl_c_to_the_run(monkeypatch):
+    monkeypatch.setattr(page_workers, "DataLoader", InterruptedAtOnce)
     source = draw_groups(PLAN, 5, workers=1)
     before = torch.get_rng_state()  # a step is seeded before groups are drawn in it
     assert all(same(next(source), PLAN.draw_group(number)) for number in (5, 6))
     assert torch.equal(torch.get_rng_state(), before)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_groups_come_in_every_size():

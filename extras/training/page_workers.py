@@ -1,0 +1,47 @@
+"""The groups of a source one after the other, drawn by worker processes."""
+
+import signal
+from collections.abc import Iterator
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from extras.training.interrupts import no_interrupts
+from extras.training.pages import GroupSource, PageGroup
+
+
+class _Groups(Dataset):
+    def __init__(self, source: GroupSource) -> None:
+        self.source = source
+
+    def __getitem__(self, number: int) -> PageGroup:
+        return self.source.draw_group(number)
+
+
+def _start_worker(_number: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def draw_groups(source: GroupSource, first: int, workers: int) -> Iterator[PageGroup]:
+    """Groups first, first + 1, … without end, drawn by `workers` processes (0: in this one)."""
+    if not workers:
+        number = first
+        while True:
+            yield source.draw_group(number)
+            number += 1
+    loader = DataLoader(
+        _Groups(source),
+        batch_size=None,
+        sampler=range(first, 2**62),
+        num_workers=workers,
+        prefetch_factor=4,
+        multiprocessing_context="spawn",  # a fork would copy the locks of this process's threads
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else a run's own numbers would depend on where it began
+    )
+    with no_interrupts():  # from their first moment on: it is for the run, which ends its step
+        groups = iter(loader)
+    yield from groups
