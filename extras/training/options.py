@@ -63,6 +63,8 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "--trigger": ("lora",),
     "--title": ("lora",),
     "--finish": ("lora",),
+    "--output": ("base", "lora", "fewstep", "ip", "control"),
+    "--size": ("vae", "text", "base", "detector", "tower", "ip"),
 }
 """The stages that an option is for; the others would do nothing with it."""
 

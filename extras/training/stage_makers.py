@@ -30,6 +30,7 @@ from extras.training.window import WindowPlan
 from ldm_patched.modules.model_management import cpu_has_bf16
 
 MODELS = {"mini": builtin.MINI, "toy": builtin.TOY}
+FIRST_LOOK = "blueprint"
 
 
 class Pace(NamedTuple):
@@ -215,13 +216,17 @@ def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale
 def make_lora_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> LoraStage:
     """A LoRA of a look of the picture book, or of a folder of pictures.
 
-    Raises TrainingError for a title of the trainer's own files, or one without pictures.
+    Raises TrainingError for a title of the trainer's own files, or one without pictures, and for a
+    look with them.
     """
     base = args.start_from or args.folder / MODEL_FILE
     # The model has no rows for the words of a look, so none of them can call for it.
-    title, trigger, prefix = args.finish, "", LoraPlan.prefix
+    finish = args.finish or FIRST_LOOK
+    title, trigger, prefix = finish, "", LoraPlan.prefix
     capacity = None
-    source: GroupSource = _pages(args, finish=args.finish)
+    source: GroupSource = _pages(args, finish=finish)
+    if args.pictures and args.finish:
+        raise TrainingError("--finish is a look of drawn pages: leave it out with --pictures.")
     if args.pictures:
         title, trigger, prefix = _title(args), args.trigger or "", ""
         source = open_folder(args.pictures, seed=args.seed, trigger=trigger, sizes=sizes_of(base))

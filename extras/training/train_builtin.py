@@ -24,13 +24,14 @@ from extras.training.options import number, refuse_foreign, whole
 from extras.training.pages import BOOKS, WHOLE
 from extras.training.run import Run, RunPlan
 from extras.training.scenes.finishes import FINISHES
-from extras.training.stage_makers import MODELS, SCALES, STAGES, first, pace_of
+from extras.training.stage_makers import FIRST_LOOK, MODELS, SCALES, STAGES, first, pace_of
 from ldm_patched.modules.errors import EngineError
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT_OF_MEMORY = (
-    "The device has too little memory for this: choose a smaller --batch or --capacity and another "
-    "--folder, or end what else uses the device and go on with --resume."
+    "The device has too little memory for this: end what else uses it and go on with --resume. If "
+    "that is not enough, delete the checkpoints in the stage's own folder and begin the stage "
+    "again with a smaller --batch or with --device cpu."
 )
 
 
@@ -48,9 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     add("--folder", type=Path, default=ROOT / ".easel" / "training", help="the run's folder")
-    add("--output", type=Path, help="a second folder for the results that ship")
+    add("--output", type=Path, help="base and what goes on it: a second folder for the result")
     add("--start-from", type=Path, help=f"the model to begin with or to adapt (not {MODEL_FILE})")
-    add("--finish", choices=sorted(FINISHES), default="blueprint", help="lora: the look")
+    add("--finish", choices=sorted(FINISHES), help=f"lora: the look (default: {FIRST_LOOK})")
     add("--pictures", type=Path, help="lora: a folder of pictures and .txt captions instead")
     add("--trigger", help="lora: words put before the captions of --pictures")
     add("--title", help="lora: its name")
@@ -82,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--loss", choices=LOSS_TYPES, default="l2", help="base: of the denoised latents")
     add("--offset-noise", type=number(0), default=0.05, help="base: one more for a whole channel")
     add("--frozen-text", action="store_true", help="base: train the UNet alone")
-    add("--size", choices=sorted(MODELS), default="mini", help="toy is for tests")
+    add("--size", choices=sorted(MODELS), default="mini", help="of new networks; toy is for tests")
     add("--float32", action="store_true", help="never compute in bfloat16")
     add("--checkpointing", action="store_true", help="base: save memory, compute more")
     add("--compile", action="store_true", help="vae, base: compile first: minutes, then faster")

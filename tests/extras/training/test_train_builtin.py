@@ -1,24 +1,17 @@
 """The trainer's command line: what it refuses, and how it ends."""
 
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
 
-from extras.training import stage_vae, train_builtin
+from extras.training import train_builtin
+from extras.training.options import refuse_foreign
 from extras.training.stage_vae import VAE_FILE
 
-
-@pytest.fixture(autouse=True)
-def _keep_torch_random_state():
-    with torch.random.fork_rng():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _few_pieces_to_start_from(monkeypatch):
-    """Where an autoencoder begins matters to none of these; the fit to it would take the most."""
-    monkeypatch.setattr(stage_vae, "_START_PIECES", 4)
+pytestmark = pytest.mark.usefixtures("few_pieces_to_start_from")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +66,8 @@ def test_what_is_of_the_base_is_refused_for_another_stage(words, stage, tmp_path
 @pytest.mark.parametrize(
     ("stage", "words", "whose"),
     [("lora", "--compile", "vae and base"), ("vae", "--rank 4", "lora, fewstep and control"),
-     ("text", "--reuse 2", "base, detector"), ("ip", "--title x", "lora alone")],
+     ("text", "--reuse 2", "base, detector"), ("ip", "--title x", "lora alone"),
+     ("detector", "--output x", "base, lora"), ("control", "--size toy", "vae, text")],
 )  # fmt: skip
 def test_an_option_of_other_stages_is_refused(stage, words, whose, tmp_path, capsys):
     assert train_builtin.main(["--stage", stage, *words.split(), "--folder", str(tmp_path)]) == 1
@@ -93,6 +87,26 @@ def test_numbers_out_of_bounds_are_refused(words, allowed, capsys):
     error = capsys.readouterr().err
     assert words.split()[0] in error
     assert allowed in error
+
+
+def test_a_look_is_not_of_ones_own_pictures(tmp_path, capsys):
+    line = ["--stage", "lora", "--pictures", str(tmp_path), "--finish", "blueprint",
+            "--device", "cpu"]  # fmt: skip
+    assert train_builtin.main(line) == 1
+    assert "leave it out with --pictures" in capsys.readouterr().err
+
+
+def test_every_command_line_of_the_page_is_taken():
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text("utf-8")
+    shell = "\n".join(re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    shell = shell.replace("\\\n", " ")
+    while found := re.search(r'^(\w)="(.*)"\n', shell, re.MULTILINE):
+        shell = shell.replace(found[0], "").replace(f"${found[1]} ", f"{found[2]} ")
+    lines = re.findall(r"train-builtin ([^&;)\n]*--stage [^&;)\n]*)", shell)
+    assert len(lines) == 17
+    parser = train_builtin.build_parser()
+    for line in lines:
+        refuse_foreign(parser, parser.parse_args(shlex.split(line)))
 
 
 def test_pieces_fit_on_the_pages(tmp_path, capsys):
