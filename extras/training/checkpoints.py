@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from extras.training.errors import CheckpointError, TrainingFolderError
-from extras.training.writing import reason, writing
+from extras.training.writing import half, reason, sweep_unfinished, writing
 
 FILE_BYTES = 15 * 2**20
 KEPT = 2
@@ -29,7 +29,7 @@ _UNFINISHED = ".writing-"
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder of a run, without checkpoints that were never finished.
+    """Make the folder of a run.
 
     Raises TrainingFolderError if it cannot be written to.
     """
@@ -38,13 +38,16 @@ def prepare_folder(folder: Path) -> None:
         probe = folder / ".writable"
         probe.write_bytes(b"")
         probe.unlink()
-        for left in folder.glob(f"{_UNFINISHED}*"):
-            shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
         raise TrainingFolderError(
             f"The training folder {folder.name!r} cannot be written to ({reason(error)}): give "
             "another one with --folder, or change its permissions."
         ) from error
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Remove checkpoints that were never finished, save one that another process is writing."""
+    sweep_unfinished(folder, _UNFINISHED)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -109,6 +112,43 @@ def load_checkpoint(place: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]
         return int(entry["step"]), tensors, entry["record"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(_damaged(place, "a file is missing or unreadable")) from error
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """A hash of weights as float16, in which they are the same from a file of either precision."""
+    digest = hashlib.sha256()
+    for name, weight in half(weights).items():
+        digest.update(name.encode() + weight.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_record(place: Path, record: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Compare a checkpoint's record with a run's; "frozen" counts only where the former has it.
+
+    Raises CheckpointError.
+    """
+    if "primer" in record.get("identity", {}).get("pages", {}):
+        raise CheckpointError(
+            f"The checkpoint {place.name} is of a picture book that has changed since, so this run "
+            "cannot go on. A model file that it wrote can be begun with: give that to --start-from "
+            "and another --folder."
+        )
+    if {**record, "frozen": ""} != {**wanted, "frozen": ""}:
+        raise other_settings(place, record)
+    if record.get("frozen", wanted.get("frozen")) != wanted.get("frozen"):
+        raise CheckpointError(
+            f"The checkpoint {place.name} was made with another autoencoder or other text encoders "
+            "than those that are here: resume with the files that the run began with, or give "
+            "another --folder."
+        )
+
+
+def other_settings(place: Path, record: Mapping[str, Any]) -> CheckpointError:
+    """What to raise for a checkpoint that another command line made."""
+    return CheckpointError(
+        f"The checkpoint {place.name} is of another model or other settings (it was made "
+        f"with {json.dumps(record)}): resume with those, or give another --folder."
+    )
 
 
 def _damaged(place: Path, why: str) -> str:

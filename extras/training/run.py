@@ -7,13 +7,11 @@ the very weights of one that was not.
 
 import json
 import math
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any, TextIO
@@ -24,7 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from extras.training import checkpoints
-from extras.training.errors import CheckpointError, TrainingDiverged, TrainingFolderError
+from extras.training.errors import TrainingDiverged, TrainingFolderError
+from extras.training.interrupts import on_interrupt
 from extras.training.writing import writing
 from ldm_patched.ldm.modules.ema import LitEma
 
@@ -85,6 +84,10 @@ class Stage:
         """What a checkpoint must share with this run to be resumed by it."""
         return {"stage": self.name}
 
+    def frozen(self) -> dict[str, Tensor]:
+        """Weights from elsewhere that stay as they are, which it must share as well."""
+        return {}
+
 
 class Run:
     """Trains a stage according to a plan."""
@@ -126,7 +129,13 @@ class Run:
         return checkpoints.save_checkpoint(self.folder, self.step, self._tensors(), self._record())
 
     def _record(self) -> dict[str, Any]:
-        return {"identity": self.stage.identity(), "seed": self.plan.seed}
+        frozen = {"frozen": self._frozen} if self._frozen else {}
+        return {"identity": self.stage.identity(), "seed": self.plan.seed, **frozen}
+
+    @cached_property
+    def _frozen(self) -> str:
+        weights = self.stage.frozen()
+        return checkpoints.digest_of(weights) if weights else ""
 
     def prepare(self) -> None:
         """Make the folder and, to resume, load its last checkpoint.
@@ -142,17 +151,16 @@ class Run:
                 f"The folder {self.plan.folder.name!r} already holds a run of the stage "
                 f"{self.stage.name!r}: add --resume to go on with it, or give another --folder."
             )
+        checkpoints.drop_unfinished(self.folder)
 
     def _load(self, place: Path) -> None:
         step, tensors, record = checkpoints.load_checkpoint(place)
         wanted = json.loads(json.dumps(self._record()))
         shapes = {n: t.shape for n, t in tensors.items() if n.startswith("model/")}
         own = {f"model/{name}": parameter.shape for name, parameter in self.named.items()}
-        if record != wanted or shapes != own:
-            raise CheckpointError(
-                f"The checkpoint {place.name} is of another model or other settings (it was made "
-                f"with {json.dumps(record)}): resume with those, or give another --folder."
-            )
+        checkpoints.check_record(place, record, wanted)
+        if shapes != own:
+            raise checkpoints.other_settings(place, record)
         by_part: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
@@ -213,41 +221,28 @@ class Run:
             f"The loss became not-a-number before step {self.step}, so training stopped. {remedy}"
         )
 
-    @contextmanager
-    def _ends_steps_first(self) -> Iterator[None]:
-        """The first Ctrl+C in here waits for the step to end; a second one is as ever.
-
-        Only a program's main thread is told of it, and what a shell runs in the background ignores
-        it.
-        """
-        old = signal.getsignal(signal.SIGINT) or signal.default_int_handler
-        main = threading.current_thread() is threading.main_thread()
-        if not main or old is signal.SIG_IGN:
-            yield
-            return
-
-        def stop(*_: object) -> None:
-            self._stopping = True
-            signal.signal(signal.SIGINT, old)
-
-        signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, old)
+    def _interrupted(self, first: int) -> None:
+        """What Ctrl+C does at first; before step `first` there may be much to wait for, and there
+        is nothing to save."""
+        if self.step == first:
+            raise KeyboardInterrupt
+        self._stopping = True
+        with suppress(RuntimeError):  # a line that is being written cannot be interrupted
+            line = "\n" if self.out.isatty() else ""
+            self._say(f"{line}Ending the step at hand; Ctrl+C again stops at once.")
 
     def train(self) -> bool:
         """Train until the steps, the minutes or the user's patience end; True if all is done.
         A checkpoint of where it stopped is written. Ctrl+C ends the step at hand first.
 
-        Raises TrainingFolderError, CheckpointError, TrainingDiverged.
+        Raises TrainingFolderError, CheckpointError, TrainingDiverged, and KeyboardInterrupt.
         """
         self.prepare()
         self.stage.begin(self.step)
         started = saved = drawn = logged = self._started = time.monotonic()
         first = mark = self.step
         done = self.step >= self.plan.steps
-        with self._ends_steps_first():
+        with on_interrupt(lambda: self._interrupted(first)):
             while not done and not self._stopping:
                 self.train_step()
                 now = time.monotonic()

@@ -91,6 +91,13 @@ class BaseStage(DiffusionStage):
             del plan["levels"]
         return {**super().identity(), "sizes": asdict(self.sizes), "plan": plan}
 
+    def frozen(self) -> dict[str, Tensor]:
+        base = self.base
+        parts = {"vae": base.vae}
+        if self.plan.frozen_text:
+            parts |= {"clip_l": base.clip_l, "clip_g": base.clip_g}
+        return {f"{p}.{n}": w for p, net in parts.items() for n, w in net.state_dict().items()}
+
     def file(self) -> dict[str, Tensor]:
         """The whole model in SDXL's layout, from the weights now in `model`."""
         base = self.base

@@ -1,7 +1,10 @@
 """Runs of the trainer on toy networks: resuming, stopping, bad folders, bad numbers."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from io import StringIO
 from itertools import repeat
@@ -12,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from extras.training import checkpoints, stage_vae, writing
+from extras.training import checkpoints, writing
 from extras.training.base_parts import MODEL_FILE
 from extras.training.builtin_model import TOY
 from extras.training.errors import CheckpointError, TrainingDiverged, TrainingFolderError
@@ -27,25 +30,12 @@ from extras.training.window import WindowPlan
 from ldm_patched.modules.sd import load_checkpoint_guess_config, read_model_metadata
 
 SMALL = {"sizes": ((64, 64), (96, 64)), "weights": (1.0, 1.0)}
+pytestmark = pytest.mark.usefixtures("few_pieces_to_start_from")
 CPU = torch.device("cpu")
 PREVIEW = Preview(prompts=("cat", "dog"), steps=1, size=(64, 64))
 PLAN = RunPlan(
     folder=Path(), steps=4, warmup=2, grid_minutes=0, checkpoint_minutes=1e9, log_seconds=0
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_pieces_to_start_from():
-    """Where an autoencoder begins matters to none of these; the fit to it would take the most."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage_vae, "_START_PIECES", 4)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _keep_torch_random_state():
-    with torch.random.fork_rng():
-        yield
 
 
 def vae_run(folder: Path, **changes) -> Run:
@@ -223,13 +213,13 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     assert all(bool(torch.isfinite(t).all()) for t in tensors.values())
 
 
-def interrupted_run(folder: Path, times: int) -> Run:
-    """A run in whose second step Ctrl+C is pressed so often."""
+def interrupted_run(folder: Path, times: int, at: int = 1) -> Run:
+    """A run in whose second step, or in step `at`, Ctrl+C is pressed so often."""
     run = vae_run(folder, steps=9)
     compute = run.stage.compute_loss
 
     def interrupt(step: int):
-        for _ in range(times if step == 1 else 0):
+        for _ in range(times if step == at else 0):
             signal.raise_signal(signal.SIGINT)
         return compute(step)
 
@@ -237,6 +227,7 @@ def interrupted_run(folder: Path, times: int) -> Run:
     return run
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupting_saves_where_it_stopped_between_two_steps(tmp_path):
     straight = vae_run(tmp_path / "straight", steps=9)
     straight.prepare()
@@ -249,7 +240,9 @@ def test_interrupting_saves_where_it_stopped_between_two_steps(tmp_path):
     assert signal.getsignal(signal.SIGINT) is handler
     assert [p.name for p in checkpoints.list_checkpoints(tmp_path / "vae")] == ["step-00000002"]
     assert_same(weights(run), weights(straight))
-    assert "Interrupted; saving where it stopped." in run.out.getvalue()
+    said = run.out.getvalue()
+    assert "Ending the step at hand; Ctrl+C again stops at once." in said
+    assert "Interrupted; saving where it stopped." in said
 
 
 def test_a_run_in_the_background_is_not_interrupted(tmp_path):
@@ -263,12 +256,22 @@ def test_a_run_in_the_background_is_not_interrupted(tmp_path):
         signal.signal(signal.SIGINT, handler)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupting_twice_does_not_wait(tmp_path):
     run = interrupted_run(tmp_path, 2)
     with pytest.raises(KeyboardInterrupt):
         run.train()
     assert run.step == 1
     assert checkpoints.list_checkpoints(tmp_path / "vae") == []
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_interrupting_before_the_first_step_does_not_wait(tmp_path):
+    run = interrupted_run(tmp_path, 1, at=0)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert run.step == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_steps_numbers_depend_on_the_whole_seed(tmp_path):
@@ -336,12 +339,47 @@ def test_a_full_disk_is_said_of_the_other_files_too(tmp_path, monkeypatch):
         run._log(1.0, 1.0)
 
 
-def test_checkpoints_that_were_never_finished_go(tmp_path):
-    left = tmp_path / "vae" / ".writing-1"
+@pytest.fixture
+def ended() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def half_written(folder: Path, number: int) -> Path:
+    left = folder / "vae" / f".writing-{number}"
     left.mkdir(parents=True)
     (left / "part-000.safetensors").write_bytes(b"half of it")
+    return left
+
+
+def test_checkpoints_that_were_never_finished_go(tmp_path, ended):
+    left = half_written(tmp_path, ended)
     vae_run(tmp_path).prepare()
     assert not left.exists()
+
+
+def test_a_checkpoint_that_another_process_is_writing_stays(tmp_path, ended):
+    left, own = half_written(tmp_path, os.getppid()), half_written(tmp_path, os.getpid())
+    vae_run(tmp_path).prepare()
+    assert (left / "part-000.safetensors").exists()
+    assert not own.exists()
+
+
+def test_a_folder_that_is_refused_is_left_as_it_is(tmp_path, ended):
+    vae_run(tmp_path, steps=1).train()
+    left = half_written(tmp_path, ended)
+    with pytest.raises(TrainingFolderError, match="add --resume"):
+        vae_run(tmp_path).prepare()
+    assert left.exists()
+
+
+def test_a_file_that_a_killed_run_left_half_goes_with_the_next(tmp_path, ended):
+    left = tmp_path / f"w.safetensors.{ended}"
+    left.write_bytes(b"half of it")
+    writing.write_weights({"w": torch.zeros(1)}, tmp_path / "w.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
 def test_nan_before_the_first_checkpoint_says_to_begin_again(tmp_path):
@@ -361,6 +399,39 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     vae_run(tmp_path, steps=1).train()
     with pytest.raises(CheckpointError, match="other settings"):
         vae_run(tmp_path, seed=1, resume=True).train()
+
+
+def rewrite_record(folder: Path, change) -> None:
+    """Change the record of a stage's last checkpoint as `change` does to it."""
+    path = checkpoints.list_checkpoints(folder)[-1] / "checkpoint.json"
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    change(entry["record"])
+    path.write_text(json.dumps(entry), encoding="utf-8")
+
+
+def test_a_run_on_a_book_that_is_gone_is_told_so(tmp_path):
+    vae_run(tmp_path, steps=1).train()
+    rewrite_record(tmp_path / "vae", lambda record: record["identity"]["pages"].update(primer=True))
+    with pytest.raises(CheckpointError, match="book that has changed.*--start-from.*--folder"):
+        vae_run(tmp_path, resume=True).prepare()
+
+
+@pytest.mark.parametrize("other", ["vae", "clip_g"])
+def test_a_run_does_not_go_on_with_other_frozen_weights(other, with_vae, tmp_path):
+    (tmp_path / VAE_FILE).write_bytes((with_vae / VAE_FILE).read_bytes())
+    TextStage(TOY, folder=tmp_path, device=CPU, bf16=False).finish()
+    plan = BasePlan(frozen_text=True)
+    first = base_run(tmp_path, plan)
+    first.prepare()
+    first.save()
+    base_run(tmp_path, plan, resume=True).prepare()
+    changed = base_run(tmp_path, plan, resume=True)
+    with torch.no_grad():
+        next(getattr(changed.stage.base, other).parameters()).add_(0.5)
+    with pytest.raises(CheckpointError, match="another autoencoder or other text encoders"):
+        changed.prepare()
+    rewrite_record(tmp_path / "base", lambda record: record.pop("frozen"))  # as it once was
+    changed.prepare()
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "record"])
