@@ -93,7 +93,7 @@ class BaseStage(DiffusionStage):
 
     def frozen(self) -> dict[str, Tensor]:
         base = self.base
-        parts = {"vae": base.vae}
+        parts: dict[str, nn.Module] = {"vae": base.vae}
         if self.plan.frozen_text:
             parts |= {"clip_l": base.clip_l, "clip_g": base.clip_g}
         return {f"{p}.{n}": w for p, net in parts.items() for n, w in net.state_dict().items()}
