@@ -112,7 +112,8 @@ def prompt_types(prompts: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _counts(prompt: Mapping[str, Any]) -> bool:
-    kind = ImagePromptType(prompt.get("type", ImagePromptType.IMAGE_PROMPT))
+    # Not validated: what was stored before a rule came must go on being read.
+    kind = next(kind for kind in ImagePromptType if kind == prompt.get("type", "image_prompt"))
     return ImagePrompt.model_construct(**{**prompt, "type": kind}).counts
 
 
