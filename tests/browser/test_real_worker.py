@@ -44,11 +44,11 @@ def test_the_page_for_the_readme(visit, tmp_path):
     server = RunningPage(tmp_path, worker=WORKER, checkpoints=(), root=REPOSITORY)
     try:
         tab = visit(at=server).page
-        generate(tab, "a red house by a blue lake at night", pictures=2, seed=7)
+        generate(tab, "a green mushroom on a pink background", pictures=4, seed=1)
         tab.wait_for_selector("#stage[data-state=done]", timeout=10 * MINUTE_MS)
         tab.wait_for_selector("#stage img.result")
         tab.mouse.move(0, 0)
-        tab.wait_for_timeout(800)
+        tab.wait_for_timeout(3000)
         SCREENSHOTS.mkdir(exist_ok=True)
         target = SCREENSHOTS / "page.png"
         if os.environ.get("EASEL_WRITE_DOCS"):

@@ -2,13 +2,10 @@
 
 They land in tests/browser/screenshots, which git ignores. Each step waits until its state was
 really reached, and the worker stays in it while its pictures are taken; so a state that cannot be
-shown any more fails here. With EASEL_WRITE_DOCS=1 the README's picture is taken anew.
+shown any more fails here.
 """
 
-import os
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from modules.spec.task_spec import TaskSpec
@@ -22,8 +19,6 @@ LOOKS = [
     ("small", "light"),  # the layout alone is another one there
     *(("desktop", theme) for theme in ("light", "dark")),
 ]
-DOCS = Path(__file__).parents[2] / "docs"
-README_PICTURE = "done-desktop-dark.png"
 PROMPT = "evening hills over a quiet lake, soft light"
 SETTLED = """() => [...document.images].every((image) => image.complete || image.loading === "lazy")
   && !document.querySelector("#frame .ghost")"""
@@ -87,8 +82,6 @@ class Album:
             page.screenshot(path=path, animations="disabled")
             assert page.locator("#stage").get_attribute("data-state") == state
             assert path.stat().st_size > 5_000
-            if path.name == README_PICTURE and os.environ.get("EASEL_WRITE_DOCS"):
-                shutil.copyfile(path, DOCS / "page.png")
 
 
 def one_task(album: Album) -> None:
