@@ -6,7 +6,7 @@ import pytest
 
 from modules.library.style_pictures import StylePictures
 from modules.prompt.books import Shelf
-from modules.settings.config import load_settings
+from modules.settings.config import Settings, load_settings
 from modules.worker import thumbnails_cli
 from tests.support.tiny_checkpoint import write_tiny_sdxl
 
@@ -46,13 +46,19 @@ def test_styles_are_painted_once_and_again_when_asked(tmp_path, place, capsys):
     [
         (["--only", "nowhere"], "style 'nowhere' is not known"),
         (["--bogus"], "--bogus"),
-        (["--only", "origami"], "no model"),
     ],
     ids=str,
 )
 def test_what_is_wrong_is_one_sentence(line, words, place, capsys):
     assert thumbnails_cli.main([*line, *place]) == 1
     assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_without_any_model_that_is_said(tmp_path, place, capsys, monkeypatch):
+    nowhere = property(lambda _settings: tmp_path / "no models")
+    monkeypatch.setattr(Settings, "builtin_models_path", nowhere)
+    assert thumbnails_cli.main(["--only", "origami", *place]) == 1
+    assert "no model" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_log_says_more_of_what_nobody_foresaw(tmp_path, place, capsys, monkeypatch):
