@@ -1,16 +1,17 @@
-"""The page with the real worker: a tiny random checkpoint, and the picture in the README."""
+"""The page with the real worker: a tiny random checkpoint, and the model that ships."""
 
 import os
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageChops, ImageStat
 
-from tests.browser.conftest import SCREENSHOTS, generate, task_of
+from tests.browser.conftest import SCREENSHOTS, generate, task_of, wait_next
 from tests.support.page_server import REPOSITORY, RunningPage
 from tests.support.tiny_checkpoint import write_tiny_sdxl
 
 WORKER = "modules.async_worker:worker_main"
-BUILTIN = sorted((REPOSITORY / "models" / "builtin").glob("*.safetensors"))
 MINUTE_MS = 60_000
 
 
@@ -37,23 +38,59 @@ def test_a_checkpoint_offers_its_sizes_and_paints(visit, tmp_path):
         server.close()
 
 
-def test_the_page_for_the_readme(visit, tmp_path):
+@pytest.fixture(scope="module")
+def fresh_clone(tmp_path_factory):
+    """A served page with no model but the one that ships, and the worker that paints with it."""
+    folder = tmp_path_factory.mktemp("clone")
+    server = RunningPage(folder, worker=WORKER, checkpoints=(), root=REPOSITORY)
+    yield server
+    server.close()
+
+
+def shown_in(name: str) -> Path:
+    """Where a picture for people goes: into docs with EASEL_WRITE_DOCS=1."""
+    SCREENSHOTS.mkdir(exist_ok=True)
+    return (REPOSITORY / "docs" if os.environ.get("EASEL_WRITE_DOCS") else SCREENSHOTS) / name
+
+
+def test_the_page_for_the_readme(visit, fresh_clone):
     """docs/page.png is this picture of the built-in model's work; EASEL_WRITE_DOCS=1 renews it."""
-    if not BUILTIN:
-        pytest.skip("no built-in model in models/builtin to paint with")
-    server = RunningPage(tmp_path, worker=WORKER, checkpoints=(), root=REPOSITORY)
-    try:
-        tab = visit(at=server).page
-        generate(tab, "a green mushroom on a pink background", pictures=4, seed=1)
-        tab.wait_for_selector("#stage[data-state=done]", timeout=10 * MINUTE_MS)
-        tab.wait_for_selector("#stage img.result")
-        tab.mouse.move(0, 0)
-        tab.wait_for_timeout(3000)
-        SCREENSHOTS.mkdir(exist_ok=True)
-        target = SCREENSHOTS / "page.png"
-        if os.environ.get("EASEL_WRITE_DOCS"):
-            target = REPOSITORY / "docs" / "page.png"
-        tab.screenshot(path=target)
-        assert Path(target).stat().st_size > 20_000
-    finally:
-        server.close()
+    tab = visit(at=fresh_clone).page
+    generate(tab, "a green mushroom on a pink background", pictures=4, seed=1)
+    tab.wait_for_selector("#stage[data-state=done]", timeout=10 * MINUTE_MS)
+    tab.wait_for_selector("#stage img.result")
+    tab.mouse.move(0, 0)
+    tab.wait_for_timeout(3000)
+    target = shown_in("page.png")
+    tab.screenshot(path=target)
+    assert target.stat().st_size > 20_000
+
+
+def test_two_words_and_three_styles_give_three_pictures(visit, fresh_clone):
+    """What a newcomer does first; docs/styles.png shows the pictures."""
+    tab = visit(at=fresh_clone).page
+    tab.locator("#tab-styles").click()
+    pictures = []
+    for style in ("Watercolor", "Crayon", "Neon"):
+        before = task_of(tab)
+        tab.locator("#style-search").fill(f"Picture Book {style}")
+        tab.locator(f"#style-list .style span:text-is('Picture Book {style}')").click()
+        tab.locator("#tab-settings").click()
+        generate(tab, "purple castle", pictures=1, seed=4)
+        tab.locator("#tab-styles").click()
+        tab.locator("#clear-styles").click()
+        wait_next(tab, before, "done")
+        view = fresh_clone.pool.view(task_of(tab))
+        assert view.spec.styles == (f"picturebook-{style.lower()}",)
+        (image,) = view.images
+        assert image.seed == 4
+        (path,) = fresh_clone.settings.output_path.rglob(f"*{task_of(tab)}_0.png")
+        with Image.open(path) as picture:
+            pictures.append(picture.convert("RGB"))
+    sheet = Image.new("RGB", (3 * 264 - 8, 256), "white")
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture.resize((256, 256), Image.Resampling.BICUBIC), (number * 264, 0))
+    sheet.save(shown_in("styles.png"))
+    for one, other in combinations(pictures, 2):
+        apart = ImageStat.Stat(ImageChops.difference(one, other)).mean
+        assert sum(apart) / 3 > 20  # of 255
