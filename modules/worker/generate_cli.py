@@ -262,7 +262,9 @@ def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
         settings = replace(settings, output_path=Path(os.path.abspath(Path(folder).expanduser())))
     preset = values.pop("preset", "")
     if preset:
-        values = {**_preset_fields(preset, settings, given.get("models_path")), **values}
+        fields = _preset_fields(preset, settings, given.get("models_path"))
+        _refuse_lost(values, fields.get("performance", ""), load_modes(settings.root))
+        values = {**fields, **values}
     if recipe is not None:
         values = with_line(recipe, values, load_modes(settings.root))
     return TaskSpec.from_mapping(values).with_fixed_seed(), settings, folder is not None
@@ -283,6 +285,22 @@ def _preset_fields(preset: str, settings: Settings, models_path: str | None) -> 
         words = shlex.join(["launch.py", "download", download.key, *models])
         sys.stderr.write(f"This fetches it: python3 {words}\n")
     return {**fitted.settings, "preset": preset}
+
+
+def _refuse_lost(
+    line: Mapping[str, Any], performance: str, modes: Mapping[str, PerformanceMode]
+) -> None:
+    """ConfigError where the mode of a preset would silently decide what the line says."""
+    mode = modes.get(performance)
+    if mode is None or "performance" in line:
+        return
+    lost = sorted(line.keys() & mode.decided(TaskSpec()).keys())
+    if lost:
+        flags = ", ".join("--" + name.replace("_", "-") for name in lost)
+        raise ConfigError(
+            f"The preset paints in the mode {mode.title}, which decides {flags}: leave that out, "
+            "or add --performance '' to decide all of it yourself."
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

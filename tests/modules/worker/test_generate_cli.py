@@ -224,6 +224,14 @@ def test_what_a_preset_lacks_is_fetched_into_the_same_folder(tmp_path, capsys):
     assert f"python3 launch.py download {key} --models-path '{models}'\n" in told
 
 
+def test_what_a_preset_s_mode_would_decide_is_not_lost_in_silence(tmp_path):
+    line = ["x", "--preset", "default", "--models-path", str(tmp_path), "--steps", "5"]
+    with pytest.raises(ConfigError, match=r"mode Speed, which decides --steps: .*--performance ''"):
+        generate_cli.read_request(line)
+    spec, _, _ = generate_cli.read_request([*line, "--performance", ""])
+    assert (spec.steps, spec.performance) == (5, "")
+
+
 def test_styles_and_switches_are_options():
     argv = ["a cat", "--styles", "ink, glow", "--expand-prompt", "--no-wildcards-in-order"]
     spec, _, _ = generate_cli.read_request(argv)
