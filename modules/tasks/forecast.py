@@ -113,7 +113,8 @@ def prompt_types(prompts: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
 
 def _counts(prompt: Mapping[str, Any]) -> bool:
     # Not validated: what was stored before a rule came must go on being read.
-    kind = next(kind for kind in ImagePromptType if kind == prompt.get("type", "image_prompt"))
+    usual = ImagePromptType.IMAGE_PROMPT
+    kind = next((kind for kind in ImagePromptType if kind == prompt.get("type")), usual)
     return ImagePrompt.model_construct(**{**prompt, "type": kind}).counts
 
 

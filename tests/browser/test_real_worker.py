@@ -60,7 +60,7 @@ def test_the_page_for_the_readme(visit, fresh_clone):
     tab.wait_for_selector("#stage[data-state=done]", timeout=10 * MINUTE_MS)
     tab.wait_for_selector("#stage img.result")
     tab.mouse.move(0, 0)
-    tab.wait_for_timeout(3000)
+    tab.wait_for_selector("#queue-count:empty", state="attached")
     target = shown_in("page.png")
     tab.screenshot(path=target)
     assert target.stat().st_size > 20_000
