@@ -18,6 +18,9 @@ from torch.nn import functional as F
 SCORE_BYTES = 256 * 2**20
 """What the float32 scores of one slice may take."""
 
+FEW_SCORES = 128 * 128
+"""Of one head: so many may be kept for the way back."""
+
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 
 
@@ -42,7 +45,15 @@ def attend(
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """As PyTorch does it."""
+    """As PyTorch does it; on a processor that learns from few tokens, in its single operations.
+
+    There the fused kernel's way back takes most of the attention's time: without it a training
+    step of a small network in bfloat16 took 0.8 of the time.
+    """
+    few = q.shape[2] * k.shape[2] <= FEW_SCORES and mask is None and not causal
+    if few and q.requires_grad and q.device.type == "cpu":
+        scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+        return scores.softmax(dim=-1).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 

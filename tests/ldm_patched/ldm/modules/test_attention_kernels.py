@@ -67,6 +67,26 @@ def test_slices_give_the_same_numbers(name, n, m, kind, dtype, request):
     assert difference <= TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize(("n", "m"), [(16, 77), (128, 128), (130, 128)])
+def test_what_is_learnt_from_is_what_pytorch_s_kernel_gives(n, m):
+    results = []
+    for way in (attend, torch.nn.functional.scaled_dot_product_attention):
+        parts = [part.requires_grad_() for part in inputs(n, m)]
+        out = way(*parts)
+        results.append([out, *torch.autograd.grad(out.square().sum(), parts)])
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours - theirs).abs().max().item() <= 5e-6 * theirs.abs().max().item()
+
+
+def test_few_tokens_go_back_through_single_operations(monkeypatch):
+    monkeypatch.setattr(attention_kernels.F, "scaled_dot_product_attention", None)
+    q, k, v = inputs(16, 77)
+    attend(q.requires_grad_(), k, v).sum().backward()
+    assert q.grad is not None and bool(q.grad.any())
+    with pytest.raises(TypeError):  # the kernel that is not there
+        attend(q.detach(), k, v)
+
+
 @pytest.mark.parametrize("n", [1, 77, 154])
 @pytest.mark.parametrize("name", LESS)
 def test_causal_slices_give_the_same_numbers(name, n):
