@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ldm_patched.modules.model_management import DevicePolicy
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 PROMPT, NEGATIVE = "a red fox in the snow, early morning light", "blurry, low quality"
 FORECAST_FROM = 5  # pictures to learn from
 
@@ -36,7 +37,7 @@ def checkpoint_file(sizes: FamilySizes, dtype: torch.dtype = torch.float16) -> P
     from safetensors.torch import save_file
 
     name = {id(SDXL): "sdxl", id(HALF): "half", id(TINY): "tiny"}[id(sizes)]
-    folder = ROOT / "benchmarks" / "results" / "models" / "checkpoints"
+    folder = RESULTS / "models" / "checkpoints"
     path = folder / f"{name}-{str(dtype)[6:]}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,14 +182,14 @@ def around_sampler(options: Options) -> Row:
     )  # fmt: skip
     prompts = engine.encode(PROMPT), engine.encode(NEGATIVE)
     engine.encode = lambda text: prompts[text == NEGATIVE]  # cached, as the program has them
-    with _queue(path) as (pool, store, outputs):
-        painted = _picture(outputs, store.images(_finish(pool, spec))[0].path)
+    with running_queue(path) as (pool, store, outputs):
+        painted = saved_picture(outputs, store.images(finish_task(pool, spec))[0].path)
         error = require_equal(
             "around_sampler", painted, engine.paint(noise, steps, cfg)[0], 1e-2
         )  # the file has 8 bits a number
         seconds = interleave(
             {
-                "task": lambda: _finish(pool, spec),
+                "task": lambda: finish_task(pool, spec),
                 "engine": lambda: engine.paint(noise, steps, cfg),
             },
             rounds=options.rounds,
@@ -216,7 +217,7 @@ def forecast_error(options: Options) -> Row:
 
     draw, path = random.Random(0), checkpoint_file(TINY)
     seconds: dict[str, list[float]] = {"forecast": [], "painted": []}
-    with _queue(path) as (pool, store, _):
+    with running_queue(path) as (pool, store, _):
         for number in range(7 if options.quick else 25):
             width, height = draw.choice((256, 384, 512)), draw.choice((256, 384, 512))
             spec = TaskSpec(
@@ -224,7 +225,7 @@ def forecast_error(options: Options) -> Row:
                 width=width, height=height, steps=draw.randint(8, 40), sampler="euler",
             )  # fmt: skip
             before = store.timings()
-            _finish(pool, spec)
+            finish_task(pool, spec)
             painted = store.timings()[0]
             if number >= FORECAST_FROM:
                 seconds["forecast"].append(forecast(before, painted.resolved))
@@ -245,7 +246,7 @@ def forecast_error(options: Options) -> Row:
 
 
 @contextmanager
-def _queue(checkpoint: Path) -> Iterator[tuple[Any, Any, Path]]:
+def running_queue(checkpoint: Path) -> Iterator[tuple[Any, Any, Path]]:
     """A pool with the real worker, its store and its pictures' folder, which end with it."""
     from modules.settings.config import load_settings
     from modules.tasks.store import TaskStore
@@ -267,13 +268,13 @@ def _queue(checkpoint: Path) -> Iterator[tuple[Any, Any, Path]]:
             store.close()
 
 
-def _picture(folder: Path, name: str) -> torch.Tensor:
+def saved_picture(folder: Path, name: str) -> torch.Tensor:
     """(H, W, 3) in 0..1."""
     with Image.open(folder / name) as image:
         return torch.from_numpy(np.asarray(image) / 255.0)
 
 
-def _finish(pool: Any, spec: Any) -> str:
+def finish_task(pool: Any, spec: Any) -> str:
     """Queue a task and wait for its end, as a page does. Returns its id."""
     task_id, seq = pool.submit(spec), 0
     while True:

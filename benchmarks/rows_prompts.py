@@ -12,13 +12,30 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from benchmarks import peer
 from benchmarks.measure import Row, interleave, ratio_with_interval, require_equal
+from benchmarks.rows_image import (
+    PROMPT,
+    RESULTS,
+    checkpoint_file,
+    finish_task,
+    running_queue,
+    saved_picture,
+)
 from benchmarks.rows_network import _inputs, _our_call, _our_model, _their_call
 from benchmarks.sizes import GIB, Options, fitting, name_of
-from tests.support.tiny_checkpoint import unet_shapes
-from tests.support.tiny_ip_adapter import filled, layer_shapes, plain_shapes
+from tests.support.tiny_checkpoint import SDXL, TINY, FamilySizes, unet_shapes
+from tests.support.tiny_ip_adapter import (
+    SDXL_WIDTHS,
+    filled,
+    layer_shapes,
+    plain_shapes,
+    plus_shapes,
+    vision_shapes,
+    write_negative,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS, FEATURES, WEIGHT, TO_THE_END = 4, 1024, 1.0, 1.1
@@ -118,6 +135,82 @@ def image_prompts(options: Options) -> Row:
         note=between,
         samples=seconds,
     )
+
+
+def image_prompt_task(options: Options) -> Row:
+    """The whole path of an image prompt at 1024², through the queue and the real worker.
+
+    Random weights under the names and in the shapes of the real files: SDXL, ViT-H, a "plus"
+    adapter as torch.save wrote it, and the negative tokens. The ratio to the same picture without
+    it holds what the first use costs: both files' loading, the tower and the resampler.
+    """
+    from modules.gallery.inputs import InputStore
+    from modules.spec.image_prompt import ImagePrompt
+    from modules.spec.task_spec import TaskSpec
+
+    sizes = TINY if options.quick else SDXL
+    side, steps = (64, 2) if options.quick else (1024, 4)
+    path = _real_names(sizes)
+    spec = TaskSpec(
+        prompt=PROMPT, checkpoint=path.name, image_count=1, seed=0, width=side, height=side,
+        steps=steps, cfg_scale=4.0, sampler="euler", scheduler="normal",
+    )  # fmt: skip
+    with running_queue(path) as (pool, store, outputs):
+        inputs = InputStore(outputs.parent / "data-path" / "inputs")
+        encoded = cv2.imencode(".png", _picture(512))[1].tobytes()
+        prompted = spec.model_copy(
+            update={"image_prompts": (ImagePrompt(image=inputs.add(encoded).image),)}
+        )
+        finish_task(pool, spec)  # loads the checkpoint and encodes the texts
+        seconds, pictures = {}, {}
+        for name, one in {"with, first": prompted, "without": spec, "with": prompted}.items():
+            start = time.perf_counter()
+            task = finish_task(pool, one)
+            seconds[name] = [time.perf_counter() - start]
+            pictures[name] = saved_picture(outputs, store.images(task)[0].path)
+    if not pictures["with"].isfinite().all() or torch.equal(pictures["with"], pictures["without"]):
+        raise RuntimeError("image_prompt_task: the picture did not count.")
+    require_equal("image_prompt_task", pictures["with"], pictures["with, first"], 0.0)
+    (with_it,), (without,) = seconds["with"], seconds["without"]
+    return Row(
+        name="image_prompt_task",
+        setup=f"{name_of(sizes)}, ViT-H, plus adapter, {side}x{side}, {steps} steps",
+        ours=with_it,
+        note=f"without {without:.1f} s, with for the first time {seconds['with, first'][0]:.1f} s",
+        samples=seconds,
+    )
+
+
+def _real_names(sizes: FamilySizes) -> Path:
+    """A models folder with what an image prompt needs, as users have it; returns the checkpoint."""
+    models = RESULTS / f"models-{name_of(sizes)}"
+    vision, adapters = models / "clip_vision", models / "ipadapter"
+    for folder in (models / "checkpoints", vision, adapters):
+        folder.mkdir(parents=True, exist_ok=True)
+    path = models / "checkpoints" / "sd_xl_base_1.0.safetensors"
+    if not path.exists():
+        path.hardlink_to(checkpoint_file(sizes))
+        width, layers, features = (1280, 32, 1024) if sizes is SDXL else (64, 2, 48)
+        tower = filled(vision_shapes(width, layers, features), 1, torch.float16)
+        save_file(tower, vision / "clip_vision_vit_h.safetensors")
+        write_negative(adapters / "fooocus_ip_negative.safetensors", 16, sizes.context)
+        parts = {
+            "image_proj": filled(plus_shapes(width, 4, 16, width, sizes.context), 2, torch.float16),
+            "ip_adapter": filled(layer_shapes(_widths(sizes), sizes.context), 3, torch.float16),
+        }
+        torch.save(parts, adapters / "ip-adapter-plus_sdxl_vit-h.bin")
+    return path
+
+
+def _widths(sizes: FamilySizes) -> list[int]:
+    """Of the keys and values of each place where texts are attended to, in the files' order."""
+    from extras.ip_attention import own_sites, site_width
+
+    if sizes is SDXL:
+        return SDXL_WIDTHS
+    weights = peer.draw_weights(unet_shapes(sizes), torch.float32)
+    config = _our_model(weights, torch.float32).diffusion_model.config
+    return [site_width(config, site) for site in own_sites(config)]
 
 
 def _picture(side: int) -> np.ndarray:

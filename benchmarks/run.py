@@ -44,6 +44,7 @@ ROWS: dict[str, Callable[[Options], Row]] = {
     "sampler_loop": rows_network.sampler_loop,
     "guidance_cost": rows_guidance.guidance_cost,
     "image_prompts": rows_prompts.image_prompts,
+    "image_prompt_task": rows_prompts.image_prompt_task,
     "pyracanny": rows_prompts.pyracanny,
     "cpds": rows_prompts.cpds,
     "text_to_image": rows_image.text_to_image,
