@@ -1,8 +1,10 @@
 """What tests of several rooms share: a real Chromium, and examples that are the same every time."""
 
 import gc
+import importlib
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,21 @@ import pytest
 # other, and networks are tiny: further threads would only wait for each other's turn, which took
 # a test of engine families 2.8 times the processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# After a new installation every worker compiles the libraries as it imports them, all the same file
+# at the same time. Each begins with others, and finds the rest compiled. Gradio comes in the
+# program's own way, which takes half as long.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+FIRST = ([], ["torch", "transformers.models.clip.modeling_clip"], ["pandas", "transformers"])
+if WORKER:
+    for name in FIRST[int(WORKER.removeprefix("gw")) % len(FIRST)]:
+        importlib.import_module(name)
+    importlib.import_module("modules.api.server").import_gradio()
+
+# What a shell starts in the background ignores Ctrl+C, and so does every process that a test
+# starts: those tests that press it would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 ARGUMENTS = [
