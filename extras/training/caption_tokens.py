@@ -38,8 +38,8 @@ def used_ids() -> tuple[int, ...]:
     )  # fmt: skip
     texts += [text for table in tables for text in table]
     found = {START_TOKEN, END_TOKEN, PAD_G}
-    for text in set(texts):
-        found.update(tokenizer.encode(text))
+    for piece in {piece for text in texts for piece in text.split()}:  # no token spans a space
+        found.update(tokenizer.encode(piece))
     return tuple(sorted(found))
 
 
