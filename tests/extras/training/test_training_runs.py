@@ -39,7 +39,7 @@ PLAN = RunPlan(
 
 
 def vae_run(folder: Path, **changes) -> Run:
-    pages = PagePlan(group=2, captions=0, **SMALL)
+    pages = PagePlan(group=2, captions=0, side=32, **SMALL)
     stage = VaeStage(TOY, pages, folder=folder, device=CPU, bf16=False)
     return Run(stage, replace(PLAN, folder=folder, **changes), StringIO())
 
