@@ -126,7 +126,7 @@ def slide(tab: Any, slider: str, value: float) -> None:
 def sent(server: RunningPage, tab: Any) -> TaskSpec:
     """Press Generate: the request that arrives."""
     before = tab.evaluate("location.hash")
-    generate(tab, "quick hills")
+    generate(tab, "quick hills", pictures=1)
     tab.wait_for_function("(before) => location.hash !== before", arg=before)
     return server.pool.view(task_of(tab)).spec
 

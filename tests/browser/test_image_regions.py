@@ -194,7 +194,7 @@ def test_a_region_that_comes_late_stays_with_its_picture(visit, server):
         return pen.getImageData(0, 0, width, height).data.some(Boolean); }"""
     assert not tab.evaluate(painted)
     tab.keyboard.press("Escape")
-    generate(tab, "quick hills")
+    generate(tab, "quick hills", pictures=1)
     wait_state(tab, "done")
     first, second = server.pool.view(task_of(tab)).spec.image_prompts
     assert (first.region, second.region) == (stored, None)

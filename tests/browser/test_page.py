@@ -269,7 +269,7 @@ def test_a_failure_is_told_in_one_sentence(visit):
     said = tab.locator("#error").inner_text()
     assert "castle.safetensors" in said
     assert "Traceback" not in said
-    generate(tab, "quick hills")  # and the next task runs
+    generate(tab, "quick hills", pictures=1)  # and the next task runs
     wait_state(tab, "done")
     assert tab.locator("#error").is_hidden()
 
@@ -468,6 +468,7 @@ def test_a_mode_greys_what_it_decides_and_a_preset_sets_it(visit):
     tab.get_by_role("option", name="Fast").click()
     tab.wait_for_function("() => !document.querySelector('#make').innerText.includes('30 steps')")
     assert tab.locator("#prompt textarea").input_value() == ""
+    require_few_steps(tab)
 
 
 FEW_STEPS = (
@@ -478,8 +479,8 @@ GREYED = """() => [...document.querySelectorAll('.forced')].filter((box) => box.
   [box.id, box.querySelector('[data-testid=block-info]').dataset.forced ?? ''])"""
 
 
-def test_every_mode_of_few_steps_greys_all_that_it_decides_with_its_values(visit):
-    tab = visit().page
+def require_few_steps(tab):
+    """Every mode of few steps greys all that it decides, with its values."""
     lcm = {"sampler": "lcm", "scheduler": "lcm", "steps": "8"}
     lightning = {"sampler": "euler", "scheduler": "sgm_uniform", "steps": "4"}
     hyper = {"sampler": "dpmpp_sde_gpu", "scheduler": "karras", "steps": "4"}

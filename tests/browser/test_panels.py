@@ -93,9 +93,8 @@ def test_a_faulty_file_of_styles_is_told_in_the_tab_until_it_is_mended(visit, se
     assert tab.locator("#style-faults").is_hidden()
 
 
-def test_styles_fit_on_a_phone(visit):
-    tab = visit(**PHONE).page
-    tab.locator("#advanced-label").click()
+def require_styles_fit(tab):
+    """In the sheet of a phone."""
     tab.locator("#tab-styles").click()
     tab.wait_for_selector("#style-list .style")
     tab.locator("#clear-styles").click()
@@ -208,10 +207,8 @@ def test_loras_are_chosen_weighed_kept_sent_and_missed(visit, server):
     ]
 
 
-def test_loras_fit_on_a_phone(visit, server):
-    put_lora(server, "ink.safetensors", ss_tag_frequency='{"a": {"inkwash": 3, "brush": 2}}')
-    tab = visit(**PHONE).page
-    tab.locator("#advanced-label").click()
+def require_loras_fit(tab):
+    """In the sheet of a phone, with one that tells its words."""
     tab.locator("#tab-models").click()
     tab.locator("#lora-1 select").select_option("ink.safetensors")
     tab.wait_for_selector("#lora-1 .trigger")
@@ -289,8 +286,8 @@ def test_the_inspector_tells_the_added_words_and_the_time(visit, server):
     tab.wait_for_selector("#inspect-picture dt:text-is('Added words')", state="detached")
 
 
-def test_the_inspector_fits_on_a_phone(visit):
-    tab = visit(**PHONE).page
+def require_inspector_fits(tab):
+    """Over the page of a phone."""
     tab.locator("#prompt textarea").fill(LONG + "[[dawn, dusk]] __nowhere__")
     tab.locator("#inspect-toggle").click()
     tab.wait_for_selector(".prompt-line")
@@ -303,3 +300,12 @@ def test_the_inspector_fits_on_a_phone(visit):
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     tab.locator("#inspect-close").click()
     assert tab.locator("#inspector").is_hidden()
+
+
+def test_the_panels_fit_on_a_phone(visit, server):
+    put_lora(server, "ink.safetensors", ss_tag_frequency='{"a": {"inkwash": 3, "brush": 2}}')
+    tab = visit(**PHONE).page
+    require_inspector_fits(tab)
+    tab.locator("#advanced-label").click()
+    require_styles_fit(tab)
+    require_loras_fit(tab)
