@@ -30,11 +30,13 @@ WHOLE = "whole"
 BOOKS = {
     "alphabet": picturebook.alphabet_scene,
     "primer": picturebook.primer_scene,
+    "reader": picturebook.scene_from_seed,
     WHOLE: picturebook.scene_from_seed,
 }
 """Which scenes a run is shown, from the easiest on."""
 _SUBJECT_PART = 0.84  # of a page of the alphabet, each way
-_REPEATED = 0.4  # pages of the primer that are the alphabet's, so that no shape is forgotten
+_REPEATED = {"primer": ("alphabet", 0.4), "reader": ("primer", 0.5)}
+"""Which easier book the pages of a book are from, and how many, so that no shape is forgotten."""
 
 
 def page_sizes(area: int) -> tuple[tuple[int, int], ...]:
@@ -153,9 +155,9 @@ def _page(
 ) -> tuple[np.ndarray, tuple[int, ...], picturebook.Scene]:
     """A page of `size`; now and then one that is cut out of a larger page."""
     width, height = size
-    book = plan.book
-    if book == "primer" and Random(f"book {seed}").random() < _REPEATED:
-        book = "alphabet"
+    book, choices = plan.book, Random(f"book {seed}")
+    while book in _REPEATED and choices.random() < _REPEATED[book][1]:
+        book = _REPEATED[book][0]
     if rng.random() >= plan.cropped or book == "alphabet":
         image, scene = _drawn(plan, book, seed, size)
         return image, (height, width, 0, 0, height, width), scene
