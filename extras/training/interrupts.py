@@ -6,25 +6,29 @@ Only a program's main thread can change what it does; elsewhere nothing changes.
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+
+ENDINGS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl+C, and what a system sends that shuts down."""
 
 
 @contextmanager
 def on_interrupt(pressed: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl+C in here calls `pressed`; a second one is as ever.
+    """The first of ENDINGS in here calls `pressed`; a second one is as ever.
 
-    What a shell runs in the background goes on ignoring it.
+    What whoever started this chose to ignore stays ignored, as Ctrl+C in a shell's background.
     """
-    old = signal.getsignal(signal.SIGINT) or signal.default_int_handler
-    if not _is_main() or old is signal.SIG_IGN:
-        yield
-        return
+    old = {number: signal.getsignal(number) or signal.SIG_DFL for number in ENDINGS}
 
     def stop(*_: object) -> None:
-        signal.signal(signal.SIGINT, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
         pressed()
 
-    with _handled_by(stop):
+    with ExitStack() as stack:
+        for number, handler in old.items():
+            if _is_main() and handler is not signal.SIG_IGN:
+                stack.enter_context(_handled_by(stop, number))
         yield
 
 
@@ -43,9 +47,11 @@ def _is_main() -> bool:
 
 
 @contextmanager
-def _handled_by(handler: Callable[..., None] | signal.Handlers) -> Iterator[None]:
-    old = signal.signal(signal.SIGINT, handler) or signal.default_int_handler
+def _handled_by(
+    handler: Callable[..., None] | signal.Handlers, number: int = signal.SIGINT
+) -> Iterator[None]:
+    old = signal.signal(number, handler) or signal.SIG_DFL
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, old)
+        signal.signal(number, old)

@@ -100,6 +100,22 @@ def test_the_alphabet_shows_one_flat_subject_that_fills_the_middle():
             assert float((middle - 0.5).abs().median()) < 0.02  # some have the ground's colour
 
 
+def test_the_reader_s_pages_are_those_of_all_three_books(monkeypatch):
+    drawn = []
+    for name, scene in dict(pages_module.BOOKS).items():
+
+        def note(seed, *, size, name=name, scene=scene):
+            drawn.append(name)
+            return scene(seed, size=size)
+
+        monkeypatch.setitem(pages_module.BOOKS, name, note)
+    replace(PLAN, group=120, captions=0, book="reader").draw_group(5)
+    shares = {name: drawn.count(name) / 120 for name in drawn}
+    assert set(shares) == {"reader", "primer", "alphabet"}
+    assert 0.35 < shares["reader"] < 0.65  # scenes of the whole book
+    assert 0.1 < shares["alphabet"] < shares["primer"] < 0.45
+
+
 def test_groups_hold_maps_of_their_edges_where_asked():
     assert PLAN.draw_group(1).maps.numel() == 0
     group = replace(PLAN, edges=True).draw_group(1)

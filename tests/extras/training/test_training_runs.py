@@ -213,14 +213,14 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     assert all(bool(torch.isfinite(t).all()) for t in tensors.values())
 
 
-def interrupted_run(folder: Path, times: int, at: int = 1) -> Run:
-    """A run in whose second step, or in step `at`, Ctrl+C is pressed so often."""
+def interrupted_run(folder: Path, times: int, at: int = 1, number: int = signal.SIGINT) -> Run:
+    """A run in whose second step, or in step `at`, Ctrl+C is pressed so often; number: instead."""
     run = vae_run(folder, steps=9)
     compute = run.stage.compute_loss
 
     def interrupt(step: int):
         for _ in range(times if step == at else 0):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return compute(step)
 
     run.stage.compute_loss = interrupt
@@ -228,16 +228,17 @@ def interrupted_run(folder: Path, times: int, at: int = 1) -> Run:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_interrupting_saves_where_it_stopped_between_two_steps(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_interrupting_saves_where_it_stopped_between_two_steps(tmp_path, number):
     straight = vae_run(tmp_path / "straight", steps=9)
     straight.prepare()
     straight.stage.begin(0)
     for _ in range(2):
         straight.train_step()
-    run = interrupted_run(tmp_path, 1)
-    handler = signal.getsignal(signal.SIGINT)
+    run = interrupted_run(tmp_path, 1, number=number)
+    handler = signal.getsignal(number)
     assert not run.train()
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
     assert [p.name for p in checkpoints.list_checkpoints(tmp_path / "vae")] == ["step-00000002"]
     assert_same(weights(run), weights(straight))
     said = run.out.getvalue()
