@@ -182,8 +182,8 @@ def around_sampler(options: Options) -> Row:
     )  # fmt: skip
     prompts = engine.encode(PROMPT), engine.encode(NEGATIVE)
     engine.encode = lambda text: prompts[text == NEGATIVE]  # cached, as the program has them
-    with running_queue(path) as (pool, store, outputs):
-        painted = saved_picture(outputs, store.images(finish_task(pool, spec))[0].path)
+    with running_queue(path) as (pool, store, settings):
+        painted = saved_picture(settings.output_path, store.images(finish_task(pool, spec))[0].path)
         error = require_equal(
             "around_sampler", painted, engine.paint(noise, steps, cfg)[0], 1e-2
         )  # the file has 8 bits a number
@@ -246,8 +246,8 @@ def forecast_error(options: Options) -> Row:
 
 
 @contextmanager
-def running_queue(checkpoint: Path) -> Iterator[tuple[Any, Any, Path]]:
-    """A pool with the real worker, its store and its pictures' folder, which end with it."""
+def running_queue(checkpoint: Path) -> Iterator[tuple[Any, Any, Any]]:
+    """A pool with the real worker, its store and its settings, in a folder that ends with it."""
     from modules.settings.config import load_settings
     from modules.tasks.store import TaskStore
     from modules.tasks.worker_pool import LocalWorkerPool
@@ -262,7 +262,7 @@ def running_queue(checkpoint: Path) -> Iterator[tuple[Any, Any, Path]]:
         pool = LocalWorkerPool(settings, store)
         pool.start()
         try:
-            yield pool, store, settings.output_path
+            yield pool, store, settings
         finally:
             pool.close()
             store.close()
