@@ -239,6 +239,39 @@ class _Still:
         return x / (1 + t.view(-1, 1, 1, 1) ** 2)
 
 
+def attention_learnt(options: Options) -> Row:
+    """Attention over few tokens forward and back, as in training; PyTorch's fused kernel beside."""
+    from torch.nn import functional as F
+
+    from ldm_patched.ldm.modules.attention_kernels import attend
+
+    rows, heads, tokens, keys, width = 64, 2, 64, 77, 64
+    g = torch.Generator().manual_seed(0)
+    parts = [
+        torch.randn(rows, heads, n, width, generator=g, dtype=torch.bfloat16).requires_grad_()
+        for n in (tokens, keys, keys)
+    ]
+
+    def call(way: Callable[..., torch.Tensor]) -> torch.Tensor:
+        gradients = torch.autograd.grad(way(*parts).square().sum(), parts)
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
+    def ours() -> torch.Tensor:
+        return call(attend)
+
+    def theirs() -> torch.Tensor:
+        return call(F.scaled_dot_product_attention)
+
+    return compare(
+        "attention_learnt",
+        f"{rows} rows, {heads} heads, {tokens} tokens, {keys} keys, bfloat16, forward and back",
+        ours,
+        {"fused kernel": theirs},
+        rounds=options.rounds * 3,
+        error=require_equal("attention_learnt", ours(), theirs(), 2e-2),
+    )
+
+
 @torch.inference_mode()
 def sampler_loop(options: Options) -> Row:
     """30 Euler steps with guidance where the network costs nothing: what the loop itself takes."""

@@ -41,6 +41,7 @@ ROWS: dict[str, Callable[[Options], Row]] = {
     "unet_gpu_compiled": rows_gpu.unet_gpu_compiled,
     "unet_gpu_four_compiled": rows_gpu.unet_gpu_four_compiled,
     "vae_decode_bf16": rows_network.vae_decode_bf16,
+    "attention_learnt": rows_network.attention_learnt,
     "sampler_loop": rows_network.sampler_loop,
     "guidance_cost": rows_guidance.guidance_cost,
     "image_prompts": rows_prompts.image_prompts,
