@@ -1,4 +1,4 @@
-"""Ctrl+C during a run: for the run itself, and not for the processes that draw.
+"""Being asked to end during a run: for the run itself, and not for the processes that draw.
 
 Only a program's main thread can change what it does; elsewhere nothing changes.
 """
@@ -8,8 +8,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-ENDINGS = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl+C, and what a system sends that shuts down."""
+ENDINGS: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+"""Ctrl+C, what a system sends that shuts down, and what a terminal sends that is closed."""
 
 
 @contextmanager
@@ -34,11 +36,10 @@ def on_interrupt(pressed: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def no_interrupts() -> Iterator[None]:
-    """Ctrl+C is ignored in here, and ever after by processes that are started in here."""
-    if not _is_main():
-        yield
-        return
-    with _handled_by(signal.SIG_IGN):
+    """ENDINGS are ignored in here, and ever after by processes that are started in here."""
+    with ExitStack() as stack:
+        for number in ENDINGS if _is_main() else ():
+            stack.enter_context(_handled_by(signal.SIG_IGN, number))
         yield
 
 
@@ -47,9 +48,7 @@ def _is_main() -> bool:
 
 
 @contextmanager
-def _handled_by(
-    handler: Callable[..., None] | signal.Handlers, number: int = signal.SIGINT
-) -> Iterator[None]:
+def _handled_by(handler: Callable[..., None] | signal.Handlers, number: int) -> Iterator[None]:
     old = signal.signal(number, handler) or signal.SIG_DFL
     try:
         yield

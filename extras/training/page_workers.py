@@ -1,13 +1,16 @@
 """The groups of a source one after the other, drawn by worker processes."""
 
+import atexit
 import signal
 from collections.abc import Iterator
+from typing import Any
+from weakref import WeakSet
 
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from extras.training.interrupts import no_interrupts
+from extras.training.interrupts import ENDINGS, no_interrupts
 from extras.training.pages import GroupSource, PageGroup
 
 
@@ -20,9 +23,20 @@ class _Groups(Dataset):
 
 
 def _start_worker(_number: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it is not inherited
+    for number in ENDINGS:  # PyTorch has its own handler by now, and not every system inherits
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+
+
+_drawing: WeakSet[Any] = WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Tell all workers to end, before multiprocessing would: it sends SIGTERM, and waits."""
+    for groups in list(_drawing):
+        groups._shutdown_workers()
 
 
 def draw_groups(source: GroupSource, first: int, workers: int) -> Iterator[PageGroup]:
@@ -42,6 +56,7 @@ def draw_groups(source: GroupSource, first: int, workers: int) -> Iterator[PageG
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else a run's own numbers would depend on where it began
     )
-    with no_interrupts():  # from their first moment on: it is for the run, which ends its step
+    with no_interrupts():  # from their first moment on: they are for the run, which ends its step
         groups = iter(loader)
+    _drawing.add(groups)
     yield from groups

@@ -222,8 +222,8 @@ class Run:
         )
 
     def _interrupted(self, first: int) -> None:
-        """What Ctrl+C does at first; before step `first` there may be much to wait for, and there
-        is nothing to save."""
+        """What the first of ENDINGS does; before step `first` there may be much to wait for, and
+        there is nothing to save."""
         if self.step == first:
             raise KeyboardInterrupt
         self._stopping = True
@@ -233,7 +233,8 @@ class Run:
 
     def train(self) -> bool:
         """Train until the steps, the minutes or the user's patience end; True if all is done.
-        A checkpoint of where it stopped is written. Ctrl+C ends the step at hand first.
+        A checkpoint of where it stopped is written. Ctrl+C, a shutdown or a terminal that is
+        closed ends the step at hand first.
 
         Raises TrainingFolderError, CheckpointError, TrainingDiverged, and KeyboardInterrupt.
         """
@@ -321,15 +322,14 @@ class Run:
             f"{pictures:.0f} pictures/s  {duration(left)} left"
         )
         if self.out.isatty():
-            self.out.write("\r" + text.ljust(96))
-            self.out.write("\n" if self.step >= self.plan.steps else "")
-            self.out.flush()
+            self._say("\r" + text.ljust(96), "\n" if self.step >= self.plan.steps else "")
         else:
             self._say(text)
 
-    def _say(self, text: str) -> None:
-        self.out.write(text + "\n")
-        self.out.flush()
+    def _say(self, text: str, end: str = "\n") -> None:
+        with suppress(OSError):  # a terminal that was closed must not keep a run from saving
+            self.out.write(text + end)
+            self.out.flush()
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from extras.training import stage_vae
+from extras.training.interrupts import ENDINGS
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +27,10 @@ def few_pieces_to_start_from() -> Iterator[None]:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Ctrl+C as in a shell's foreground: what is started in the background ignores it."""
-    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """All of ENDINGS raise, as Ctrl+C does: one that nobody looks after fails its test alone."""
+    old = {number: signal.signal(number, signal.default_int_handler) for number in ENDINGS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, old or signal.default_int_handler)
+        for number, handler in old.items():
+            signal.signal(number, handler or signal.SIG_DFL)

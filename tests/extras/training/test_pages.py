@@ -1,5 +1,6 @@
 """Groups of pages and the window over them are pure functions of the run's seed and the step."""
 
+import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from extras.training import page_workers, picturebook
 from extras.training import pages as pages_module
 from extras.training.caption_tokens import END_TOKEN, START_TOKEN, caption_ids, strew, used_ids
+from extras.training.interrupts import ENDINGS
 from extras.training.page_workers import draw_groups
 from extras.training.pages import PageGroup, PagePlan
 from extras.training.scenes import vocabulary as words
@@ -35,24 +37,35 @@ def test_a_group_depends_on_its_number_alone():
     assert not same(replace(PLAN, seed=2).draw_group(5), drawn[0])
 
 
+def ask_to_end(worker):
+    for number in ENDINGS:
+        os.kill(worker.pid, number)
+
+
 class InterruptedAtOnce(DataLoader):
-    """Ctrl+C reaches its workers before they have imported anything."""
+    """Its workers are asked to end before they have imported anything."""
 
     def __iter__(self):
         groups = super().__iter__()
         for worker in groups._workers:
-            os.kill(worker.pid, signal.SIGINT)
+            ask_to_end(worker)
         return groups
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_worker_processes_draw_the_same_groups_and_leave_ctrl_c_to_the_run(monkeypatch):
+def test_worker_processes_draw_the_same_groups_and_leave_endings_to_the_run(monkeypatch):
     monkeypatch.setattr(page_workers, "DataLoader", InterruptedAtOnce)
     source = draw_groups(PLAN, 5, workers=1)
     before = torch.get_rng_state()  # a step is seeded before groups are drawn in it
+    others = multiprocessing.active_children()
     assert all(same(next(source), PLAN.draw_group(number)) for number in (5, 6))
     assert torch.equal(torch.get_rng_state(), before)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert {signal.getsignal(number) for number in ENDINGS} == {signal.default_int_handler}
+    (worker,) = set(multiprocessing.active_children()).difference(others)
+    ask_to_end(worker)  # PyTorch has put its own handlers in place of those that were inherited
+    assert all(same(next(source), PLAN.draw_group(number)) for number in range(7, 15))
+    page_workers._end_workers()
+    assert worker.exitcode == 0
 
 
 def test_groups_come_in_every_size():

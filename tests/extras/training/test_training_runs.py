@@ -1,5 +1,6 @@
 """Runs of the trainer on toy networks: resuming, stopping, bad folders, bad numbers."""
 
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from extras.training import checkpoints, writing
 from extras.training.base_parts import MODEL_FILE
 from extras.training.builtin_model import TOY
 from extras.training.errors import CheckpointError, TrainingDiverged, TrainingFolderError
+from extras.training.interrupts import ENDINGS
 from extras.training.noise import NearestSampling
 from extras.training.pages import PagePlan
 from extras.training.run import Run, RunPlan, duration
@@ -228,7 +230,7 @@ def interrupted_run(folder: Path, times: int, at: int = 1, number: int = signal.
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", ENDINGS, ids=lambda n: n.name)
 def test_interrupting_saves_where_it_stopped_between_two_steps(tmp_path, number):
     straight = vae_run(tmp_path / "straight", steps=9)
     straight.prepare()
@@ -246,15 +248,29 @@ def test_interrupting_saves_where_it_stopped_between_two_steps(tmp_path, number)
     assert "Interrupted; saving where it stopped." in said
 
 
-def test_a_run_in_the_background_is_not_interrupted(tmp_path):
-    run = interrupted_run(tmp_path, 1)
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_run_in_the_background_is_not_interrupted(tmp_path, number):
+    run = interrupted_run(tmp_path, 1, number=number)
     run.plan = replace(run.plan, steps=3)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        assert run.train()
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    signal.signal(number, signal.SIG_IGN)
+    assert run.train()
+    assert signal.getsignal(number) is signal.SIG_IGN
+
+
+class ClosedTerminal(StringIO):
+    """Takes no more words, as one whose window was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, text)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_run_whose_terminal_is_closed_saves_where_it_stopped(tmp_path):
+    run = interrupted_run(tmp_path, 1)
+    run.out = ClosedTerminal()
+    assert not run.train()
+    assert [p.name for p in checkpoints.list_checkpoints(tmp_path / "vae")] == ["step-00000002"]
 
 
 @pytest.mark.usefixtures("interruptible")
