@@ -1,5 +1,6 @@
 """What tests of several rooms share: a real Chromium, and examples that are the same every time."""
 
+import contextlib
 import gc
 import importlib
 import os
@@ -15,16 +16,6 @@ import pytest
 # other, and networks are tiny: further threads would only wait for each other's turn, which took
 # a test of engine families 2.8 times the processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-# After a new installation every worker compiles the libraries as it imports them, all the same file
-# at the same time. Each begins with others, and finds the rest compiled. Gradio comes in the
-# program's own way, which takes half as long.
-WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
-FIRST = ([], ["torch", "transformers.models.clip.modeling_clip"], ["pandas", "transformers"])
-if WORKER:
-    for name in FIRST[int(WORKER.removeprefix("gw")) % len(FIRST)]:
-        importlib.import_module(name)
-    importlib.import_module("modules.api.server").import_gradio()
 
 # What a shell starts in the background ignores Ctrl+C, and so does every process that a test
 # starts: those tests that press it would wait for ever.
@@ -54,6 +45,28 @@ ARGUMENTS = [
 # The same examples in every run, and no verdict by the clock of a busy machine.
 hypothesis.settings.register_profile("easel", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("easel")
+
+
+def import_libraries_in_turn() -> None:
+    """Import what most tests need, in another order in every worker of a run of all of them.
+
+    After a new installation the workers compile the libraries as they import them, all the same
+    file at the same time. Each begins with others here, and finds the rest compiled. Gradio comes
+    in the program's own way, which takes half as long.
+    """
+    number = os.environ.get("PYTEST_XDIST_WORKER", "")[2:]
+    first = ([], ["torch", "transformers.models.clip.modeling_clip"], ["pandas", "transformers"])
+    with contextlib.suppress(ImportError):  # tests that need one say so themselves
+        for name in first[int(number) % len(first)] if number.isdecimal() else ():
+            importlib.import_module(name)
+        importlib.import_module("modules.api.server").import_gradio()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers of a run of all tests; a run of a few files may need none of the libraries."""
+    whole = set(config.option.file_or_dir) <= set(config.getini("testpaths"))
+    if whole and hasattr(config, "workerinput"):
+        import_libraries_in_turn()
 
 
 def pytest_collection_finish() -> None:
