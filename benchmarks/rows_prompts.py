@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from benchmarks.measure import Row, Waits, interleave, ratio_with_interval, requ
 from benchmarks.rows_image import (
     PROMPT,
     RESULTS,
+    ROOT,
     checkpoint_file,
     finish_task,
     running_queue,
@@ -37,7 +39,6 @@ from tests.support.tiny_ip_adapter import (
     write_negative,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 TOKENS, FEATURES, WEIGHT, TO_THE_END = 4, 1024, 1.0, 1.1
 
 
@@ -65,7 +66,6 @@ def image_prompts(options: Options) -> Row:
     diffusers projects and casts at each step.
     """
     from extras.ip_adapter import patch_model
-    from extras.ip_attention import own_sites, site_width
     from ldm_patched.modules.model_patcher import ModelPatcher
 
     sizes, dtype = fitting(options, 24 * GIB), torch.float32  # with two adapters of 1.4 GB
@@ -73,7 +73,7 @@ def image_prompts(options: Options) -> Row:
     weights = peer.draw_weights(unet_shapes(sizes), dtype)
     model = _our_model(weights, dtype)
     network = model.diffusion_model.eval()
-    widths = [site_width(network.config, site) for site in own_sites(network.config)]
+    widths = _widths(network.config)
     adapters = [
         {
             "image_proj": filled(plain_shapes(TOKENS, FEATURES, sizes.context), seed),
@@ -203,9 +203,13 @@ def _real_names(sizes: FamilySizes) -> Path:
         tower = filled(vision_shapes(width, layers, features), 1, torch.float16)
         save_file(tower, vision / "clip_vision_vit_h.safetensors")
         write_negative(adapters / "fooocus_ip_negative.safetensors", 16, sizes.context)
+        widths = SDXL_WIDTHS
+        if sizes is not SDXL:
+            weights = peer.draw_weights(unet_shapes(sizes), torch.float32)
+            widths = _widths(_our_model(weights, torch.float32).diffusion_model.config)
         parts = {
             "image_proj": filled(plus_shapes(width, 4, 16, width, sizes.context), 2, torch.float16),
-            "ip_adapter": filled(layer_shapes(_widths(sizes), sizes.context), 3, torch.float16),
+            "ip_adapter": filled(layer_shapes(widths, sizes.context), 3, torch.float16),
         }
         family = "plus_sdxl_vit-h" if sizes is SDXL else name_of(sizes)
         torch.save(parts, adapters / f"ip-adapter-{family}.bin")
@@ -213,14 +217,10 @@ def _real_names(sizes: FamilySizes) -> Path:
     return path
 
 
-def _widths(sizes: FamilySizes) -> list[int]:
+def _widths(config: Any) -> list[int]:
     """Of the keys and values of each place where texts are attended to, in the files' order."""
     from extras.ip_attention import own_sites, site_width
 
-    if sizes is SDXL:
-        return SDXL_WIDTHS
-    weights = peer.draw_weights(unet_shapes(sizes), torch.float32)
-    config = _our_model(weights, torch.float32).diffusion_model.config
     return [site_width(config, site) for site in own_sites(config)]
 
 
