@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from modules.api.ending import end_on_signals, leave
 from modules.library.catalog import Catalog
 from modules.settings.config import Settings, load_settings
 from modules.settings.logs import start_logging
 from modules.settings.presets import load_presets
 from modules.spec.errors import StudioError
+from modules.tasks.ending import end_on_signals, leave
 from modules.tasks.instance import InstanceLock
 from modules.tasks.store import TaskStore
 from modules.tasks.worker_pool import LocalWorkerPool

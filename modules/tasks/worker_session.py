@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from modules.settings.config import Settings
 from modules.spec.errors import DiskFull, InstanceRunning, StudioError
@@ -25,6 +25,7 @@ from modules.spec.flags import TaskState
 from modules.spec.task_spec import ResolvedSpec, TaskSpec
 from modules.tasks.cancel import CancelToken
 from modules.tasks.database import BUSY_SECONDS
+from modules.tasks.ending import leave
 from modules.tasks.events import Ended, Event, Held, ImageSaved
 from modules.tasks.records import Claim, ClaimLost
 from modules.tasks.store import TaskStore
@@ -254,9 +255,9 @@ class WorkerSession:
         self._wake.set()
 
 
-def run_worker(target: str, connection: Connection, settings: Settings, worker_id: str) -> None:
+def run_worker(target: str, connection: Connection, settings: Settings, worker_id: str) -> NoReturn:
     """What a fresh process runs: `target` is "package.module:function" of (connection, settings,
-    worker_id). It ends when its parent does, and leaves Ctrl+C to it.
+    worker_id). It ends when its parent does, and leaves Ctrl+C to it. It never returns.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
@@ -267,7 +268,10 @@ def run_worker(target: str, connection: Connection, settings: Settings, worker_i
         logger.exception("the worker ended")
         sentence = str(error) if isinstance(error, StudioError) else "The log says why."
         connection.send(("trouble", sentence))
-        sys.exit(1)
+        leave(1)
+    except SystemExit as error:
+        leave(error.code if isinstance(error.code, int) else 1)
+    leave(0)
 
 
 def _end_with_parent() -> None:

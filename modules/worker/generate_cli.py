@@ -34,6 +34,7 @@ from modules.spec.limits import REQUEST_BYTES
 from modules.spec.performance import PerformanceMode
 from modules.spec.task_spec import LoraSpec, ResolvedSpec, TaskSpec
 from modules.tasks.cancel import CancelToken
+from modules.tasks.ending import leave
 from modules.tasks.events import Event, Loading, Progress
 from modules.tasks.ids import IdMaker
 
@@ -334,4 +335,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

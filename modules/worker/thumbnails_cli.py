@@ -22,6 +22,7 @@ from modules.settings.config import Settings
 from modules.settings.logs import start_logging
 from modules.spec.errors import StudioError
 from modules.spec.task_spec import TaskSpec
+from modules.tasks.ending import leave
 from modules.worker.generate_cli import EXIT_STOPPED, TerminalTask, read_request
 
 SUBJECT = "a house by a lake"
@@ -109,4 +110,4 @@ def paint(
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

@@ -1,4 +1,4 @@
-"""How the server's process ends: on a signal, in order, and without lingering."""
+"""How processes end: on a signal, in order, and without lingering."""
 
 import logging
 import os
@@ -28,7 +28,10 @@ def end_on_signals() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process now: Python would take a second to take Gradio's modules apart."""
+    """End the process now: Python would take a second to take the modules of Gradio or torch apart.
+
+    Nothing of the caller's runs after it; what has to be closed is closed before.
+    """
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
