@@ -19,6 +19,7 @@ from extras.training.run import Stage
 from extras.training.scenes.compose import SIZE_WEIGHTS
 from extras.training.stage_base import BasePlan, BaseStage
 from extras.training.stage_control import ControlStage
+from extras.training.stage_decoder import DecoderStage
 from extras.training.stage_diffusion import Preview, Workplace
 from extras.training.stage_facts import FactsStage
 from extras.training.stage_fewstep import FewstepStage
@@ -57,6 +58,7 @@ SCALES = {
     "cuda": Scale(
         {
             "vae": Pace(96, 12_000, 6e-4),
+            "decoder": Pace(96, 4_000, 3e-4),
             "text": Pace(512, 4_000, 1e-3),
             "base": Pace(512, 60_000, 8e-4),
             "detector": Pace(128, 20_000, 1e-3),
@@ -75,6 +77,7 @@ SCALES = {
     "cpu": Scale(
         {
             "vae": Pace(16, 40_000, 6e-4),
+            "decoder": Pace(16, 4_000, 3e-4),
             "text": Pace(64, 12_000, 1e-3),
             "base": Pace(32, 300_000, 3e-4),
             "detector": Pace(32, 20_000, 1e-3),
@@ -114,17 +117,9 @@ def _bf16(args: argparse.Namespace, device: torch.device) -> bool:
 
 def make_vae_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> VaeStage:
     """Stage 1 as the command line says. Raises TrainingError for a side that no page has."""
-    pages = _pages(args, group=first(args.batch, scale.paces["vae"].batch), captions=0)
-    shortest = min(side for size in pages.sizes for side in size)
-    if args.side and args.side > shortest:
-        raise TrainingError(
-            f"Pieces of side {args.side} do not fit on pages that are {shortest} pixels at their "
-            "shortest: choose a smaller --side or a larger --page."
-        )
-    pages = replace(pages, side=min(scale.side, shortest) if args.side is None else args.side)
     return VaeStage(
         MODELS[args.size],
-        pages,
+        _pieces(args, scale),
         folder=args.folder,
         device=device,
         workers=_workers(args),
@@ -132,6 +127,34 @@ def make_vae_stage(args: argparse.Namespace, device: torch.device, scale: Scale)
         seed=args.seed,
         compile_network=args.compile,
     )
+
+
+def make_decoder_stage(
+    args: argparse.Namespace, device: torch.device, scale: Scale
+) -> DecoderStage:
+    """Stage 1 once more, for the decoder alone. Raises TrainingError, too."""
+    return DecoderStage(
+        args.start_from or args.folder / MODEL_FILE,
+        _pieces(args, scale),
+        folder=args.folder,
+        device=device,
+        workers=_workers(args),
+        bf16=_bf16(args, device),
+        compile_network=args.compile,
+        output=args.output,
+    )
+
+
+def _pieces(args: argparse.Namespace, scale: Scale) -> PagePlan:
+    """Pages for an autoencoder. Raises TrainingError for a side that none has."""
+    pages = _pages(args, group=first(args.batch, pace_of(args, scale).batch), captions=0)
+    shortest = min(side for size in pages.sizes for side in size)
+    if args.side and args.side > shortest:
+        raise TrainingError(
+            f"Pieces of side {args.side} do not fit on pages that are {shortest} pixels at their "
+            "shortest: choose a smaller --side or a larger --page."
+        )
+    return replace(pages, side=min(scale.side, shortest) if args.side is None else args.side)
 
 
 def make_text_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> TextStage:
@@ -303,6 +326,7 @@ def make_control_stage(
 
 STAGES: dict[str, Callable[[argparse.Namespace, torch.device, Scale], Stage]] = {
     "vae": make_vae_stage,
+    "decoder": make_decoder_stage,
     "text": make_text_stage,
     "base": make_base_stage,
     "detector": make_facts_stage,

@@ -51,10 +51,31 @@ def to_pixels(x: Tensor) -> Tensor:
     return ((x.float() + 1.0) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
 
 
+def reconstruction_loss(y: Tensor, x: Tensor, weights: VaeLoss) -> Tensor:
+    """How far pictures y are from x, both (B, 3, H, W): all terms of `weights` but the last."""
+    error = y - x
+    edges = (error[..., 1:] - error[..., :-1]).abs().mean()
+    edges = edges + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    return error.abs().mean() + weights.squared * error.square().mean() + weights.edges * edges
+
+
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Peak signal to noise of pictures in -1..1, decibels, the mean over the batch."""
     error = (x - y).clamp(-2, 2).square().flatten(1).mean(dim=1)
     return (10 * torch.log10(4.0 / error.clamp(min=1e-10))).mean()
+
+
+@torch.no_grad()
+def round_trips(
+    model: AutoencoderKL, size: tuple[int, int], device: torch.device, *, bf16: bool
+) -> np.ndarray:
+    """uint8 (H, W, 3): held-out pages of a (width, height) above what the autoencoder makes of
+    them."""
+    images = np.stack([picturebook.draw(seed, size=size).image for seed in range(8)])
+    x = to_network(torch.from_numpy(images).to(device))
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        y = model.decode(model.encode(x)).float()
+    return tile([*to_pixels(x).cpu().numpy(), *to_pixels(y).cpu().numpy()], columns=8)
 
 
 class VaeStage(Stage):
@@ -107,12 +128,7 @@ class VaeStage(Stage):
             y, mean, log_variance = self._train_trip(x, noise)
         std = (0.5 * log_variance).exp()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=1).mean()
-        error = y - x
-        edges = (error[..., 1:] - error[..., :-1]).abs().mean()
-        edges = edges + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
-        w = self.weights
-        loss = error.abs().mean() + w.squared * error.square().mean()
-        loss = loss + w.edges * edges + w.kl * kl
+        loss = reconstruction_loss(y, x, self.weights) + self.weights.kl * kl
         return loss, {"psnr": psnr(y, x), "kl": kl, "latent_noise": std.mean()}
 
     def _noisy_round_trip(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,19 +139,8 @@ class VaeStage(Stage):
         y = self.model.decode(mean + (0.5 * log_variance).exp() * noise)
         return y.float(), mean, log_variance
 
-    @torch.no_grad()
-    def _round_trip(self, model: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = to_network(images.to(self.device))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return x, model.decode(model.encode(x)).float()
-
     def grid(self) -> np.ndarray:
-        """Held-out pages above their reconstructions."""
-        seeds = range(8)
-        size = self.pages.sizes[0]
-        images = np.stack([picturebook.draw(seed, size=size).image for seed in seeds])
-        x, y = self._round_trip(self.model, torch.from_numpy(images))
-        return tile([*to_pixels(x).cpu().numpy(), *to_pixels(y).cpu().numpy()], columns=8)
+        return round_trips(self.model, self.pages.sizes[0], self.device, bf16=self.bf16)
 
     @torch.no_grad()
     def _latents_and_colours(self) -> tuple[Tensor, Tensor]:

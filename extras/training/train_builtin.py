@@ -45,11 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--stage",
         choices=sorted(STAGES),
         required=True,
-        help="vae, text and base make the model; tower comes before ip; see docs/training.md",
+        help="vae, text and base make the model, decoder sharpens it; tower comes before ip; "
+        "see docs/training.md",
     )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     add("--folder", type=Path, default=ROOT / ".easel" / "training", help="the run's folder")
-    add("--output", type=Path, help="base and what goes on it: a second folder for the result")
+    add("--output", type=Path, help="base, and what goes on it: a second folder for the result")
     add("--start-from", type=Path, help=f"the model to begin with or to adapt (not {MODEL_FILE})")
     add("--finish", choices=sorted(FINISHES), help=f"lora: the look (default: {FIRST_LOOK})")
     add("--pictures", type=Path, help="lora: a folder of pictures and .txt captions instead")
@@ -66,14 +67,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--page", type=whole(64, 1024, step=32), default=256, help=page)
     add("--square", action="store_true", help="square pages only: there is one size to compile for")
     add("--book", choices=BOOKS, default=WHOLE, help="base: easy pages first; see docs/training.md")
-    side = "vae: train on square pieces of this side, a multiple of 8 (0: whole pages)"
+    side = "vae, decoder: train on square pieces of this side, a multiple of 8 (0: whole pages)"
     add("--side", type=whole(0, step=8), help=side)
     add("--learning-rate", type=number(0, above=True))
     add("--seed", type=whole(0, 2**32 - 1), default=0)
     add("--workers", type=whole(0), help="processes that draw (default: one less than the cores)")
     add("--threads", type=whole(1), help="threads of PyTorch on the CPU")
-    add("--capacity", type=whole(1), help="all but vae and text: pages kept encoded")
-    reuse = "all but vae and text: how often a page is trained on"
+    add("--capacity", type=whole(1), help="all but vae, decoder and text: pages kept encoded")
+    reuse = "all but vae, decoder and text: how often a page is trained on"
     add("--reuse", type=number(0, above=True), help=reuse)
     add("--keep-pages", type=Path, help="base: folder for encoded pages, which later runs read")
     add("--objective", choices=sorted(OBJECTIVES), default="eps", help="base: what is predicted")
@@ -86,7 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--size", choices=sorted(MODELS), default="mini", help="of new networks; toy is for tests")
     add("--float32", action="store_true", help="never compute in bfloat16")
     add("--checkpointing", action="store_true", help="base: save memory, compute more")
-    add("--compile", action="store_true", help="vae, base: compile first: minutes, then faster")
+    faster = "vae, decoder, base: compile first: minutes, then faster"
+    add("--compile", action="store_true", help=faster)
     add("--grid-minutes", type=number(0), default=5.0, help="0 draws none on the way")
     add("--checkpoint-minutes", type=number(0), default=4.0)
     return parser
