@@ -23,7 +23,7 @@ from modules.settings.preset_files import reload_presets
 from modules.settings.presets import preset_named
 from modules.spec.errors import LimitError, SpecError, StudioError
 from modules.spec.task_spec import TaskSpec
-from modules.ui import assets
+from modules.ui import assets, early_script
 from modules.ui.components import markup
 from modules.ui.form import Form
 from modules.ui.panels import (
@@ -97,6 +97,7 @@ def launch_options() -> dict[str, Any]:
         font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
         font_mono=["ui-monospace", "SFMono-Regular", "Consolas", "monospace"],
     )
+    early_script.put_in()
     shared = json.dumps(assets.icons()).replace("</", "<\\/")
     words = Texts().to_json().replace("</", "<\\/")
     # The style goes into the head: Gradio rewrites the selectors of its own `css` option.

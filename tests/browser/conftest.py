@@ -15,14 +15,6 @@ from tests.support.page_server import RunningPage
 
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 PATIENCE_MS = 20_000
-# Gradio's sign of loading counts seconds in frame after frame, also when it has gone: 60 drawings a
-# second of a page at rest, a tenth of a core for every window. It is known by what it does in one.
-REST = """{
-const nextFrame = window.requestAnimationFrame.bind(window);
-window.requestAnimationFrame = (callback) =>
-  "restored" in (document.documentElement?.dataset ?? {})
-    && /performance\\.now\\(\\)\\s*-.*1e3/.test(callback) ? 0 : nextFrame(callback);
-}"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -114,7 +106,7 @@ def visit(
         options = {"viewport": {"width": 1400, "height": 900}, "color_scheme": "dark"} | options
         kind = repr(sorted(options.items()))
         unused = contexts.setdefault(kind, [])
-        context = unused.pop() if unused else new_context(chromium, options)
+        context = unused.pop() if unused else chromium.new_context(**options)
         windows.append((kind, Window(context, at or server, address, forgive)))
         return windows[-1][1]
 
@@ -124,13 +116,6 @@ def visit(
         bad += window.close()
         contexts[kind].append(window.context)
     assert not bad, "\n".join(bad)
-
-
-def new_context(chromium: Any, options: dict[str, Any]) -> Any:
-    """A visitor whose pages draw nothing while they are at rest."""
-    context = chromium.new_context(**options)
-    context.add_init_script(REST)
-    return context
 
 
 def ready(tab: Any) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.browser.conftest import SCREENSHOTS, generate, wait_state
+from tests.browser.conftest import SCREENSHOTS, generate, ready, wait_state
 
 DESKTOP = {"viewport": {"width": 1400, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -268,3 +268,36 @@ def test_no_fading_where_motion_is_unwanted(visit):
     assert bar["width"] == track["width"] > 100
     tab.locator("#stop").click()
     wait_state(tab, "stopped")
+
+
+COUNTED = """{
+  const nextFrame = window.requestAnimationFrame.bind(window);
+  window.framesDrawn = 0;
+  window.nextFrame = () => new Promise(nextFrame);
+  window.requestAnimationFrame = (callback) =>
+    nextFrame((now) => { window.framesDrawn += 1; callback(now); });
+}"""
+
+
+def test_a_page_at_rest_asks_for_few_frames_and_wakes_at_a_touch(visit):
+    """Gradio's sign of loading asks for a hundred a second, also when it has gone."""
+    tab = visit(viewport={"width": 1400, "height": 880}).page
+    tab.context.add_init_script(COUNTED)
+    tab.reload()
+    ready(tab)
+    tab.wait_for_timeout(500)  # what was asked for while it loaded
+    before = tab.evaluate("framesDrawn")
+    tab.wait_for_timeout(2000)
+    assert 0 < tab.evaluate("framesDrawn") - before < 40
+    drawn = """async (touch) => {
+      let drawn = false;
+      const id = requestAnimationFrame(() => { drawn = true; });
+      if (touch === "cancel") cancelAnimationFrame(id);
+      if (touch) dispatchEvent(new Event("pointermove"));
+      await nextFrame();
+      await nextFrame();
+      return drawn;
+    }"""
+    assert not tab.evaluate(drawn, "cancel")
+    tab.wait_for_timeout(2200)  # it rests again
+    assert tab.evaluate(drawn, "move")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 STYLES = ("easel.css", "form.css", "panels.css", "images.css", "adjust.css", "phone.css")
+EARLY_SCRIPTS = ("rest.js",)
 SCRIPTS = (
     "util.js",
     "task.js",
@@ -37,8 +38,17 @@ def style() -> str:
 @cache
 def script() -> str:
     """All scripts in one closure; the page's only global is `window.easel`."""
-    parts = (FOLDER / name for name in SCRIPTS)
-    body = "\n".join(part.read_text(encoding="utf-8") for part in parts)
+    return _closure(SCRIPTS)
+
+
+@cache
+def early_script() -> str:
+    """What runs before Gradio's scripts, in a closure of its own."""
+    return _closure(EARLY_SCRIPTS)
+
+
+def _closure(names: tuple[str, ...]) -> str:
+    body = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in names)
     return f'(() => {{\n"use strict";\n{body}\n}})();'
 
 
