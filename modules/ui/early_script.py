@@ -1,4 +1,4 @@
-"""A script that the document runs before Gradio's: what its own `head` option brings comes later."""
+"""A script that runs before Gradio's: what its own `head` option brings comes after them."""
 
 from collections.abc import Callable
 

@@ -4,8 +4,9 @@ import pytest
 
 from tests.browser.conftest import SCREENSHOTS, generate, ready, wait_state
 
-DESKTOP = {"viewport": {"width": 1400, "height": 900}}
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+MOVING = {"reduced_motion": "no-preference"}  # what moves for most visitors moves here
+DESKTOP = {"viewport": {"width": 1400, "height": 900}, **MOVING}
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, **MOVING}
 # What user scripts and assistive tools hold on to. All of it is built.
 IDS = """
 prompt generate skip stop stage progress strip gallery queue preset performance size image-number
@@ -281,7 +282,7 @@ COUNTED = """{
 
 def test_a_page_at_rest_asks_for_few_frames_and_wakes_at_a_touch(visit):
     """Gradio's sign of loading asks for a hundred a second, also when it has gone."""
-    tab = visit(viewport={"width": 1400, "height": 880}).page
+    tab = visit(viewport={"width": 1400, "height": 880}, **MOVING).page
     tab.context.add_init_script(COUNTED)
     tab.reload()
     ready(tab)
@@ -299,5 +300,5 @@ def test_a_page_at_rest_asks_for_few_frames_and_wakes_at_a_touch(visit):
       return drawn;
     }"""
     assert not tab.evaluate(drawn, "cancel")
-    tab.wait_for_timeout(2200)  # it rests again
+    tab.wait_for_timeout(900)  # it rests again
     assert tab.evaluate(drawn, "move")

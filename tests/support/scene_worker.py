@@ -39,6 +39,7 @@ MISSING = (
     "The checkpoint 'castle.safetensors' is not in models/checkpoints. "
     "Put the file there and press Refresh, or choose another one."
 )
+PREVIEW_SECONDS = 0.25  # no more often than the real one
 
 
 def worker_main(connection: Connection, settings: Settings, worker_id: str) -> None:
@@ -113,6 +114,7 @@ def steps(task: ClaimedTask, settings: Settings, words: set[str], index: int) ->
     final = landscape(size_of(spec), spec.seed_of(index))
     small = final[::8, ::8].astype(np.float32)
     noise = np.random.default_rng(spec.seed_of(index)).normal(128, 70, small.shape)
+    next_preview = 0.0
     for step in range(1, spec.steps + 1):
         task.cancel.check()
         if step == 2 and "crashes" in words and task.attempt == 1:
@@ -130,6 +132,9 @@ def steps(task: ClaimedTask, settings: Settings, words: set[str], index: int) ->
                 seconds_left=left * pause,
             )
         )
+        if time.monotonic() < next_preview:
+            continue
+        next_preview = time.monotonic() + PREVIEW_SECONDS
         share = step / spec.steps
         mixed = np.clip(small * share + noise * (1 - share), 0, 255).astype(np.uint8)
         target = io.BytesIO()

@@ -5,7 +5,7 @@
 // waits a little here, and never once somebody does.
 
 const FRAME_PAUSE_MS = 250;
-const AWAKE_MS = 2000;
+const AWAKE_MS = 700;
 const TOUCHES = ["pointerdown", "pointermove", "keydown", "wheel", "touchstart", "touchmove", "drop"];
 
 const rest = {
