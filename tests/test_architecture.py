@@ -153,14 +153,15 @@ def patches(path: Path) -> set[str]:
     return found
 
 
-# The one patch that is wanted, a moment of an import that ends with it, and switches of PyTorch
-# that are there to be set.
+# The one patch that is wanted, a moment of an import that ends with it, the only way to a script
+# that runs before Gradio's, and switches of PyTorch that are there to be set.
 WANTED = {
     "modules/patch_precision.py": {
         "openaimodel.timestep_embedding",
         "sampling.ModelSamplingDiscrete._register_schedule",
     },
     "modules/api/server.py": {"inspect.getfile"},
+    "modules/ui/early_script.py": {"routes.templates.env.loader"},
 }
 SWITCHES = {"torch.backends.cudnn.allow_tf32", "torch.backends.cuda.matmul.allow_tf32"}
 
