@@ -20,6 +20,12 @@ from tests.support.counting_transfer import CountingTransfer
 from tests.support.recording_task import RecordingTask
 
 
+@pytest.fixture
+def studio(fresh_studio):
+    """What it loads, and when, is what is looked at here."""
+    return fresh_studio
+
+
 def paint(studio, **values):
     """(the task, its picture), or (the task, None) if it failed."""
     request = {"prompt": "a red house", "steps": 2, "seed": 7, "image_count": 1} | values
