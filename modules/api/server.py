@@ -16,6 +16,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -118,6 +120,31 @@ def import_gradio() -> ModuleType:
         inspect.getfile = find
 
 
+@contextmanager
+def routes_once() -> Iterator[None]:
+    """Blocks made within get an application without routes, until they are mounted.
+
+    Gradio makes a hundred routes when Blocks begin, again when they end and once more when they
+    are mounted, and serves the last of them alone; the others took most of the time that making
+    the page takes. Should it ever ask in another way, it makes them all again and nothing else
+    happens.
+    """
+    from gradio import routes
+
+    create = routes.App.__dict__["create_app"]
+
+    def without_routes(blocks: Any, *_: Any, **__: Any) -> Any:
+        app = routes.App()
+        app.configure_app(blocks)
+        return app
+
+    routes.App.create_app = staticmethod(without_routes)
+    try:
+        yield
+    finally:
+        routes.App.create_app = create
+
+
 def open_listener(settings: Settings) -> socket.socket:
     """A listening socket: on the port asked for, or on the first free one from the default on.
 
@@ -194,7 +221,8 @@ def build_server(
         return request.scope.get(USER_KEY)
 
     settings = context.settings
-    blocks = page_module.build_app(context)
+    with routes_once():
+        blocks = page_module.build_app(context)
     blocks.delete_cache = blocks.delete_cache or (3_600, 86_400)
     gradio.mount_gradio_app(
         app,

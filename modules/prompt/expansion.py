@@ -87,7 +87,7 @@ class Expander:
         kinds = (*self.kinds_of(words), _ANY)
         random = Random(f"{seed}:expansion")
         said, heard = set(words), words | content_words(beside)
-        left = [phrase for phrase in self._phrases(kinds) if self._fits(phrase, said, heard)]
+        left = self._fitting(self._phrases(kinds), said, heard)
         chosen: list[str] = []
         before = _START
         while left and len(chosen) < most:
@@ -95,7 +95,7 @@ class Expander:
             chosen.append(before)
             said |= self.words[before]
             heard |= said
-            left = [phrase for phrase in left if self._fits(phrase, said, heard)]
+            left = self._fitting(left, said, heard)
         return tuple(chosen)
 
     def _phrases(self, kinds: Sequence[str]) -> list[str]:
@@ -111,16 +111,13 @@ class Expander:
             total += share * (self.counts.get(kind, {}).get(phrase, 0) + _BIGRAM_SHARE * pair)
         return total
 
-    def _fits(self, phrase: str, said: set[str], heard: frozenset[str]) -> bool:
-        """Whether `phrase` adds to what is said, and nothing against what is heard."""
-        words = self.words[phrase]
-        if words & said:
-            return False
+    def _fitting(self, phrases: list[str], said: set[str], heard: frozenset[str]) -> list[str]:
+        """Those of the phrases that add to what is said, and nothing against what is heard."""
+        unwanted = set(said)
         for group in self.rivals:
-            sides = [side for side in group if side & heard]
-            if sides and any(words & side for side in group if side not in sides):
-                return False
-        return True
+            if any(side & heard for side in group):
+                unwanted.update(*(side for side in group if not side & heard))
+        return [phrase for phrase in phrases if self.words[phrase].isdisjoint(unwanted)]
 
 
 def _draw(phrases: Sequence[str], weights: Sequence[float], number: float) -> str:

@@ -22,7 +22,7 @@ def words_in(phrases):
 
 def test_only_listed_words_that_are_not_there_yet_are_added(folder):
     expander = load_gpt_expander(folder, ())
-    for seed in range(12):
+    for seed in range(5):
         added = words_in(expander.expand("a castle by the river", seed))
         assert added
         assert set(added) <= set(WORDS[:6]) - {"castle", "river"}
@@ -31,10 +31,10 @@ def test_only_listed_words_that_are_not_there_yet_are_added(folder):
 
 def test_the_seed_decides_and_counts_to_two_to_the_32(folder):
     expander = load_gpt_expander(folder, ())
-    found = [expander.expand("a fox", seed) for seed in range(8)]
+    found = [expander.expand("a fox", seed) for seed in range(4)]
     assert len(set(found)) > 1
     again = load_gpt_expander(folder, ())
-    assert [again.expand("a  fox ", seed + 2**32) for seed in range(8)] == found
+    assert [again.expand("a  fox ", seed + 2**32) for seed in range(4)] == found
     assert expander.expand(" ", 1) == ()
 
 

@@ -2,15 +2,23 @@
 
 One thread: the networks are so small that a second one only costs."""
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from modules.settings.config import Settings, load_settings
+from modules.worker.model_files import stamp_of
 from modules.worker.studio import Studio
+
+TINY_FILE = "tiny.safetensors"
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +34,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def put_checkpoint(settings: Settings, source: Path, name: str = "tiny.safetensors") -> Path:
+def put_checkpoint(settings: Settings, source: Path, name: str = TINY_FILE) -> Path:
     """Make `source` a checkpoint of this start; a hard link where that is possible."""
     target = settings.models_path / "checkpoints" / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -37,11 +45,24 @@ def put_checkpoint(settings: Settings, source: Path, name: str = "tiny.safetenso
     return target
 
 
+@cache
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def remember_hash(settings: Settings, path: Path, digest: str) -> None:
+    """Spare this start the reading of a whole checkpoint for a hash that is known."""
+    status = path.stat()
+    settings.data_path.mkdir(parents=True, exist_ok=True)
+    entry = {f"{status.st_size} {status.st_mtime_ns} {path}": digest}
+    (settings.data_path / "hashes.json").write_text(json.dumps(entry))
+
+
 def settings_at(root: Path, checkpoint: Path, *dtypes: str) -> Settings:
     """Settings of a checkout of its own, with `checkpoint` in place; float32 without `dtypes`."""
     flags = [*(dtypes or ["--all-in-fp32"]), "--always-cpu", "1"]
     settings = load_settings(flags, {}, root=root)
-    put_checkpoint(settings, checkpoint)
+    remember_hash(settings, put_checkpoint(settings, checkpoint), sha256(checkpoint))
     return settings
 
 
@@ -51,10 +72,35 @@ def settings(tmp_path: Path, tiny_checkpoint: Path) -> Settings:
 
 
 @pytest.fixture
-def studio(settings: Settings) -> Iterator[Studio]:
+def fresh_studio(settings: Settings) -> Iterator[Studio]:
+    """One that has loaded nothing yet."""
     studio = Studio(settings)
     yield studio
     studio.close()
+
+
+@pytest.fixture(scope="module")
+def loaded_model(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[Any]:
+    """The small checkpoint as a pipeline keeps it; whatever is painted leaves it as it was."""
+    import torch
+
+    studio = Studio(settings_at(tmp_path_factory.mktemp("loaded"), tiny_checkpoint))
+    model = studio.pipeline.refresh(studio.catalog.find_checkpoint(TINY_FILE))
+    studio.close()
+    weights = model.unet.model.state_dict()
+    before = {name: weight.clone() for name, weight in weights.items()}
+    yield model
+    assert all(torch.equal(weight, before[name]) for name, weight in weights.items())
+
+
+@pytest.fixture
+def studio(fresh_studio: Studio, loaded_model: Any) -> Studio:
+    """One with folders of its own, and with the small checkpoint loaded: that is what took most of
+    a test's time, and few look at it.
+    """
+    stamp = stamp_of(fresh_studio.catalog.find_checkpoint(TINY_FILE))
+    fresh_studio.pipeline._models[stamp] = replace(loaded_model, stamp=stamp)
+    return fresh_studio
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ def test_two_pictures_with_their_recipes(studio):
     assert len(files(studio)) == 2
 
 
-def test_the_patches_are_in_force_when_a_model_is_loaded(studio, monkeypatch):
+def test_the_patches_are_in_force_when_a_model_is_loaded(fresh_studio, monkeypatch):
     load, found = sd.load_checkpoint_guess_config, []
 
     def loading(*args, **kwargs):
@@ -77,7 +77,7 @@ def test_the_patches_are_in_force_when_a_model_is_loaded(studio, monkeypatch):
 
     monkeypatch.setattr(openaimodel, "timestep_embedding", None)  # as if no task had run before
     monkeypatch.setattr(sd, "load_checkpoint_guess_config", loading)
-    paint(studio, steps=1)
+    paint(fresh_studio, steps=1)
     assert found == [patched_timestep_embedding]
 
 
@@ -242,7 +242,7 @@ def test_skip_leaves_out_one_picture(studio):
     assert sorted(task.commits) == [1]
 
 
-def test_skip_and_stop_while_the_model_is_loading(studio):
+def test_skip_and_stop_while_the_model_is_loading(fresh_studio):
     def press(button):
         def on_event(task, event):
             if isinstance(event, Loading):
@@ -251,19 +251,21 @@ def test_skip_and_stop_while_the_model_is_loading(studio):
         return on_event
 
     three = request(image_count=3)
-    skipped = run(studio, RecordingTask(three, done_indices=frozenset({0}), on_event=press("skip")))
+    skipped = run(
+        fresh_studio, RecordingTask(three, done_indices=frozenset({0}), on_event=press("skip"))
+    )
     assert skipped.state is TaskState.DONE
     assert (skipped.skipped, sorted(skipped.commits)) == ([1], [2])  # the first that is left
     assert {progress.image for progress in skipped.progress} == {3}
-    studio.pipeline.drop_models()
-    stopped = run(studio, RecordingTask(request(), on_event=press("stop")))
+    fresh_studio.pipeline.drop_models()
+    stopped = run(fresh_studio, RecordingTask(request(), on_event=press("stop")))
     assert stopped.state is TaskState.STOPPED
     assert not stopped.progress
 
 
-def test_a_skip_while_the_model_is_loading_waits_for_a_picture_to_paint(studio):
-    killed = paint(studio)
-    studio.pipeline.drop_models()
+def test_a_skip_while_the_model_is_loading_waits_for_a_picture_to_paint(fresh_studio):
+    killed = paint(fresh_studio)
+    fresh_studio.pipeline.drop_models()
 
     def on_event(task, event):
         if isinstance(event, Loading):
@@ -271,7 +273,7 @@ def test_a_skip_while_the_model_is_loading_waits_for_a_picture_to_paint(studio):
 
     rest = RecordingTask(request(image_count=2), attempt=2, on_event=on_event)
     rest.id = killed.id
-    run(studio, rest)
+    run(fresh_studio, rest)
     assert rest.state is TaskState.DONE
     assert (sorted(rest.commits), rest.skipped) == ([0], [1])  # the first one is adopted
 
@@ -302,14 +304,14 @@ class Calls:
         monkeypatch.setattr(owner, name, counted)
 
 
-def test_model_and_embeddings_stay_between_tasks(studio, monkeypatch):
+def test_model_and_embeddings_stay_between_tasks(fresh_studio, monkeypatch):
     loads = Calls(monkeypatch, sd, "load_checkpoint_guess_config")
     encodes = Calls(monkeypatch, sd.CLIP, "encode_from_tokens")
-    first = paint(studio, image_count=2)
+    first = paint(fresh_studio, image_count=2)
     assert (loads.count, encodes.count) == (1, 2)  # the prompt and the negative prompt
-    again = paint(studio, seed=8)
+    again = paint(fresh_studio, seed=8)
     assert (loads.count, encodes.count) == (1, 2)
-    paint(studio, prompt="a blue boat")
+    paint(fresh_studio, prompt="a blue boat")
     assert (loads.count, encodes.count) == (1, 3)
     assert [isinstance(event, Loading) for event in first.events].count(True) == 1
     assert not any(isinstance(event, Loading) for event in again.events)
@@ -422,16 +424,16 @@ def test_an_honest_ckpt_file_paints(studio, tiny_checkpoint):
     ids=lambda value: getattr(value, "strerror", value),
 )
 @pytest.mark.parametrize("function", ["load_checkpoint_guess_config", "read_model_metadata"])
-def test_what_the_disk_says_while_loading_is_told(studio, monkeypatch, error, code, function):
+def test_what_the_disk_says_while_loading_is_told(fresh_studio, monkeypatch, error, code, function):
     def failing(*_args, **_kwargs):
         raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(sd, function, failing)
-        task = run(studio, RecordingTask(request()))
+        task = run(fresh_studio, RecordingTask(request()))
     assert (task.state, task.code) == (TaskState.FAILED, code)
     assert "tiny.safetensors" in task.message or code == "E_OOM"
-    paint(studio)
+    paint(fresh_studio)
 
 
 def test_an_unknown_name_is_missing(studio):
@@ -493,12 +495,12 @@ def test_out_of_memory_twice_fails_the_task_and_not_the_next(studio, monkeypatch
     assert "smaller size" in task.message
 
 
-def test_what_a_failed_task_held_is_free_before_room_is_made(studio, monkeypatch):
+def test_what_a_failed_task_held_is_free_before_room_is_made(fresh_studio, monkeypatch):
     class Tensor:
         """Stands for what a step that ran out of memory has on the device."""
 
     held, free = [], []
-    make_room = studio.pipeline.make_room
+    make_room = fresh_studio.pipeline.make_room
 
     def failing(*_args, **_kwargs):
         tensor = Tensor()
@@ -511,8 +513,8 @@ def test_what_a_failed_task_held_is_free_before_room_is_made(studio, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(sampling, "sample", failing)
-        patch.setattr(studio.pipeline, "make_room", making_room)
-        task = run(studio, RecordingTask(request()))
+        patch.setattr(fresh_studio.pipeline, "make_room", making_room)
+        task = run(fresh_studio, RecordingTask(request()))
     assert (task.state, task.code) == (TaskState.FAILED, "E_OOM")
     assert free == [[True], [True, True]]
 

@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -360,6 +361,12 @@ def tiny_sdxl_state_dict(
     seed: int = 0, dtype: torch.dtype = torch.float16, sizes: FamilySizes = TINY
 ) -> dict[str, Tensor]:
     """A whole checkpoint, of the SDXL family about 40 MB (in a 16-bit `dtype`), in memory."""
+    return {name: weight.clone() for name, weight in _checkpoint(seed, dtype, sizes).items()}
+
+
+@lru_cache(maxsize=2)
+def _checkpoint(seed: int, dtype: torch.dtype, sizes: FamilySizes) -> dict[str, Tensor]:
+    """Drawing the vocabulary takes longer than all else that most tests do with a checkpoint."""
     return dict(_cast(random_weights(checkpoint_shapes(sizes), seed), dtype))
 
 

@@ -69,8 +69,13 @@ def assert_resumes(make: Maker, tmp_path: Path) -> None:
     assert any(not torch.equal(start[name], wanted[name]) for name in start)
 
 
-def losses_on_one_batch(stage: Stage, folder: Path, steps: int, rate: float) -> list[float]:
-    """The loss at each step of training on the same batch with the same noise."""
+class _Learned(Exception):
+    """Ends a run that has shown what it should."""
+
+
+def learns_one_batch(stage: Stage, folder: Path, steps: int, rate: float, share: float) -> bool:
+    """Whether the loss of the same batch with the same noise falls below `share` of what it was
+    within so many steps."""
     run = run_of(
         stage, folder, steps=steps, warmup=1, cooldown=1e-9, learning_rate=rate, ema_decay=0.0
     )
@@ -80,8 +85,13 @@ def losses_on_one_batch(stage: Stage, folder: Path, steps: int, rate: float) -> 
         torch.manual_seed(1)
         loss, numbers = compute(0)
         losses.append(float(loss.detach()))
+        if losses[-1] < share * losses[0]:
+            raise _Learned
         return loss, numbers
 
     stage.compute_loss = again
-    assert run.train()
-    return losses
+    try:
+        assert run.train()
+    except _Learned:
+        return True
+    return False

@@ -65,9 +65,10 @@ def test_what_is_of_the_base_is_refused_for_another_stage(words, stage, tmp_path
 
 @pytest.mark.parametrize(
     ("stage", "words", "whose"),
-    [("lora", "--compile", "vae and base"), ("vae", "--rank 4", "lora, fewstep and control"),
-     ("text", "--reuse 2", "base, detector"), ("ip", "--title x", "lora alone"),
-     ("detector", "--output x", "base, lora"), ("control", "--size toy", "vae, text")],
+    [("lora", "--compile", "vae, decoder and base"),
+     ("vae", "--rank 4", "lora, fewstep and control"), ("text", "--reuse 2", "base, detector"),
+     ("ip", "--title x", "lora alone"), ("detector", "--output x", "decoder, base, lora"),
+     ("control", "--size toy", "vae, text")],
 )  # fmt: skip
 def test_an_option_of_other_stages_is_refused(stage, words, whose, tmp_path, capsys):
     assert train_builtin.main(["--stage", stage, *words.split(), "--folder", str(tmp_path)]) == 1

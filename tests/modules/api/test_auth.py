@@ -6,9 +6,8 @@ import threading
 import time
 from pathlib import Path
 
-import httpx
 import pytest
-from argon2 import PasswordHasher
+from argon2 import PasswordHasher, extract_parameters
 
 from modules.api import auth
 from modules.api.auth import Users, load_users
@@ -16,13 +15,21 @@ from modules.api.login import safe_next
 from modules.api.server import check_doors
 from modules.api.sessions import SESSION_SECONDS, Sessions, Throttle
 from modules.spec.errors import ConfigError
-from tests.modules.api.support import make_settings, serve
+from tests.modules.api.support import make_settings, serve, visit
 
 CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cheap_hashes():
+    """Every login takes a hash that is slow on purpose; its price is looked at once, below."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auth, "PasswordHasher", lambda: CHEAP)
+        yield
+
+
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory):
+def guarded(tmp_path_factory, cheap_hashes):
     folder, doors = tmp_path_factory.mktemp("easel"), {"public_host": "easel.example"}
     with serve(folder, auth="anna:open sesame ü", **doors) as running:
         yield running
@@ -30,7 +37,7 @@ def guarded(tmp_path_factory):
 
 @pytest.fixture
 def visitor(guarded):
-    with httpx.Client(base_url=guarded.url, timeout=20, trust_env=False) as client:
+    with visit(guarded.url) as client:
         yield client
 
 
@@ -232,7 +239,7 @@ def test_guesses_at_once_gain_nothing(guarded, monkeypatch):
     monkeypatch.setattr(guarded.server._door.users, "verify", slow)
 
     def guess(number: int) -> None:
-        with httpx.Client(base_url=guarded.url, timeout=20, trust_env=False) as client:
+        with visit(guarded.url) as client:
             log_in(client, password=str(number))
 
     threads = [threading.Thread(target=guess, args=(n,)) for n in range(40)]
@@ -463,10 +470,16 @@ def test_the_page_says_when_it_is_open_to_others(tmp_path):
 
 
 def test_the_helper_writes_a_line_that_the_users_file_takes(tmp_path, monkeypatch, capsys):
+    """Its hash is as slow as it should be, and so is the one that a name unknown here is given."""
+    monkeypatch.setattr(auth, "PasswordHasher", PasswordHasher)
     monkeypatch.setattr(auth.getpass, "getpass", lambda prompt: "secret")
     assert auth.main(["anna"]) == 0
-    path = write(tmp_path, "users", capsys.readouterr().out)
-    assert load_users(path).verify("anna", "secret")
+    line = capsys.readouterr().out
+    users = load_users(write(tmp_path, "users", line))
+    assert users.verify("anna", "secret")
+    price = extract_parameters(line.strip().partition(":")[2])
+    assert price == extract_parameters(users._decoy)
+    assert price.memory_cost >= 64 * 1024 and price.time_cost >= 3
     assert auth.main([]) == 2
     assert auth.main(["a b"]) == 2
     monkeypatch.setattr(auth.getpass, "getpass", lambda prompt: "")

@@ -2,12 +2,11 @@
 
 import time
 
-import httpx
 import pytest
 
 from modules.settings.presets import Preset
 from tests.modules.api import support
-from tests.modules.api.support import serve
+from tests.modules.api.support import serve, visit
 from tests.support.file_server import serve_file
 
 KEY = "loras/new ink.safetensors"
@@ -105,7 +104,7 @@ def test_only_the_owner_may(tmp_path, files):
         refused = server.client.post(f"/api/downloads/{KEY}")
         assert refused.status_code == 401
         for user, password, status in (("gus", "guest", 403), ("olga", "own", 202)):
-            with httpx.Client(base_url=server.url, trust_env=False) as visitor:
+            with visit(server.url) as visitor:
                 visitor.post("/login", data={"user": user, "password": password})
                 may = status == 202
                 assert visitor.get("/api/downloads").json()["allowed"] is may

@@ -5,13 +5,12 @@ import json
 import threading
 import time
 
-import httpx
 import pytest
 
 from modules.spec import limits
 from modules.spec.flags import TaskState
 from modules.tasks.events import Progress
-from tests.modules.api.support import read_events
+from tests.modules.api.support import read_events, visit
 
 
 def step(number: int) -> Progress:
@@ -140,7 +139,7 @@ def test_two_followers_never_see_each_other_s_task(server):
 
     def watch(name: str) -> None:
         with (
-            httpx.Client(base_url=server.url, timeout=20, trust_env=False) as client,
+            visit(server.url) as client,
             client.stream("GET", f"/api/tasks/{name}/events") as answer,
         ):
             for kind, _, data in read_events(answer.iter_lines()):
@@ -190,7 +189,7 @@ def test_a_hundred_followers_do_not_hold_up_the_page(server):
     def watch(number: int) -> None:
         task_id = "one" if number % 2 else f"task{number % 10}"
         with (
-            httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client,
+            visit(server.url, timeout=30) as client,
             client.stream("GET", f"/api/tasks/{task_id}/events") as answer,
         ):
             events = read_events(answer.iter_lines())

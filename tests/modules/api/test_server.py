@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+import webui
 from modules.api.context import NoticeBoard
 from modules.api.server import (
     check_doors,
@@ -32,9 +34,8 @@ from modules.api.thumbnails import Thumbnails
 from modules.spec.errors import ConfigError
 from modules.spec.flags import TaskState
 from modules.tasks.store import TaskStore
-from tests.modules.api.support import free_port, make_settings, read_events, serve
+from tests.modules.api.support import free_port, make_settings, read_events, serve, visit
 from tests.modules.conftest import put_checkpoint
-from webui import WORKER
 
 ROOT = Path(__file__).parents[3]
 CHECKPOINT = "tiny.safetensors"
@@ -331,7 +332,7 @@ def program(folder: Path, default_port: int = 0, worker: str = STUB) -> Iterator
                 break
         assert lines, (folder / "stderr").read_text()
         url = lines[-1].split()[-1]
-        httpx.get(url, trust_env=False, timeout=20).raise_for_status()
+        httpx.get(url, trust_env=False, verify=False, timeout=20).raise_for_status()
         found = Program(process, url, time.monotonic() - began, lines)
         family = found.family()
         yield found
@@ -370,34 +371,30 @@ def is_gone(process: psutil.Process) -> bool:
         return True
 
 
-@posix
-@pytest.mark.parametrize(
-    ("number", "worker"),
-    [(signal.SIGTERM, WORKER), (signal.SIGINT, STUB)],
-    ids=["SIGTERM while painting", "Ctrl+C"],
-)
-def test_a_signal_ends_every_process_within_three_seconds(
-    tmp_path, tiny_checkpoint, number, worker
-):
-    """With a task running and pages attached."""
-    settings = make_settings(tmp_path, data_path=tmp_path / "data")
-    put_checkpoint(settings, tiny_checkpoint)
-    with (
-        program(tmp_path, worker=worker) as running,
-        httpx.Client(base_url=running.url, timeout=20, trust_env=False) as client,
-    ):
-        task = {"prompt": "slow", "steps": 200, "image_count": 8, "checkpoint": CHECKPOINT}
-        task_id = client.post("/api/tasks", json=task).json()["id"]
-        with client.stream("GET", f"/api/tasks/{task_id}/events") as stream:
-            events = read_events(stream.iter_lines())
-            while not json.loads(next(events)[2]).get("progress"):
-                pass
-            assert end(running, number) < 3.0
-        assert running.process.returncode == 0
-        assert (tmp_path / "stderr").read_text().count("Traceback") == 0
+def ends_while_painting(
+    folder: Path, running: Program, client: httpx.Client, number: signal.Signals, **more: str
+) -> None:
+    """The signal ends every process in time, with a task running and a page attached to it."""
+    task = {"prompt": "slow", "steps": 200, "image_count": 8, **more}
+    task_id = client.post("/api/tasks", json=task).json()["id"]
+    with client.stream("GET", f"/api/tasks/{task_id}/events") as stream:
+        events = read_events(stream.iter_lines())
+        while not json.loads(next(events)[2]).get("progress"):
+            pass
+        assert end(running, number) < 3.0
+    assert running.process.returncode == 0
+    assert (folder / "stderr").read_text().count("Traceback") == 0
+    settings = make_settings(folder, data_path=folder / "data")
     store = TaskStore(settings.database_path)  # the task was not lost: it waits for the next start
     assert store.get(task_id).state is TaskState.QUEUED
     store.close()
+
+
+@posix
+def test_sigterm_ends_every_process_while_the_real_worker_paints(tmp_path, tiny_checkpoint):
+    put_checkpoint(make_settings(tmp_path), tiny_checkpoint)
+    with program(tmp_path, worker=webui.WORKER) as running, visit(running.url) as client:
+        ends_while_painting(tmp_path, running, client, signal.SIGTERM, checkpoint=CHECKPOINT)
 
 
 def test_all_that_the_page_ends_shares_one_deadline(tmp_path, monkeypatch):
@@ -434,11 +431,11 @@ def test_a_signal_while_starting_ends_it_too(tmp_path, moment):
 
 
 @posix
-def test_from_the_request_to_the_picture_over_http(tmp_path):
+def test_from_the_request_to_the_picture_over_http_and_to_ctrl_c(tmp_path):
     with (
         socket.create_server(("127.0.0.1", 0)) as other,
         program(tmp_path, default_port=other.getsockname()[1]) as running,
-        httpx.Client(base_url=running.url, timeout=20, trust_env=False) as client,
+        visit(running.url) as client,
     ):
         # Another program has the usual port.
         taken, port = other.getsockname()[1], httpx.URL(running.url).port
@@ -471,6 +468,7 @@ def test_from_the_request_to_the_picture_over_http(tmp_path):
         assert running.url in second.stderr
         assert second.stderr.count("\n") == 1
         assert client.get("/healthz").status_code == 200
+        ends_while_painting(tmp_path, running, client, signal.SIGINT)
 
 
 @posix
@@ -486,63 +484,109 @@ def test_a_taken_port_in_the_program(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--listen"], "needs a login"),
-        (["--share"], "needs a login"),
-        (["--listen", "--auth-file", "missing-users"], "missing-users"),
-        (["--nonsense"], "--nonsense"),
-        (["--port", "99999"], "99999"),
-    ],
-    ids=lambda value: str(value)[:30],
-)
-def test_a_start_that_is_refused_says_why_in_one_sentence(tmp_path, arguments, words):
+REFUSED = [
+    (["--listen"], "needs a login"),
+    (["--share"], "needs a login"),
+    (["--listen", "--auth-file", "missing-users"], "missing-users"),
+    (["--nonsense"], "--nonsense"),
+    (["--port", "99999"], "99999"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), REFUSED, ids=lambda value: str(value)[:30])
+def test_a_start_that_is_refused_says_why_in_one_sentence(
+    tmp_path, monkeypatch, capsys, arguments, words
+):
+    monkeypatch.setattr(webui, "end_on_signals", lambda: None)
+    assert webui.main(command(tmp_path, *arguments)[5:], STUB) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "data" / "easel.db").exists()
+
+
+def test_a_refusal_is_the_program_s_exit_status_and_all_that_it_says(tmp_path):
     done = subprocess.run(
-        command(tmp_path, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=60
+        command(tmp_path, "--listen"), cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 2
-    assert words in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "needs a login" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "data" / "easel.db").exists()
 
 
-def test_neither_webui_nor_the_built_server_loads_torch(tmp_path):
-    code = f"""
-import sys, webui
+# What is loaded
+
+LOADED = """
+import inspect, json, sys
 from pathlib import Path
-from tests.modules.api.support import serve
-assert "gradio" not in sys.modules
-with serve(Path({str(tmp_path)!r}), page="modules.ui.app") as running:
-    assert running.client.get("/").status_code == 200
-    assert running.client.get("/api/status").status_code == 200
-tokenizer = {{"ldm_patched.modules.clip_tokenizer", "ldm_patched.modules.errors"}}
-engine = {{name for name in sys.modules if name.startswith("ldm_patched.modules.")}} - tokenizer
-heavy = sorted({{"torch", "transformers", "matplotlib"}} & set(sys.modules) | engine)
-sys.exit(f"loaded: {{heavy}}" if heavy else 0)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
 
+def loaded(*more):
+    heavy = {"torch", "extras", "ldm_patched", *more}
+    return sorted(name for name in sys.modules if name.split(".")[0] in heavy)
 
-def test_gradio_comes_in_without_writing_beside_its_source():
-    """And `inspect` is as it was."""
-    code = """
-import sys, inspect
+import webui
+found = {"webui": loaded("gradio")}
 from modules.api.server import import_gradio
+from tests.modules.api.support import serve
+found["server"] = loaded("gradio")
 before, written = inspect.getfile, []
 sys.addaudithook(
-    lambda event, a: event == "open" and str(a[0]).endswith(".pyi") and written.append(a[0])
+    lambda event, a: event == "open" and str(a[0]).endswith(".pyi") and written.append(str(a[0]))
 )
 gradio = import_gradio()
-assert inspect.getfile is before
-assert inspect.getfile(gradio.Textbox).endswith("textbox.py")
-assert gradio.Textbox(label="x").label == "x"
-sys.exit(f"opened: {written}" if written else 0)
+found["written"] = list(written)
+found["inspect"] = inspect.getfile is before
+found["file"] = inspect.getfile(gradio.Textbox)
+found["label"] = gradio.Textbox(label="x").label
+import modules.ui.app
+found["page"] = loaded()
+with serve(Path(sys.argv[1]), page="modules.ui.app") as running:
+    found["answers"] = [running.client.get(p).status_code for p in ("/", "/api/status")]
+found["served"] = loaded("transformers", "matplotlib")
+print(json.dumps(found))
 """
+TOKENIZER = ["ldm_patched", "ldm_patched.modules", "ldm_patched.modules.clip_tokenizer",
+             "ldm_patched.modules.errors"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict[str, Any]:
+    """What a fresh process finds as it goes from the first import to a page that was served."""
+    folder = tmp_path_factory.mktemp("loaded")
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", LOADED, folder], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_webui_loads_neither_the_engine_nor_gradio_before_it_serves(found):
+    assert found["webui"] == []
+    assert found["server"] == TOKENIZER
+
+
+def test_the_whole_page_loads_of_the_engine_the_tokenizer_alone(found):
+    assert found["page"] == TOKENIZER
+    assert found["answers"] == [200, 200]
+    assert found["served"] == TOKENIZER
+
+
+def test_gradio_comes_in_without_writing_beside_its_source(found):
+    """And `inspect` is as it was."""
+    assert found["written"] == []
+    assert found["inspect"] is True
+    assert found["file"].endswith("textbox.py")
+    assert found["label"] == "x"
+
+
+def test_the_page_s_routes_are_made_once(tmp_path, monkeypatch):
+    from gradio import routes
+
+    made, make = [], routes.App.create_app
+    monkeypatch.setattr(
+        routes.App, "create_app", lambda *a, **k: made.append(make(*a, **k)) or made[-1]
+    )
+    with serve(tmp_path) as running:
+        assert running.client.get("/config").status_code == 200
+    assert len(made) == 1

@@ -11,8 +11,9 @@ from modules.ui.panels.quality import FREEU
 from modules.ui.texts import TEXTS, Texts
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def form():
+    """No test changes it: what it reads and what it sets are mappings."""
     with gr.Blocks(analytics_enabled=False):
         form = Form(Texts(), TaskSpec(steps=12, seed=2**62 + 1))
         form.text("prompt")

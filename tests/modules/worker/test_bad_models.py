@@ -315,19 +315,19 @@ def test_of_several_files_the_one_that_goes_is_named(studio, request_of, seen, p
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_load_that_fails_late_gives_its_memory_back(studio, request_of):
+def test_a_load_that_fails_late_gives_its_memory_back(fresh_studio, request_of):
     path, _ = request_of["checkpoint"]
 
     def without_the_last(weights):
         del weights["first_stage_model.decoder.conv_out.bias"]
 
     edited(path, without_the_last)
-    file = studio.catalog.find_checkpoint("bad.safetensors")
+    file = fresh_studio.catalog.find_checkpoint("bad.safetensors")
     sizes = []
     for _ in range(6):
         with pytest.raises((EngineError, StudioError)):
-            studio.pipeline.refresh(file)
+            fresh_studio.pipeline.refresh(file)
         gc.collect()
         sizes.append(resident())
     assert max(sizes[2:]) - sizes[1] < 0.2 * path.stat().st_size
-    assert studio.catalog.find(ModelFolder.VAE, "bad.safetensors")
+    assert fresh_studio.catalog.find(ModelFolder.VAE, "bad.safetensors")

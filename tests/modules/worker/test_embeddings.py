@@ -1,6 +1,7 @@
 """Learned words from the prompt to the picture."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -9,6 +10,12 @@ from modules.async_worker import run_task
 from modules.spec.flags import TaskState
 from modules.spec.task_spec import TaskSpec
 from tests.support.recording_task import RecordingTask
+
+
+@pytest.fixture
+def studio(fresh_studio):
+    """Its text encoders look for learned words where they were told to when they were loaded."""
+    return fresh_studio
 
 
 def put(studio, name="glow.safetensors", seed=1, widths=(64, 128)):

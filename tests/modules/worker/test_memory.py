@@ -48,33 +48,33 @@ def loads(settings, tiny_checkpoint, monkeypatch):
     return names
 
 
-def test_switching_between_two_that_fit_reads_nothing_again(studio, loads):
-    studio.pipeline._free_ram = lambda: 2**40
+def test_switching_between_two_that_fit_reads_nothing_again(fresh_studio, loads):
+    fresh_studio.pipeline._free_ram = lambda: 2**40
     for name in ("tiny", "other", "tiny", "other"):
-        _, picture = paint(studio, checkpoint=f"{name}.safetensors")
+        _, picture = paint(fresh_studio, checkpoint=f"{name}.safetensors")
         assert picture is not None
     assert loads == ["tiny.safetensors", "other.safetensors"]
 
 
-def test_the_one_used_longest_ago_goes_when_another_does_not_fit_beside_it(studio, loads):
-    size = (studio.settings.models_path / "checkpoints" / "tiny.safetensors").stat().st_size
-    pipeline = studio.pipeline
+def test_the_one_used_longest_ago_goes_when_another_does_not_fit_beside_it(fresh_studio, loads):
+    size = (fresh_studio.settings.models_path / "checkpoints" / "tiny.safetensors").stat().st_size
+    pipeline = fresh_studio.pipeline
     pipeline._free_ram = lambda: 2 * size + RAM_RESERVE - sum(size for _ in pipeline._models)
-    (studio.settings.models_path / "checkpoints" / "third.safetensors").hardlink_to(
-        studio.settings.models_path / "checkpoints" / "tiny.safetensors"
+    (fresh_studio.settings.models_path / "checkpoints" / "third.safetensors").hardlink_to(
+        fresh_studio.settings.models_path / "checkpoints" / "tiny.safetensors"
     )
     for name in ("tiny", "other", "tiny", "third", "tiny", "other"):
-        paint(studio, checkpoint=f"{name}.safetensors", steps=1)
+        paint(fresh_studio, checkpoint=f"{name}.safetensors", steps=1)
     names = [name.removesuffix(".safetensors") for name in loads]
     assert names == ["tiny", "other", "third", "other"]
     assert len(pipeline._models) == 2
 
 
-def test_there_is_a_most_of_models(studio, loads):
-    studio.pipeline._free_ram = lambda: 2**40
-    studio.pipeline._models_kept = 1
+def test_there_is_a_most_of_models(fresh_studio, loads):
+    fresh_studio.pipeline._free_ram = lambda: 2**40
+    fresh_studio.pipeline._models_kept = 1
     for name in ("tiny", "other", "tiny"):
-        paint(studio, checkpoint=f"{name}.safetensors", steps=1)
+        paint(fresh_studio, checkpoint=f"{name}.safetensors", steps=1)
     assert len(loads) == 3
 
 

@@ -30,6 +30,13 @@ from tests.support.tiny_checkpoint import (
     write_tiny_sdxl,
 )
 
+
+@pytest.fixture
+def studio(fresh_studio):
+    """What it loads, and from where, is what is looked at here."""
+    return fresh_studio
+
+
 ROOTS = {
     "unet": (UNET_PREFIX, ModelFolder.CHECKPOINTS),
     "vae": (VAE_PREFIX, ModelFolder.VAE),
