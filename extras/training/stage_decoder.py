@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from extras.training.base_parts import MODEL_FILE, load_base
 from extras.training.builtin_model import VAE_PREFIX
+from extras.training.errors import TrainingFolderError
 from extras.training.page_workers import draw_groups
 from extras.training.pages import PageGroup, PagePlan, source_record
 from extras.training.run import Stage
 from extras.training.stage_vae import VaeLoss, psnr, reconstruction_loss, round_trips, to_network
-from extras.training.writing import half, write_weights
+from extras.training.writing import write_weights
 from ldm_patched.modules.weight_file import read_metadata
 
 LOSS = VaeLoss(squared=8.0, kl=0.0)
@@ -46,13 +48,15 @@ class DecoderStage(Stage):
         output: Path | None = None,
     ) -> None:
         """base: the model file. A step takes one group of `pages`; `folder`, and `output` if given,
-        are where the result goes. Raises TrainingFolderError and EngineErrors, as load_base does.
+        are where the result goes. Raises TrainingFolderError and EngineErrors.
         """
         vae = load_base(base).vae
+        self._file = _weights_of(base)
         self.vae = vae.to(device, memory_format=torch.channels_last)
         self.model = nn.ModuleDict({name: getattr(vae, name) for name in _DECODING})
         self.model.requires_grad_(True)
-        self.base, self.pages, self.folder, self.device = base, pages, folder, device
+        self.metadata = read_metadata(base)
+        self.pages, self.folder, self.device = pages, folder, device
         self.workers, self.bf16, self.output = workers, bf16, output
         self._source: Iterator[PageGroup] | None = None
         self._trip = torch.compile(self._round_trip) if compile_network else self._round_trip
@@ -91,10 +95,28 @@ class DecoderStage(Stage):
 
         Raises TrainingFolderError.
         """
-        weights = load_file(self.base)
-        own = half(self.model.state_dict())
-        weights |= {VAE_PREFIX + name: weight for name, weight in own.items()}
+        weights = {name: weight.clone() for name, weight in self._file.items()}
+        self._file = weights  # not mapped any more: Windows replaces no file that is
+        for name, weight in self.model.state_dict().items():
+            weights[VAE_PREFIX + name].copy_(weight)
         paths = [folder / MODEL_FILE for folder in (self.folder, self.output) if folder]
         for path in paths:
-            write_weights(weights, path, metadata=read_metadata(self.base))
+            write_weights(weights, path, metadata=self.metadata)
         return paths
+
+
+def _weights_of(path: Path) -> dict[str, Tensor]:
+    """The tensors of a model file. Raises TrainingFolderError for a pickle and for other names."""
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise TrainingFolderError(
+            f"{path.name} is no safetensors file, and its decoder is written back into one: choose "
+            "a checkpoint that is."
+        ) from error
+    if not any(name.startswith(f"{VAE_PREFIX}decoder.") for name in weights):
+        raise TrainingFolderError(
+            f"{path.name} has its autoencoder under other names than SDXL's: choose a checkpoint "
+            "in the layout of SDXL."
+        )
+    return weights

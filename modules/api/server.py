@@ -126,12 +126,14 @@ def routes_once() -> Iterator[None]:
 
     Gradio makes a hundred routes when Blocks begin, again when they end and once more when they
     are mounted, and serves the last of them alone; the others took most of the time that making
-    the page takes. Should it ever ask in another way, it makes them all again and nothing else
-    happens.
+    the page takes. A Gradio that has them made elsewhere makes them all again.
     """
     from gradio import routes
 
-    create = routes.App.__dict__["create_app"]
+    create = vars(routes.App).get("create_app")
+    if create is None:
+        yield
+        return
 
     def without_routes(blocks: Any, *_: Any, **__: Any) -> Any:
         app = routes.App()

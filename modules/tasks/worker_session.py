@@ -269,8 +269,8 @@ def run_worker(target: str, connection: Connection, settings: Settings, worker_i
         sentence = str(error) if isinstance(error, StudioError) else "The log says why."
         connection.send(("trouble", sentence))
         leave(1)
-    except SystemExit as error:
-        leave(error.code if isinstance(error.code, int) else 1)
+    except SystemExit as error:  # the caller's way to say how it ended
+        leave(error.code if isinstance(error.code, int) else int(error.code is not None))
     leave(0)
 
 

@@ -52,6 +52,7 @@ DIRECT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"
 
 def build_app(context: ServerContext) -> gr.Blocks:
     """The page over `context`. Looks at models and presets now, and again when they are asked."""
+    early_script.put_in()
     texts = Texts()
     form = Form(texts, initial_spec(context))
     with gr.Blocks(title=texts("title"), fill_width=True, analytics_enabled=False) as app:
@@ -97,7 +98,6 @@ def launch_options() -> dict[str, Any]:
         font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
         font_mono=["ui-monospace", "SFMono-Regular", "Consolas", "monospace"],
     )
-    early_script.put_in()
     shared = json.dumps(assets.icons()).replace("</", "<\\/")
     words = Texts().to_json().replace("</", "<\\/")
     # The style goes into the head: Gradio rewrites the selectors of its own `css` option.

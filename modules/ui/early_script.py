@@ -26,7 +26,11 @@ class _WithScript(jinja2.BaseLoader):
 
 
 def put_in() -> None:
-    """Have every document of Gradio's in this process run it; a second call changes nothing."""
-    documents = routes.templates.env.loader
+    """Have every document of Gradio's in this process run it; a second call changes nothing.
+
+    A Gradio without such documents goes on without it.
+    """
+    templates = getattr(routes, "templates", None)
+    documents = templates.env.loader if templates else None
     if documents is not None and not isinstance(documents, _WithScript):
         routes.templates.env.loader = _WithScript(documents)

@@ -87,16 +87,18 @@ def loaded_model(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
     studio = Studio(settings_at(tmp_path_factory.mktemp("loaded"), tiny_checkpoint))
     model = studio.pipeline.refresh(studio.catalog.find_checkpoint(TINY_FILE))
     studio.close()
-    weights = model.unet.model.state_dict()
-    before = {name: weight.clone() for name, weight in weights.items()}
+    parts = model.unet.model, model.clip.cond_stage_model, model.vae.first_stage_model
+    weights = [weight for part in parts for weight in part.state_dict().values()]
+    before = [weight.clone() for weight in weights]
     yield model
-    assert all(torch.equal(weight, before[name]) for name, weight in weights.items())
+    assert all(map(torch.equal, weights, before))
 
 
 @pytest.fixture
 def studio(fresh_studio: Studio, loaded_model: Any) -> Studio:
     """One with folders of its own, and with the small checkpoint loaded: that is what took most of
-    a test's time, and few look at it.
+    a test's time, and few look at it. The model keeps to the budget of the studio that loaded it:
+    what is about memory needs `fresh_studio`.
     """
     stamp = stamp_of(fresh_studio.catalog.find_checkpoint(TINY_FILE))
     fresh_studio.pipeline._models[stamp] = replace(loaded_model, stamp=stamp)

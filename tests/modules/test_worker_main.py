@@ -87,7 +87,7 @@ def test_a_task_is_painted_stored_and_seen(settings, store, pool):
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
 def test_a_killed_worker_loses_no_finished_picture(settings, store, pool):
-    task_id = pool.submit(request(image_count=2, steps=30))
+    task_id = pool.submit(request(image_count=2, steps=60))
     watch(pool, task_id, lambda view: len(view.images) == 1)
     first = store.images(task_id)[0]
     (worker,) = [w for w in pool.status().workers if w.pid]

@@ -6,7 +6,10 @@
 
 const FRAME_PAUSE_MS = 250;
 const AWAKE_MS = 700;
-const TOUCHES = ["pointerdown", "pointermove", "keydown", "wheel", "touchstart", "touchmove", "drop"];
+const TOUCHES = [
+  ...["pointerdown", "pointermove", "pointerup", "click", "wheel", "touchstart", "touchmove"],
+  ...["keydown", "input", "focusin", "dragover", "drop", "scroll", "resize"],
+];
 
 const rest = {
   nextFrame: window.requestAnimationFrame.bind(window),

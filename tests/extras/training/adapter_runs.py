@@ -74,8 +74,8 @@ class _Learned(Exception):
 
 
 def learns_one_batch(stage: Stage, folder: Path, steps: int, rate: float, share: float) -> bool:
-    """Whether the loss of the same batch with the same noise falls below `share` of what it was
-    within so many steps."""
+    """Whether the loss of the same batch with the same noise falls below `share` of what it was,
+    and stays there for three steps, within so many."""
     run = run_of(
         stage, folder, steps=steps, warmup=1, cooldown=1e-9, learning_rate=rate, ema_decay=0.0
     )
@@ -85,7 +85,7 @@ def learns_one_batch(stage: Stage, folder: Path, steps: int, rate: float, share:
         torch.manual_seed(1)
         loss, numbers = compute(0)
         losses.append(float(loss.detach()))
-        if losses[-1] < share * losses[0]:
+        if max(losses[-3:]) < share * losses[0]:
             raise _Learned
         return loss, numbers
 
