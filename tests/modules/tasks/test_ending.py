@@ -10,30 +10,24 @@ ROOT = Path(__file__).parents[3]
 LEAVE = "from modules.tasks.ending import leave; "
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
+def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
 
 
 def test_words_are_said_and_nothing_of_the_caller_runs_after_it():
     code = f"import atexit; {LEAVE}atexit.register(print, 'late'); print('said', end=''); leave(3)"
-    done = run(code)
+    done = run("-c", code)
     assert (done.returncode, done.stdout, done.stderr) == (3, "said", "")
 
 
 @pytest.mark.parametrize("fate", ["sys.stdout.close()", "sys.stdout = None"])
 def test_it_ends_though_nobody_reads(fate):
-    assert run(f"import sys; {LEAVE}{fate}; leave(4)").returncode == 4
+    assert run("-c", f"import sys; {LEAVE}{fate}; leave(4)").returncode == 4
 
 
 def test_generate_ends_with_its_status_and_a_sentence():
-    done = subprocess.run(
-        [sys.executable, "-m", "modules.worker.generate_cli", "a hill", "--steps", "0"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run("-m", "modules.worker.generate_cli", "a hill", "--steps", "0")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
