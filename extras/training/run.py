@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from extras.training import checkpoints
 from extras.training.errors import TrainingDiverged, TrainingFolderError
 from extras.training.interrupts import on_interrupt
+from extras.training.optimizers import Optimizer
 from extras.training.writing import writing
 from ldm_patched.ldm.modules.ema import LitEma
 
@@ -42,6 +43,8 @@ class RunPlan:
     within: float = 0.0
     seed: int = 0
     learning_rate: float = 3e-4
+    optimizer: str = "adamw"
+    """One of OPTIMIZERS."""
     warmup: int = 200
     cooldown: float = 0.25
     """The last part of a run in which the learning rate falls to nothing."""
@@ -98,12 +101,11 @@ class Run:
         self.out = sys.stderr if out is None else out
         self.folder = plan.folder / stage.name
         self.named = {n: p for n, p in stage.model.named_parameters() if p.requires_grad}
-        decayed = [p for n, p in self.named.items() if p.ndim > 1 and "embedding" not in n]
-        rest = [p for n, p in self.named.items() if p.ndim <= 1 or "embedding" in n]
-        groups = [{"params": decayed, "weight_decay": plan.weight_decay},
-                  {"params": rest, "weight_decay": 0.0}]  # fmt: skip
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=plan.learning_rate, betas=(0.9, 0.99), fused=True
+        self.optimizer = Optimizer(
+            self.named,
+            kind=plan.optimizer,
+            learning_rate=plan.learning_rate,
+            weight_decay=plan.weight_decay,
         )
         self.ema = LitEma(stage.model, plan.ema_decay)
         self.ema.to(next(iter(self.named.values())).device)
@@ -117,10 +119,9 @@ class Run:
     # --- Saving and loading ---------------------------------------------------------------
 
     def _tensors(self) -> dict[str, Tensor]:
-        names = {id(parameter): name for name, parameter in self.named.items()}
         found = {f"model/{name}": parameter for name, parameter in self.named.items()}
         found |= {f"ema/{name}": buffer for name, buffer in self.ema.named_buffers()}
-        state = checkpoints.flatten_optimizer(self.optimizer, names)
+        state = self.optimizer.tensors()
         return found | {f"optimizer/{name}": value for name, value in state.items()}
 
     def save(self) -> Path:
@@ -130,7 +131,9 @@ class Run:
 
     def _record(self) -> dict[str, Any]:
         frozen = {"frozen": self._frozen} if self._frozen else {}
-        return {"identity": self.stage.identity(), "seed": self.plan.seed, **frozen}
+        kind = self.plan.optimizer
+        other = {} if kind == "adamw" else {"optimizer": kind}  # once there was no choice
+        return {"identity": self.stage.identity(), "seed": self.plan.seed, **other, **frozen}
 
     @cached_property
     def _frozen(self) -> str:
@@ -169,7 +172,7 @@ class Run:
             for name, parameter in self.named.items():
                 parameter.copy_(by_part["model"][name])
         self.ema.load_state_dict(by_part["ema"])
-        checkpoints.restore_optimizer(self.optimizer, self.named, by_part["optimizer"])
+        self.optimizer.restore(by_part["optimizer"])
         self.step = step
         self._say(f"Resumed at step {step}.")
 
@@ -193,7 +196,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
         loss, numbers = self.stage.compute_loss(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.named.values(), self.plan.clip)
         # Multiplying by 0 keeps NaN and infinity only; reading it is put off, since it waits.

@@ -20,6 +20,7 @@ from extras.training.base_parts import MODEL_FILE
 from extras.training.errors import TrainingError
 from extras.training.loss import LOSS_TYPES
 from extras.training.objectives import LEVELS, OBJECTIVES, WEIGHTINGS
+from extras.training.optimizers import OPTIMIZERS
 from extras.training.options import number, refuse_foreign, whole
 from extras.training.pages import BOOKS, WHOLE
 from extras.training.run import Run, RunPlan
@@ -70,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     side = "vae, decoder: train on square pieces of this side, a multiple of 8 (0: whole pages)"
     add("--side", type=whole(0, step=8), help=side)
     add("--learning-rate", type=number(0, above=True))
+    add("--optimizer", choices=OPTIMIZERS, default="adamw", help="muon: base, the UNet's matrices")
     add("--seed", type=whole(0, 2**32 - 1), default=0)
     add("--workers", type=whole(0), help="processes that draw (default: one less than the cores)")
     add("--threads", type=whole(1), help="threads of PyTorch on the CPU")
@@ -128,6 +130,7 @@ def make_run(args: argparse.Namespace) -> Run:
         within=args.within,
         seed=args.seed,
         learning_rate=first(args.learning_rate, pace.learning_rate),
+        optimizer=args.optimizer,
         checkpoint_minutes=args.checkpoint_minutes,
         grid_minutes=args.grid_minutes,
         resume=args.resume,
