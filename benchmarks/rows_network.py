@@ -1,6 +1,7 @@
 """Rows about networks: UNet, VAE, the sampler's own cost."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -183,6 +184,50 @@ def unet_overhead(options: Options) -> Row:
         side=8,
         rounds=options.rounds * 3,
         target=">= 1.5x",
+    )
+
+
+@torch.inference_mode()
+def bf16_units(options: Options) -> Row:
+    """The matrix products and convolutions of SDXL at 64x64 latents by themselves, both prompts.
+
+    What both sides call alike: float32's time over bfloat16's is all that the precision can give.
+    """
+    from torch.nn import functional as F
+
+    require_bf16_units(options.quick)
+    part = 8 if options.quick else 1
+    generator = torch.Generator().manual_seed(0)
+    calls: dict[torch.dtype, list[Callable[[], torch.Tensor]]] = {}
+
+    def add(operation: Callable[..., torch.Tensor], *shapes: tuple[int, ...]) -> None:
+        drawn = [torch.randn(shape, generator=generator) for shape in shapes]
+        for dtype in (torch.bfloat16, torch.float32):
+            cast = [tensor.to(dtype) for tensor in drawn]
+            if len(shapes[0]) == 4:
+                cast = [tensor.to(memory_format=torch.channels_last) for tensor in cast]
+            calls.setdefault(dtype, []).append(partial(operation, *cast))
+
+    for tokens, width in ((2048, 640), (512, 1280)):  # of SDXL's two levels with transformers
+        rows, width = tokens // part, width // part
+        for wide in (width, 8 * width):
+            add(F.linear, (rows, width), (wide, width))
+        add(F.linear, (rows, 4 * width), (width, 4 * width))
+    for side, width in ((64, 320), (32, 640), (16, 1280)):
+        width //= part
+        add(F.conv2d, (2, width, side, side), (width, width, 3, 3))
+
+    def call(dtype: torch.dtype) -> torch.Tensor:
+        return torch.stack([operation().float().norm() for operation in calls[dtype]])
+
+    return compare(
+        "bf16_units",
+        "matrix products and convolutions of SDXL's shapes at 64x64 latents, batch 2",
+        lambda: call(torch.bfloat16),
+        {"float32": lambda: call(torch.float32)},
+        rounds=options.rounds,
+        error=require_equal("bf16_units", call(torch.bfloat16), call(torch.float32), 3e-2),
+        note="quick run: no statement about speed" if options.quick else "",
     )
 
 

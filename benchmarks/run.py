@@ -40,6 +40,7 @@ ROWS: dict[str, Callable[[Options], Row]] = {
     "unet_gpu_four": rows_gpu.unet_gpu_four,
     "unet_gpu_compiled": rows_gpu.unet_gpu_compiled,
     "unet_gpu_four_compiled": rows_gpu.unet_gpu_four_compiled,
+    "bf16_units": rows_network.bf16_units,
     "vae_decode_bf16": rows_network.vae_decode_bf16,
     "attention_learnt": rows_network.attention_learnt,
     "sampler_loop": rows_network.sampler_loop,

@@ -91,27 +91,34 @@ def test_vae_resumes_to_the_weights_of_an_uninterrupted_run(tmp_path):
     assert_same(weights(second), weights(straight))
 
 
-@pytest.mark.parametrize("plan", [BasePlan(), BasePlan(objective="v", use_checkpoint=True)])
-def test_base_resumes_to_the_weights_of_an_uninterrupted_run(plan, with_vae, tmp_path):
+@pytest.mark.parametrize(
+    ("plan", "optimizer"),
+    [(BasePlan(), "adamw"), (BasePlan(objective="v", use_checkpoint=True), "muon")],
+)
+def test_base_resumes_to_the_weights_of_an_uninterrupted_run(plan, optimizer, with_vae, tmp_path):
     for name in ("straight", "parts"):
         (tmp_path / name).mkdir()
         (tmp_path / name / VAE_FILE).write_bytes((with_vae / VAE_FILE).read_bytes())
-    straight = base_run(tmp_path / "straight", plan)
+    straight = base_run(tmp_path / "straight", plan, optimizer=optimizer)
     start = weights(straight)
     assert straight.train()
-    first = base_run(tmp_path / "parts", plan)
+    first = base_run(tmp_path / "parts", plan, optimizer=optimizer)
     first.prepare()
     first.stage.begin(0)
     for _ in range(3):
         first.train_step()
     first.save()
-    second = base_run(tmp_path / "parts", plan, resume=True)
+    second = base_run(tmp_path / "parts", plan, optimizer=optimizer, resume=True)
     assert second.train()
     found = weights(second)
     assert_same(found, weights(straight))
     moved = [n for n, w in start.items() if n.startswith("model/") and not torch.equal(w, found[n])]
     for part in ("unet", "clip_l", "clip_g"):
         assert any(name.startswith(f"model/{part}.") for name in moved)
+    if optimizer == "muon":
+        assert any(name.endswith("|momentum_buffer") for name in found)
+        with pytest.raises(CheckpointError, match="other settings"):
+            base_run(tmp_path / "parts", plan, resume=True).prepare()
 
 
 def test_frozen_text_encoders_stay_as_they_are(with_vae, tmp_path):
