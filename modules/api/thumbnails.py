@@ -4,7 +4,6 @@ import contextlib
 import io
 import logging
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -12,6 +11,8 @@ from typing import BinaryIO, TypeVar
 import anyio
 import numpy as np
 from PIL import Image
+
+from modules.spec.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +58,7 @@ class Thumbnails:
     def _keep(self, path: Path, data: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._make_room()
-        temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, data)
 
     def _make_room(self) -> None:
         """Remove the older half when the folder is full, so that this is seldom done."""

@@ -9,7 +9,6 @@ for as long as the file is there.
 import hashlib
 import os
 import re
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from modules.gallery.read_image import image_size, read_image
 from modules.spec import limits
 from modules.spec.errors import DiskFull, LimitError, NotFound, SpecError
 from modules.spec.image_prompt import ImagePrompt
+from modules.spec.whole_file import write_whole
 
 FIELD = "image_prompts"
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -105,17 +105,9 @@ class InputStore:
             )
 
     def _write(self, path: Path, data: bytes) -> None:
-        """The whole file or none of it, whoever else writes the same."""
-        temporary: Path | None = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-                temporary = Path(folder, path.name)
-                temporary.write_bytes(data)
-                temporary.replace(path)
+            write_whole(path, data)
         except OSError as error:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
             raise DiskFull(
                 "The picture could not be stored; make room on the disk of the data folder."
             ) from error

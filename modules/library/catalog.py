@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from modules.library.safetensors_head import head_of
 from modules.settings.config import Settings
 from modules.settings.presets import Download, ModelFolder, Preset, load_presets
 from modules.spec.errors import ModelMissing
@@ -30,7 +31,6 @@ BUILTIN_ENDINGS = {
 """What the adapters of the built-in model are; its other ones are LoRAs."""
 _NAME_CHARACTERS = 255
 _INDEX = "model_index.json"  # of a model that diffusers wrote: a folder with one for each part
-_HEADER_BYTES = 16 * 1024 * 1024
 _NETWORK = b'"model.diffusion_model.'
 
 
@@ -186,8 +186,7 @@ def _may_paint(path: Path) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            return _NETWORK in file.read(min(length, _HEADER_BYTES))
+            return _NETWORK in head_of(file)
     except OSError:
         return False
 

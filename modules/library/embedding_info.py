@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from modules.library.catalog import Catalog, ModelFile
-from modules.library.lora_info import read_header
+from modules.library.safetensors_head import read_header
 from modules.prompt.lora_tags import find_name, index_of_names
 from modules.settings.presets import ModelFolder
 from modules.spec.errors import ModelMissing
@@ -38,8 +38,8 @@ def embedding_tokens(file: ModelFile) -> int | None:
 
 
 @lru_cache(maxsize=1024)
-def _read(path: Path, size: int, _time: int) -> int | None:
-    header = read_header(path, size) or {}
+def _read(path: Path, _size: int, _time: int) -> int | None:
+    header = read_header(path) or {}
     shapes = {
         name: entry["shape"]
         for name, entry in header.items()

@@ -1,7 +1,7 @@
 """What a LoRA file says of itself: base family, trigger words, title and a small picture.
 
 Only the header of a safetensors file is read, never its weights, and never more than
-HEADER_BYTES of it. Trainers write `ss_…` (kohya's) and `modelspec.…` (the Stability model
+16 MiB of it. Trainers write `ss_…` (kohya's) and `modelspec.…` (the Stability model
 specification) entries into it; where they say nothing of the family, the shapes of the tensors
 do. Files of other kinds say nothing.
 """
@@ -17,8 +17,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from modules.library.catalog import ModelFile
+from modules.library.safetensors_head import read_header
 
-HEADER_BYTES = 16 * 1024 * 1024
 _WORDS = 12  # trigger words that are told
 _WORD_CHARACTERS = 80
 _PICTURE_CHARACTERS = 400_000
@@ -76,7 +76,7 @@ def lora_info(file: ModelFile) -> LoraInfo:
 def _read(name: str, path: Path, size: int, _time: int) -> LoraInfo:
     if path.suffix.lower() != ".safetensors":
         return LoraInfo(name=name, size=size)
-    header = read_header(path, size)
+    header = read_header(path)
     if header is None:
         return LoraInfo(name=name, size=size, readable=False)
     entries = header.get("__metadata__")
@@ -93,19 +93,6 @@ def _read(name: str, path: Path, size: int, _time: int) -> LoraInfo:
         picture=picture if _is_picture(picture) else "",
         text_width=width,
     )
-
-
-def read_header(path: Path, size: int) -> Mapping[str, Any] | None:
-    """The header of a safetensors file of `size` bytes; None for one that is not sound."""
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(HEADER_BYTES, size - 8):
-                return None
-            header = json.loads(stream.read(length))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return header if isinstance(header, dict) else None
 
 
 def _family(said: Mapping[str, str]) -> str:

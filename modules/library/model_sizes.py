@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from modules.library.catalog import ModelFile
+from modules.library.safetensors_head import HEADER_BYTES, head_of
 from modules.spec import limits
 from modules.spec.sizes import SD1, SD2, SDXL, SizeTable, parse_ratio
 
 PIXELS_PER_LATENT = 8
-HEADER_BYTES = 16 * 1024 * 1024  # as much as the loader reads
 RATIOS = 64
 _FAMILIES = ((b"cond_stage_model.transformer.", SD1), (b"cond_stage_model.model.", SD2))
 _UNREADABLE = (
@@ -71,11 +71,10 @@ def _head(file: ModelFile) -> bytes:
     """The part of a file that names its tensors; empty for one that cannot be read."""
     try:
         with file.path.open("rb") as stream:
-            start = stream.read(8)
-            if start[:4] == b"PK\x03\x04":
+            if stream.read(4) == b"PK\x03\x04":
                 return _names_of_pickle(file)
-            length = int.from_bytes(start, "little")
-            return stream.read(length) if 2 <= length <= min(HEADER_BYTES, file.size) else b""
+            stream.seek(0)
+            return head_of(stream)
     except (OSError, ValueError):
         return b""
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from modules.library.safetensors_head import head_of
 from modules.settings.presets import Download
 from modules.spec.errors import DiskFull, DownloadFailed, StudioError
 from modules.spec.file_lock import lock_file
@@ -26,7 +27,6 @@ from modules.spec.file_lock import lock_file
 _CHUNK_BYTES = 1 << 20
 _NOTE_BYTES = 16 * 1024
 _NOTE_TRIES = 20
-_HEADER_BYTES = 16 * 1024 * 1024
 SUFFIX = ".easel-part"
 _PLAIN = re.compile(r"[^./\\:\x00][^/\\:\x00]{0,230}(?<![. ])")  # leaves room for SUFFIX and .json
 
@@ -186,12 +186,11 @@ class PartFile:
         with self._told():
             file = opened(self._file)
             file.seek(0)
-            length = int.from_bytes(file.read(8), "little")
-            text = file.read(length) if length <= _HEADER_BYTES else b""
+            text = head_of(file)
             file.seek(0, os.SEEK_END)
         try:
             parts = [part for name, part in json.loads(text).items() if name != "__metadata__"]
-            return 8 + length + max((int(part["data_offsets"][1]) for part in parts), default=0)
+            return 8 + len(text) + max((int(part["data_offsets"][1]) for part in parts), default=0)
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             return None
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import io
-import os
-import secrets
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +9,7 @@ from PIL import Image, ImageOps
 
 from modules.library.swatches import draw_swatch
 from modules.prompt.style_files import Style
+from modules.spec.whole_file import write_whole
 
 SIDE = 192  # pixels: twice what the page shows, for dense screens
 QUALITY = 82
@@ -52,14 +51,7 @@ class StylePictures:
         with Image.open(picture) as image:
             small = ImageOps.fit(image.convert("RGB"), (SIDE, SIDE))
         small.save(target, "WEBP", quality=QUALITY)
-        path = self._path(style)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
-        try:
-            temporary.write_bytes(target.getvalue())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(self._path(style), target.getvalue())
 
     def _path(self, style: Style) -> Path:
         return self._folder / f"{_key(style)}.webp"

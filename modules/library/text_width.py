@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from modules.library.catalog import ModelFile
-from modules.library.lora_info import FAMILY_OF_WIDTH, HEADER_BYTES, read_header
+from modules.library.lora_info import FAMILY_OF_WIDTH
+from modules.library.safetensors_head import HEADER_BYTES, read_header
 
 _NETWORK = "model.diffusion_model."
 _TEXT_LAYER = "attn2.to_k.weight"
@@ -49,7 +50,7 @@ def text_width(file: ModelFile) -> TextWidth:
 def _read(path: Path, size: int, _time: int) -> TextWidth:
     if path.suffix == ".json":
         return _of_config(path, size)
-    header = read_header(path, size) if path.suffix.lower() == ".safetensors" else None
+    header = read_header(path) if path.suffix.lower() == ".safetensors" else None
     width = None if header is None else _width(header)
     encoders = {
         known

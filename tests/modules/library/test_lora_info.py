@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modules.library import lora_info as module
+from modules.library import safetensors_head as module
 from modules.library.catalog import ModelFile
 from modules.library.lora_info import lora_info
 from modules.settings.presets import ModelFolder
