@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -169,11 +170,22 @@ def region_weights(region: Tensor, tokens: int, latent_shape: Sequence[int] | No
 
 @dataclass(slots=True)
 class _Joined:
-    """Keys and values that were put together for one text, one set of prompts, one batch."""
+    """Keys and values that were put together for one text, one set of prompts, one batch.
+
+    The text is not held, and what is joined goes with it: where every step makes its own keys and
+    values (see ContextCache), gigabytes of them would stay.
+    """
 
     key: tuple[Any, ...]
-    text: tuple[Tensor, int, Tensor, int]
-    parts: list[tuple[Tensor, Tensor]]
+    text: tuple[ReferenceType[Tensor], int, ReferenceType[Tensor], int]
+    joint: tuple[Tensor, Tensor] | None
+    """None where the text's own are used."""
+    apart: list[tuple[Tensor, Tensor]]
+
+    def is_of(self, key: tuple[Any, ...], k: Tensor, v: Tensor) -> bool:
+        old_k, k_version, old_v, v_version = self.text
+        same = old_k() is k and old_v() is v
+        return same and self.key == key and (k_version, v_version) == (_version(k), _version(v))
 
 
 @dataclass(eq=False)
@@ -238,22 +250,40 @@ class ImagePromptAttention:
     ) -> list[tuple[Tensor, Tensor]]:
         """Keys and values: the text's with those of `joint` beside them, then each of `apart`."""
         key = (joint, apart, halves)
-        text = (k, _version(k), v, _version(v))
-        for entry in known:
-            old = entry.text
-            same = old[0] is k and old[2] is v and (old[1], old[3]) == (text[1], text[3])
-            if same and entry.key == key:
-                return entry.parts
-        keys, values = k, v
+        entry = next((entry for entry in known if entry.is_of(key, k, v)), None)
+        if entry is None:
+            entry = self._join(index, joint, apart, halves, k, v, known)
+        return [entry.joint or (k, v), *entry.apart]
+
+    def _join(
+        self,
+        index: int,
+        joint: tuple[int, ...],
+        apart: tuple[int, ...],
+        halves: tuple[int, ...],
+        k: Tensor,
+        v: Tensor,
+        known: list[_Joined],
+    ) -> _Joined:
+        """An entry, which is put into `known` for as long as k lives."""
+        together = None
         if joint:
             beside = [self._image_part(index, i, halves, k) for i in joint]
-            keys = torch.cat([k, *(part[0] for part in beside)], dim=1)
-            values = torch.cat([v, *(part[1] for part in beside)], dim=1)
-        parts = [(keys, values), *(self._image_part(index, i, halves, k) for i in apart)]
+            together = (
+                torch.cat([k, *(part[0] for part in beside)], dim=1),
+                torch.cat([v, *(part[1] for part in beside)], dim=1),
+            )
+        parts = [self._image_part(index, i, halves, k) for i in apart]
+
+        def forget(gone: ReferenceType[Tensor]) -> None:
+            known[:] = [entry for entry in known if entry.text[0] is not gone]
+
+        text = ref(k, forget), _version(k), ref(v), _version(v)
+        entry = _Joined((joint, apart, halves), text, together, parts)
         if not (k.requires_grad or v.requires_grad):
-            known.append(_Joined(key, text, parts))
+            known.append(entry)
             del known[:-JOINED_KEPT]
-        return parts
+        return entry
 
     def _image_part(
         self, index: int, i: int, halves: tuple[int, ...], like: Tensor

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from ldm_patched.modules.utils import is_sound, load_torch_file, not_numbers, so
 
 IMAGE_SIZE = 224
 PICTURES_KEPT = 32
+ADAPTERS_KEPT = 4  # pictures and faces of two families
+TOWERS_KEPT = 2
 
 ImageConds = tuple[list[Tensor], list[Tensor]]
 """Keys and values in turn for each layer, (1, T, C) each: of a picture, and of no picture."""
@@ -102,11 +104,15 @@ class IPAdapterStore:
             kept.clear()
 
     def load_ip_adapter(
-        self, clip_vision_path: Any, ip_negative_path: Any, ip_adapter_path: Any
+        self,
+        clip_vision_path: Any,
+        ip_negative_path: Any,
+        ip_adapter_path: Any,
+        on_reading: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """See the function of this name."""
+        """See the function of this name. on_reading: told the path of a large file to be read."""
         if isinstance(clip_vision_path, str | Path):
-            self._load_tower(str(clip_vision_path))
+            self._load_tower(str(clip_vision_path), on_reading)
         if isinstance(ip_negative_path, str | Path):
             self._load_negative(str(ip_negative_path))
         if not isinstance(ip_adapter_path, str | Path):
@@ -119,6 +125,9 @@ class IPAdapterStore:
         if known and known.stamp == stamp and known.tower == tower and known.offered is negative:
             return
         self._forget(path)
+        on_reading(path)
+        for oldest in list(self._adapters)[: 1 - ADAPTERS_KEPT]:
+            self._forget(oldest)
         with sound_shapes(Path(path).name):
             self._adapters[path] = self._load_adapter(path, stamp, tower, negative)
 
@@ -127,12 +136,13 @@ class IPAdapterStore:
         for key in [key for key in self._pictures if key[0] == path]:
             del self._pictures[key]
 
-    def _load_tower(self, path: str) -> None:
+    def _load_tower(self, path: str, on_reading: Callable[[str], None]) -> None:
         stamp = _stamp(path)
         if path not in self._towers or self._towers[path][0] != stamp:
-            tower = vision.load(path, self.policy)
-            self._forget_tower(path)
-            self._towers[path] = stamp, tower
+            on_reading(path)
+            for oldest in [path, *list(self._towers)[: 1 - TOWERS_KEPT]]:
+                self._forget_tower(oldest)
+            self._towers[path] = stamp, vision.load(path, self.policy)
 
     def _forget_tower(self, path: str) -> None:
         """With the adapters whose pictures it has seen."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -146,7 +147,10 @@ class BaseModel(nn.Module):
             timestep,
             context=None if c_crossattn is None else c_crossattn.to(dtype),
             control=control,
-            transformer_options=transformer_options,
+            transformer_options={
+                **(transformer_options or {}),
+                "progress": partial(ms.sampling_progress, self.model_sampling, t[:1]),
+            },
             **keywords,
         ).float()
         return self.model_sampling.calculate_denoised(t, output, x)

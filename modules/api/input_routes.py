@@ -93,18 +93,22 @@ def control_types(context: ServerContext, checkpoint: str = "") -> list[dict[str
     """Every type of image prompt: its usual stop and weight, and which files it still needs.
 
     `missing`: for the family of `checkpoint`, as {"file", "folder", "size", "url"} each; None where
-    no file of the type is known for it.
+    no file of the type is known for it, and nothing for a checkpoint whose family shows only once
+    it is loaded.
     """
+    width, is_told = None, True
     try:
-        width = text_width(context.catalog.find_checkpoint(checkpoint)).width
+        file = context.catalog.find_checkpoint(checkpoint)
+        width = text_width(file).width
+        is_told = width is not None or file.path.suffix.lower() == ".safetensors"
     except ModelMissing:
-        width = None
+        pass
     return [
         {
             "type": kind.value,
             "stop": kind.stop,
             "weight": kind.weight,
-            "missing": _in_json(missing_files(context.catalog, kind, width)),
+            "missing": _in_json(missing_files(context.catalog, kind, width) if is_told else []),
         }
         for kind in ImagePromptType
     ]

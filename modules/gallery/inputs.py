@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from modules.gallery.read_image import image_size, read_image
 from modules.spec import limits
@@ -22,6 +23,8 @@ from modules.spec.image_prompt import ImagePrompt
 from modules.spec.whole_file import write_whole
 
 FIELD = "image_prompts"
+PIXELS_READ = 4 * 1024**2
+"""More than any map or encoder takes; a task may name 32 pictures and regions."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 _adding = threading.Lock()  # one server writes here; two uploads must not both take the last room
 
@@ -51,10 +54,10 @@ class InputStore:
         width, height = image_size(data, FIELD)
         image = hashlib.sha256(data).hexdigest()
         path = self._path(image)
-        if not path.exists():
+        if not _holds(path, data):  # after a power cut it may be there and empty
             read_image(data, FIELD)  # a sound header may be followed by anything
             with _adding:
-                if not path.exists():
+                if not _holds(path, data):
                     self._require_room(len(data))
                     self._write(path, data)
         return StoredInput(image, width, height)
@@ -73,11 +76,20 @@ class InputStore:
             raise NotFound("There is no such input picture; send it again.") from None
 
     def read(self, image: str) -> np.ndarray:
-        """Its pixels, as `read_image` gives them. Raises SpecError if it is gone or damaged."""
+        """Its pixels, as `read_image` gives them; of a huge picture fewer, in the same ratio.
+
+        Raises SpecError if it is gone or damaged.
+        """
         try:
-            return read_image(self.bytes_of(image), FIELD)
+            pixels = read_image(self.bytes_of(image), FIELD)
         except NotFound:
             raise missing_input() from None
+        high, wide = pixels.shape[:2]
+        factor = (PIXELS_READ / (high * wide)) ** 0.5
+        if factor >= 1.0:
+            return pixels
+        size = max(1, round(wide * factor)), max(1, round(high * factor))
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
 
     def require(self, prompts: tuple[ImagePrompt, ...]) -> None:
         """Raises SpecError unless the picture of every prompt is there."""
@@ -111,6 +123,13 @@ class InputStore:
             raise DiskFull(
                 "The picture could not be stored; make room on the disk of the data folder."
             ) from error
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return path.stat().st_size == len(data) and path.read_bytes() == data
+    except OSError:
+        return False
 
 
 def _folders(folder: Path) -> list[Path]:

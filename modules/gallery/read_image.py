@@ -69,8 +69,8 @@ def _opened(data: bytes, field: str) -> Image.Image:
 def _pixels(image: Image.Image, field: str) -> np.ndarray:
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):  # 16 bits a grey pixel, which Pillow would cut off at 255
-        wide = np.asarray(upright).astype(np.int64).clip(0, 65_535)
-        grey = (wide // 257).astype(np.uint8)
+        wide = np.array(upright)
+        grey = (wide.clip(0, 65_535, out=wide) // 257).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if not upright.has_transparency_data:
         return np.array(upright.convert("RGB"))

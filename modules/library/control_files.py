@@ -64,7 +64,11 @@ NEEDED = {
         size=1_010_000_000,
     ),
     Type.FACE: Needed(
-        _ADAPTER, "ip-adapter-plus-face_sdxl_vit-h.bin", ("face",), size=1_010_000_000
+        _ADAPTER,
+        "ip-adapter-plus-face_sdxl_vit-h.bin",
+        ("face",),
+        ("faceid", "face-id", "face_id", "full-face", "full_face"),  # kinds that are not supported
+        size=1_010_000_000,
     ),
     Type.CANNY: Needed(
         _CONTROL, "control-lora-canny-rank128.safetensors", ("canny",), size=396_000_000
@@ -98,7 +102,13 @@ _SD1_FILES = {
 _FAMILY_OF_FILE = {needed.file.casefold(): _SDXL for needed in NEEDED.values()} | {
     file.casefold(): _SD1 for file, _, _ in _SD1_FILES.values()
 }
-VISION = Needed(ModelFolder.CLIP_VISION, "clip_vision_vit_h.safetensors", ("",), size=1_260_000_000)
+VISION = Needed(
+    ModelFolder.CLIP_VISION,
+    "clip_vision_vit_h.safetensors",
+    ("",),
+    ("vit_g", "vit-g", "bigg", "vision_g", "vit_l", "vit-l", "vision_l"),
+    size=1_260_000_000,
+)
 NEGATIVE = Needed(_ADAPTER, "fooocus_ip_negative.safetensors", ("ip_negative", "ip-negative"))
 
 
@@ -122,9 +132,18 @@ def missing_files(
     None where it is missing and none is known that would fit.
     """
     own = needed_for(kind, context_dim)
-    needed = [own] if kind.is_structure else [own, VISION]
+    needed = [own]
+    if not kind.is_structure:
+        needed.append(vision_for(look_for(catalog, own, context_dim)))
     missing = [each for each in needed if look_for(catalog, each, context_dim) is None]
     return missing if all(each.file for each in missing) else None
+
+
+def vision_for(adapter: ModelFile | None) -> Needed:
+    """The image encoder for an adapter: ViT-H, save for those of SDXL that do not say so."""
+    name = "" if adapter is None else PurePosixPath(adapter.name).name.casefold()
+    says_h = "vit-h" in name or "vit_h" in name
+    return VISION if says_h or _family_of(name) != _SDXL else replace(VISION, without=())
 
 
 def find_file(
@@ -155,6 +174,10 @@ def look_for(catalog: Catalog, needed: Needed, context_dim: int | None) -> Model
     def base(file: ModelFile) -> str:
         return PurePosixPath(file.name).name.casefold()
 
+    def is_released(file: ModelFile) -> bool:
+        stem = PurePosixPath(needed.file.casefold()).stem
+        return bool(stem) and PurePosixPath(base(file)).stem == stem
+
     def fits(file: ModelFile) -> bool:
         name = base(file)
         if file.is_builtin and context_dim in FAMILY_WIDTHS:
@@ -168,7 +191,7 @@ def look_for(catalog: Catalog, needed: Needed, context_dim: int | None) -> Model
     small = context_dim is not None and context_dim not in FAMILY_WIDTHS
     return min(
         files,
-        key=lambda file: (small and not file.is_builtin, base(file) != needed.file.casefold()),
+        key=lambda file: (small and not file.is_builtin, not is_released(file)),
         default=None,
     )
 

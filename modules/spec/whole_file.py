@@ -1,5 +1,6 @@
 """Writing a small file so that nobody ever sees half of it."""
 
+import os
 import secrets
 from pathlib import Path
 
@@ -12,7 +13,10 @@ def write_whole(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut leaves the name without the bytes
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

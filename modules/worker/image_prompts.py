@@ -19,7 +19,7 @@ from ldm_patched.modules.controlnet import load_controlnet
 from ldm_patched.modules.model_management import DevicePolicy
 from modules.gallery.maps import map_of, structure_map
 from modules.library.catalog import Catalog, ModelFile
-from modules.library.control_files import NEGATIVE, VISION, find_file, look_for, needed_for
+from modules.library.control_files import NEGATIVE, find_file, look_for, needed_for, vision_for
 from modules.spec.image_prompt import ImagePrompt, ImagePromptType
 from modules.worker.model_files import FileStamp, reading, size_in_words, stamp_of
 
@@ -77,22 +77,27 @@ class ImagePromptShelf:
         catalog: Catalog,
         context_dim: int | None,
         on_loading: Callable[[ModelFile], None] = lambda _: None,
+        check_stop: Callable[[], None] = lambda: None,
     ) -> PictureTask:
         """What attaches the content of `pictures` (of the types image_prompt and face).
 
-        context_dim: the text width of the network. on_loading: told a file before it is read.
-        Raises ModelMissing, or what is wrong with a file.
+        context_dim: the text width of the network. on_loading: told a large file before it is read.
+        check_stop: called between what takes long. Raises ModelMissing, or what is wrong with a
+        file.
         """
-        vision = find_file(catalog, VISION, Type.IMAGE_PROMPT, context_dim)
         negative = look_for(catalog, NEGATIVE, context_dim)
         tasks = []
         for picture in pictures:
             kind = picture.prompt.type
             file = find_file(catalog, needed_for(kind, context_dim), kind, context_dim)
-            on_loading(file)
+            vision = find_file(catalog, vision_for(file), Type.IMAGE_PROMPT, context_dim)
             paths = [str(f.path) if f else None for f in (vision, negative, file)]
+            large = {str(f.path): f for f in (vision, file)}
             with reading(file, *(other for other in (vision, negative) if other)):
-                self._adapters.load_ip_adapter(*paths)
+                self._adapters.load_ip_adapter(
+                    *paths, on_reading=lambda p, of=large: on_loading(of[p])
+                )
+                check_stop()
                 conds = self._adapters.preprocess(content_of(picture), paths[2])
             prompt = picture.prompt
             how = (prompt.stops_at, prompt.weighs, picture.region_mask, prompt.start)
@@ -100,16 +105,21 @@ class ImagePromptShelf:
         return PictureTask(tasks)
 
     def control(
-        self, file: ModelFile, unet: "ModelPatcher", on_loading: Callable[[ModelFile], None]
+        self,
+        file: ModelFile,
+        unet: "ModelPatcher",
+        on_loading: Callable[[ModelFile], None],
+        beside: int = 1,
     ) -> ControlBase:
         """The control in `file`, to be copied for a picture.
 
+        beside: how many files one task needs, so that they do not put each other out.
         Raises ModelMissing, ModelCorrupt, or what the engine says of a file that does not fit.
         """
         stamp = stamp_of(file)
         if stamp not in self._controls:
             on_loading(file)
-            while len(self._controls) >= CONTROLS_KEPT:
+            while len(self._controls) >= max(CONTROLS_KEPT, beside):
                 self._controls.popitem(last=False)
             with reading(file):
                 self._controls[stamp] = load_controlnet(file.path, policy=self._policy)

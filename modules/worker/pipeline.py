@@ -295,7 +295,15 @@ class Pipeline:
         beside: so many are in use and stay.
         """
         self.drop_models(keep=max(beside, self._models_kept - 1))
+        if self._free_ram() < size + RAM_RESERVE:
+            self.image_prompts.clear()
+            self.free_memory()
         while len(self._models) > beside and self._free_ram() < size + RAM_RESERVE:
+            self.drop_models(keep=len(self._models) - 1)
+
+    def make_place_beside(self, size: int) -> None:
+        """Before `size` bytes of another kind are read: older models go while memory is short."""
+        while len(self._models) > 1 and self._free_ram() < size + RAM_RESERVE:
             self.drop_models(keep=len(self._models) - 1)
 
     def drop_models(self, keep: int = 0) -> None:

@@ -64,3 +64,11 @@ def test_what_lies_outside_is_even():
 )
 def test_no_face_is_no_face(image):
     assert find_faces(image) == []
+
+
+def test_a_large_face_is_made_small_by_means_not_by_leaving_pixels_out():
+    noise = np.random.default_rng(0).integers(0, 256, (2560, 2560, 3), dtype=np.uint8)
+    eyes = (np.array(LEFT_EYE) * 5.0, np.array(RIGHT_EYE) * 5.0)
+    crop = crop_face(noise, Face((0.0, 0.0, 2560.0, 2560.0), tuple(map(tuple, eyes))))
+    assert crop.shape == (512, 512, 3)
+    assert crop.std() < 20.0  # of means of 25; single pixels have 74

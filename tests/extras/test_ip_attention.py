@@ -1,6 +1,7 @@
 """Image prompts in cross-attention, against other renderings of the same description."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -241,3 +242,24 @@ def test_an_adapter_of_another_family_is_refused():
         ip_attention.sites_for(Network(), [*SDXL_WIDTHS[:-1], 640])
     with pytest.raises(UnsupportedModel, match="3 layers; SDXL needs 70"):
         ip_attention.sites_for(Step(), [320, 320, 640])
+
+
+def test_what_was_joined_goes_with_the_text_that_it_was_joined_for():
+    attention = ImagePromptAttention(Step(), [prompt(100), prompt(300)._replace(mode="decoupled")])
+    replace = attention.at(0)
+    joined: list[weakref.ref[Tensor]] = []
+    cat = torch.cat
+
+    def watched(*args, **keywords):
+        out = cat(*args, **keywords)
+        joined.append(weakref.ref(out))
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "cat", watched)
+        for _ in range(3):
+            q, k, v = text()
+            replace(q, k, v, options())
+    assert any(made() is not None for made in joined)
+    del q, k, v
+    assert not [made for made in joined if made() is not None]

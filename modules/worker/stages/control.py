@@ -68,6 +68,7 @@ def _prepare(job: Job, studio: "Studio") -> None:
 
     def on_loading(file: "ModelFile") -> None:
         job.check_stop()
+        studio.pipeline.make_place_beside(file.size)
         job.task.emit(Loading(message=loading_words(file)))
 
     # First of all, whether everything is there: nothing is loaded for a task that cannot be done.
@@ -75,20 +76,25 @@ def _prepare(job: Job, studio: "Studio") -> None:
         find_file(studio.catalog, needed_for(p.type, context_dim), p.type, context_dim)
         for p in prompts
     ]
-    pictures = [
-        Picture(p, store.read(p.image), store.read(p.region) if p.region else None) for p in prompts
-    ]
+    pictures = []
+    for prompt in prompts:
+        job.check_stop()
+        region = store.read(prompt.region) if prompt.region else None
+        pictures.append(Picture(prompt, store.read(prompt.image), region))
     shelf = studio.pipeline.image_prompts
     # Into the job at the end, and at once: a second try, once memory ran out, begins anew.
     tasks: tuple[Any, ...] = ()
     control: ControlBase | None = None
     contents = [picture for picture in pictures if not picture.prompt.type.is_structure]
     if contents:
-        tasks = (shelf.picture_task(contents, studio.catalog, context_dim, on_loading),)
+        given = studio.catalog, context_dim, on_loading, job.check_stop
+        tasks = (shelf.picture_task(contents, *given),)
+    of_structure = [f.path for f, p in zip(files, prompts, strict=True) if p.type.is_structure]
+    structures = len(set(of_structure))
     for file, picture in zip(files, pictures, strict=True):
         if picture.prompt.type.is_structure:
             job.check_stop()
-            base = shelf.control(file, unet, on_loading)
+            base = shelf.control(file, unet, on_loading, structures)
             control = _chained(job, base, picture, control)
     job.control_tasks, job.control = tasks, control
 

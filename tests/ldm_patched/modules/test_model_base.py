@@ -131,6 +131,21 @@ def test_denoising_is_scaling_prediction_and_combination(kind: ModelType) -> Non
     )
 
 
+@pytest.mark.parametrize("kind", list(ModelType))
+def test_the_network_knows_how_far_sampling_is_whatever_it_is_told_of_noise(kind) -> None:
+    model = make(kind)
+    sampling = model.model_sampling
+    _, _, conds = inputs()
+    x = torch.zeros(1, 4, 8, 8)
+    conds = {name: value[:1] for name, value in conds.items()}
+    for percent in (0.0, 0.3, 0.8, 1.0):
+        sigma = torch.tensor([sampling.percent_to_sigma(percent)])
+        sigma = sigma.clamp(float(sampling.sigma_min), float(sampling.sigma_max)).float()
+        with torch.no_grad():
+            model.apply_model(x, sigma, **conds)
+        assert model.diffusion_model.current_step == pytest.approx(percent, abs=5e-3)
+
+
 def test_extra_channels_are_joined_to_the_input() -> None:
     model = make(unet_config=UNetConfig(**{**CONFIG.__dict__, "in_channels": 6}))
     x, sigma, conds = inputs()

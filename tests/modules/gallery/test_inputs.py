@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -99,10 +100,10 @@ def test_two_uploads_at_once_do_not_share_the_last_room(store, monkeypatch):
     assert stored.count(None) == 1
 
 
-@pytest.mark.parametrize("step", ["write_bytes", "replace"])
+@pytest.mark.parametrize("step", ["open", "replace"])
 def test_a_full_disk_is_said_and_nothing_half_stays(store, monkeypatch, tmp_path, step):
     def full(path, *_args):
-        path.touch()
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(inputs.Path, step, full)
@@ -119,3 +120,26 @@ def test_a_disk_that_fills_up_while_it_is_written_keeps_no_half(store, monkeypat
     with pytest.raises(DiskFull):
         store.add(picture())
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("left", [b"", b"x", None])
+def test_a_picture_that_was_damaged_is_whole_again_once_it_is_sent_again(store, tmp_path, left):
+    data = picture()
+    stored = store.add(data)
+    (path,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    path.write_bytes(bytes(len(data)) if left is None else left)
+    with pytest.raises(SpecError):
+        store.read(stored.image)
+    assert store.add(data) == stored
+    assert store.bytes_of(stored.image) == data
+
+
+def test_of_a_huge_picture_fewer_pixels_are_read(store, monkeypatch):
+    monkeypatch.setattr(inputs, "PIXELS_READ", 10_000)
+    small = picture("blue", size=(100, 100))
+    assert store.read(store.add(small).image).shape == (100, 100, 3)
+    huge = store.read(store.add(picture("blue", size=(400, 100))).image)
+    assert huge.shape == (50, 200, 3)
+    assert (huge == (0, 0, 255)).all()
+    thin = store.read(store.add(picture("blue", size=(20_000, 1))).image)
+    assert thin.shape[0] == 1

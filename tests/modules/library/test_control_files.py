@@ -158,3 +158,24 @@ def test_every_file_has_a_size_and_an_address():
         assert needed.size > 9 * 10**7
         assert needed.url.endswith("/" + needed.file)
         assert replace(needed, source="https://x/").url == f"https://x/{needed.file}"
+
+
+def test_adapters_of_kinds_that_are_not_supported_are_not_taken_for_faces(tmp_path, catalog):
+    released = "ip-adapter-plus-face_sdxl_vit-h.safetensors"
+    put(tmp_path, "ipadapter", "ip-adapter-faceid_sdxl.bin", "ip-adapter-full-face_sdxl.bin")
+    assert look_for(catalog, NEEDED[Type.FACE], 2048) is None
+    put(tmp_path, "ipadapter", "a-plus-face_sdxl.bin", released)
+    assert look_for(catalog, NEEDED[Type.FACE], 2048).name == released
+
+
+def test_an_encoder_of_another_size_is_no_help(tmp_path, catalog):
+    put(tmp_path, "ipadapter", "ip-adapter-plus_sdxl_vit-h.safetensors")
+    path = put(tmp_path, "clip_vision", "clip_vision_g.safetensors")
+    assert missing_files(catalog, Type.IMAGE_PROMPT, 2048) == [VISION]
+    put(tmp_path, "clip_vision", "model.safetensors")
+    assert missing_files(catalog, Type.IMAGE_PROMPT, 2048) == []
+    (path / "model.safetensors").unlink()
+    # The adapters of SDXL that do not say ViT-H were made for the larger one.
+    (tmp_path / "models" / "ipadapter" / "ip-adapter-plus_sdxl_vit-h.safetensors").unlink()
+    put(tmp_path, "ipadapter", "ip-adapter_sdxl.safetensors")
+    assert missing_files(catalog, Type.IMAGE_PROMPT, 2048) == []

@@ -180,6 +180,26 @@ def test_a_control_is_loaded_once(studio):
     assert words[1] == []
 
 
+def test_controls_of_one_task_do_not_put_each_other_out(studio):
+    kinds = {"canny": "canny", "cpds": "cpds", "depth": "depth"}
+    for name in kinds.values():
+        put_control(studio, f"{name}.safetensors")
+    entries = [{"image": put(studio), "type": kind} for kind in kinds]
+    first, second = run(studio, entries), run(studio, entries)
+    told = [[e.message for e in task.events if isinstance(e, Loading)] for task in (first, second)]
+    assert all(any(name in words for words in told[0]) for name in kinds.values())
+    assert not [words for words in told[1] if any(name in words for name in kinds.values())]
+
+
+def test_the_files_that_are_read_are_told_and_no_others(studio):
+    put_adapter(studio)
+    entries = [{"image": put(studio)}, {"image": put(studio, (9, 9, 90))}]
+    first, second = run(studio, entries), run(studio, entries)
+    told = [[e.message for e in task.events if isinstance(e, Loading)] for task in (first, second)]
+    assert [sum(name in words for words in told[0]) for name in ("tower", "ip-adapter")] == [1, 1]
+    assert not [words for words in told[1] if "tower" in words or "ip-adapter" in words]
+
+
 def test_maps_have_the_size_of_the_picture_that_is_painted():
     image = np.zeros((40, 100, 3), np.uint8)
     image[:, 50:] = 255

@@ -94,7 +94,7 @@ class UNetModel(nn.Module):
         self.model_channels = config.model_channels
         self.out_channels = config.out_channels
         self.num_classes = config.num_classes
-        self._timesteps: Tensor | float = 999.0
+        self._told: Callable[[], Tensor] | Tensor | float = 0.0
         self._contexts = ContextCache()
         placed: dict[str, Any] = {"dtype": dtype, "device": device}
         maker = VideoBlockMaker if config.video else BlockMaker
@@ -130,11 +130,15 @@ class UNetModel(nn.Module):
 
     @property
     def current_step(self) -> float:
-        """How far sampling is at the latest forward: 0 at timestep 999, 1 at timestep 0."""
-        t = self._timesteps
-        if isinstance(t, Tensor):  # read only when asked for, since on a GPU reading waits
-            self._timesteps = t = float(t.flatten()[0])
-        return 1.0 - t / 999.0
+        """How far sampling is at the latest forward: 0 at the first step, 1 at the last.
+
+        By "progress" of its transformer options, else 0 at timestep 999 and 1 at timestep 0.
+        """
+        told = self._told
+        if not isinstance(told, float):  # read only when asked for, since on a GPU reading waits
+            step = 1.0 - told / 999.0 if isinstance(told, Tensor) else told()
+            self._told = told = float(step.flatten()[0])
+        return told
 
     def clear_cache(self) -> None:
         """Forget the keys and values kept for texts."""
@@ -184,8 +188,9 @@ class UNetModel(nn.Module):
         x: (B, in_channels, H, W), scaled. timesteps: (B,). context: (B, tokens, context_dim).
         y: (B, adm_in_channels), or (B,) levels of noise. control: what a ControlNet gave for
         "input", "middle" and "output", the last of each list for the next block.
-        transformer_options: patches (see attention.py), and "interrupt", which is called before
-        each block and may raise. guidance: (B, guidance_dim), for a network that is told its scale.
+        transformer_options: patches (see attention.py); "interrupt", which is called before each
+        block and may raise; "progress", which gives what `current_step` says. guidance:
+        (B, guidance_dim), for a network that is told its scale.
         num_video_frames, image_only_indicator: how a network for video splits the batch, see
         VideoFrames; without them it is one video.
         Raises ValueError if y is needed and missing.
@@ -198,7 +203,7 @@ class UNetModel(nn.Module):
         hooked: dict[str, Any] | None = None
         if patches or options.get("patches_replace"):
             hooked = {**options, "original_shape": list(x.shape), "transformer_index": 0}
-        self._timesteps = timesteps.detach()
+        self._told = options.get("progress") or timesteps.detach()
         control = {k: list(v) for k, v in control.items()} if control else None
         emb = self.embed(timesteps, y, x.dtype, guidance)
         kv = self._contexts.store_for(context)
