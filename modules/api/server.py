@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 PAGE = "modules.ui.app"
 PORTS_TRIED = 100
+SESSIONS = 200
+"""Pages whose choices Gradio remembers; each is some hundred kilobytes, and each reload is one."""
 CONNECTIONS = 1_024
 START_SECONDS = 30.0
 END_SECONDS = 2.0
@@ -226,6 +228,7 @@ def build_server(
     with routes_once():
         blocks = page_module.build_app(context)
     blocks.delete_cache = blocks.delete_cache or (3_600, 86_400)
+    blocks.state_session_capacity = SESSIONS
     gradio.mount_gradio_app(
         app,
         blocks,

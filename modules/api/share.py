@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -48,6 +49,7 @@ class ShareLink:
         self._notices, self._admit, self._service = notices, admit, service
         self._closed = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        self._opening: Any = None
         self._thread = threading.Thread(target=self._open, name="share-link", daemon=True)
 
     def start(self) -> None:
@@ -61,12 +63,13 @@ class ShareLink:
         self._end_process()
 
     def _end_process(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
+        process = self._process or getattr(self._opening, "proc", None)
+        if process is not None and process.poll() is None:
+            process.terminate()
             try:
-                self._process.wait(1.0)
+                process.wait(1.0)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                process.kill()
 
     def _open(self) -> None:
         try:
@@ -116,6 +119,7 @@ class ShareLink:
         if self._closed.is_set():
             raise _NoLink("Easel is ending.")
         tunnel = Tunnel(remote, port, self._host, self._port, secrets.token_urlsafe(32), str(path))
+        self._opening = tunnel  # has a process long before it has an address
         try:
             return tunnel.start_tunnel()
         finally:

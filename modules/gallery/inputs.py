@@ -6,10 +6,12 @@ A request names the hash, so that it stays small, repeats for nothing, and means
 for as long as the file is there.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from modules.spec.image_prompt import ImagePrompt
 from modules.spec.whole_file import write_whole
 
 FIELD = "image_prompts"
+UNUSED_SECONDS = 30 * 86_400
 PIXELS_READ = 4 * 1024**2
 """More than any map or encoder takes; a task may name 32 pictures and regions."""
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -60,7 +63,13 @@ class InputStore:
                 if not _holds(path, data):
                     self._require_room(len(data))
                     self._write(path, data)
+        self._touch(image)
         return StoredInput(image, width, height)
+
+    def _touch(self, image: str) -> None:
+        """The time of its file is when it was last asked for."""
+        with contextlib.suppress(OSError):
+            os.utime(self._path(image))
 
     def has(self, image: str) -> bool:
         """Whether the picture with this hash is there."""
@@ -82,6 +91,7 @@ class InputStore:
         """
         try:
             pixels = read_image(self.bytes_of(image), FIELD)
+            self._touch(image)
         except NotFound:
             raise missing_input() from None
         high, wide = pixels.shape[:2]
@@ -98,17 +108,27 @@ class InputStore:
                 raise missing_input(f"The picture of image prompt {number}")
             if prompt.region is not None and not self.has(prompt.region):
                 raise missing_input(f"The region of image prompt {number}")
+            for image in filter(None, (prompt.image, prompt.region)):
+                self._touch(image)
 
     def _path(self, image: str) -> Path:
         return self._folder / image[:2] / image
 
     def _require_room(self, size: int) -> None:
-        used = sum(
-            entry.stat().st_size
-            for folder in _folders(self._folder)
-            for entry in os.scandir(folder)
-            if entry.is_file()
-        )
+        """What nobody has asked for in a month makes room, that of longest ago first."""
+        found = []
+        for folder in _folders(self._folder):
+            for entry in os.scandir(folder):
+                if entry.is_file():
+                    status = entry.stat()
+                    found.append((status.st_mtime, status.st_size, entry.path))
+        used = sum(file_size for _, file_size, _ in found)
+        for used_at, file_size, path in sorted(found):
+            if used + size <= limits.INPUTS_BYTES or used_at > time.time() - UNUSED_SECONDS:
+                break
+            with contextlib.suppress(OSError):  # of another's making: it counts on
+                os.unlink(path)
+                used -= file_size
         if used + size > limits.INPUTS_BYTES:
             raise LimitError(
                 f"The input pictures fill their {limits.INPUTS_BYTES // 1024**3} GB; delete old "

@@ -126,7 +126,7 @@ class TaskStore:
         with self._database.write() as connection:
             while row := connection.execute(
                 "UPDATE task SET state = 'running', worker_id = ?, attempt = attempt + 1,"
-                " started = coalesce(started, ?) WHERE number ="
+                " started = ? WHERE number ="
                 " (SELECT number FROM task WHERE state = 'queued' ORDER BY number LIMIT 1)"
                 " RETURNING id, spec, attempt",
                 (worker_id, time.time()),

@@ -406,6 +406,10 @@ def test_a_picture_gives_its_settings_and_seed_and_opens_large(visit, server):
     tab.keyboard.press("Escape")
     assert tab.locator("#viewer").is_hidden()
     tab.wait_for_selector("#stage img[src$='/1']")
+    for key in ("Enter", " "):
+        tab.locator("#stage img").press(key)
+        assert tab.locator("#viewer img").get_attribute("src").endswith("/1")
+        tab.keyboard.press("Escape")
 
 
 def test_the_arrows_pass_over_a_picture_that_is_not_in_the_outputs_folder(visit):

@@ -54,7 +54,7 @@ const controls = {
   async noAnswer() {
     this.answered();
     await poll.status();
-    stage.error(say(page.offline ? "offline.generate" : "error.unknown"));
+    stage.error(say("error.noanswer"));
   },
 
   answered() {
@@ -96,18 +96,21 @@ const controls = {
       page.stopping = false;
       page.skipping = -1;
       page.drawButtons();
-      stage.error(error instanceof HttpError ? error.message : say("offline"));
+      stage.error(error instanceof HttpError ? error.message : say("offline.action"));
     }
   },
 
   async unqueue(id) {
-    waiting.drop(id);
-    page.drawQueue();
     try {
       await post(`/api/tasks/${encodeURIComponent(id)}/stop`);
     } catch (error) {
-      stage.error(error instanceof HttpError ? error.message : say("offline"));
+      if (error instanceof HttpError && error.status === 404) waiting.drop(id);
+      else stage.error(error instanceof HttpError ? error.message : say("offline.action"));
+      page.drawQueue();
+      return;
     }
+    waiting.drop(id);
+    page.drawQueue();
     poll.status();
   },
 

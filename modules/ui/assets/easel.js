@@ -71,13 +71,14 @@ function listen() {
       event.preventDefault();
       if (!document.querySelector("dialog[open]")) controls.generate();
     } else if (event.key === "Escape" && !WIDE.matches && sheet.open) sheet.toggle(false);
-    else if (event.key === "Enter" && event.target.matches?.("#stage img.result")) {
+    else if (["Enter", " "].includes(event.key) && event.target.matches?.("#stage img.result")) {
+      event.preventDefault(); // Space would scroll
       viewer.open(stage.picture);
     }
   });
   addEventListener("hashchange", () => {
     const id = taskInAddress();
-    if (id && id !== page.follower.id) page.follow(id);
+    if (id && id !== page.follower.id) page.follow(id, { offer: true });
   });
   WIDE.addEventListener("change", () => sheet.fit());
   theme.system.addEventListener("change", () => theme.apply());
@@ -122,7 +123,7 @@ function start() {
   waiting.load();
   listen();
   const id = taskInAddress() ?? memory.get("task");
-  if (id) page.follow(id);
+  if (id) page.follow(id, { offer: true });
   else page.idle();
   page.drawQueue();
   strip.loadHistory();

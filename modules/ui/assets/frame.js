@@ -86,7 +86,8 @@ const poll = {
       setText($("queue-count"), count > 0 ? say("queue.count", { count }) : "");
       page.drawIdle();
     } catch (error) {
-      page.contact(error instanceof HttpError);
+      if (error instanceof HttpError) page.contact(true);
+      else await this.health(); // it looks at the models, which a disk that sleeps makes long
     }
   },
   /** Is anybody there? Sets page.offline. */

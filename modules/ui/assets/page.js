@@ -21,9 +21,13 @@ const page = {
     return this.status?.checkpoints.length === 0;
   },
 
-  /** Show task `id` here. The address carries it, so a reload or another device finds it too. */
-  follow(id, { hold = false } = {}) {
+  /**
+   * Show task `id` here. The address carries it, so a reload or another device finds it too.
+   * offer: put its prompt into an empty box, on a page that has just come to it.
+   */
+  follow(id, { hold = false, offer = false } = {}) {
     this.view = null;
+    this.offers = offer;
     this.live = null;
     strip.liveUrl = "";
     this.pinned = false;
@@ -72,7 +76,7 @@ const page = {
     if (view.id !== this.follower.id) return;
     const before = this.view;
     this.view = view;
-    if (!before) controls.offerPrompt(view.spec.prompt);
+    if (!before && this.offers) controls.offerPrompt(view.spec.prompt);
     const newest = view.images.at(-1);
     const grown = view.images.length > (before?.images.length ?? 0);
     if (grown) this.live = null;
@@ -203,6 +207,7 @@ const page = {
     if (!this.offline) {
       stage.tell(say("online"));
       if ($("error-text").textContent === say("offline.generate")) stage.error("");
+      stage.retryLost();
       strip.retryLost();
       imagePrompts.retry();
       strip.loadHistory();

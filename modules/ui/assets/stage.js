@@ -1,10 +1,12 @@
 // The stage: one picture (preview or result), one message, one error; the progress row below.
 
+const LOST_MS = 1000;
 const QUIET_MOTION = matchMedia("(prefers-reduced-motion: reduce)");
 
 const stage = {
   picture: null, // {url, width, height, seed, taskId, index, prompt, preview}
   waitingUrl: "",
+  lost: null, // a result that could not be fetched
 
   setState(state) {
     const element = $("stage");
@@ -23,6 +25,7 @@ const stage = {
 
   clear() {
     this.picture = null;
+    this.lost = null;
     this.waitingUrl = "";
     $("frame").replaceChildren();
     show($("picture-bar"), false);
@@ -32,6 +35,7 @@ const stage = {
   async put(picture) {
     if (this.waitingUrl === picture.url) return;
     this.waitingUrl = picture.url;
+    this.lost = null;
     const next = new Image();
     next.src = picture.url;
     next.alt = say(picture.preview ? "preview.alt" : "picture.alt", {
@@ -40,7 +44,9 @@ const stage = {
     try {
       await next.decode();
     } catch {
-      if (this.waitingUrl === picture.url) this.waitingUrl = "";
+      if (this.waitingUrl !== picture.url) return;
+      this.waitingUrl = "";
+      if (!picture.preview) this.lose(picture);
       return;
     }
     if (this.waitingUrl !== picture.url) return; // something newer was asked for
@@ -49,6 +55,16 @@ const stage = {
     for (const id of ["idle", "no-model", "waiting"]) show($(id), false);
     this.swap(next, before, picture);
     this.describe();
+  },
+
+  /** A result did not come: ask once more soon, and whenever Easel is reached again. */
+  lose(picture) {
+    this.lost = picture;
+    if (!picture.again) setTimeout(() => this.retryLost(), LOST_MS);
+  },
+
+  retryLost() {
+    if (this.lost) this.put({ ...this.lost, again: true });
   },
 
   swap(next, before, picture) {

@@ -174,13 +174,14 @@ const waiting = {
     if (id) this.drop(id);
     return id;
   },
-  /** Refresh the first few; drop those that have ended meanwhile. */
+  /** Refresh the first few; drop those that were stopped meanwhile. */
   async refresh() {
     for (const id of this.ids.slice(0, 4)) {
       try {
         const view = await call(`/api/tasks/${encodeURIComponent(id)}`);
         if (!this.ids.includes(id)) continue;
-        if (FINAL.has(view.state)) this.drop(id);
+        if (view.state === "stopped") this.drop(id);
+        else if (FINAL.has(view.state)) continue; // `next` shows how it ended
         else this.views.set(id, { prompt: view.spec.prompt, position: view.position });
       } catch (error) {
         if (error instanceof HttpError && error.status === 404) this.drop(id);

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from modules.library.catalog import Catalog, ModelFile
 from modules.settings.performance import find_mode
-from modules.settings.presets import ModelFolder
+from modules.settings.presets import ModelFolder, public_link
 from modules.spec.errors import ModelMissing
 from modules.spec.performance import PerformanceMode
 from modules.spec.resolving import resolve_spec
@@ -54,7 +54,8 @@ def find_mode_lora(mode: PerformanceMode, catalog: Catalog, *, builtin: bool) ->
             f"The performance mode {mode.title} has no LoRA for the built-in model; choose another "
             "mode, or another checkpoint."
         )
-    source = f", fetched from {mode.lora.url}" if mode.lora.url else ""
+    link = public_link(mode.lora.url)
+    source = f", fetched from {link}" if link else ""
     raise ModelMissing(
         f"The performance mode {mode.title} needs the LoRA {mode.lora.file} in the loras folder "
         f"of the models{source}; put it there, or choose another mode."

@@ -258,6 +258,18 @@ class TestTunnel:
         link._thread.join(5)
         assert "closed" not in str(notices.sentences())
 
+    def test_the_end_of_easel_ends_a_tunnel_that_is_still_opening(self, tmp_path, frpc):
+        frpc("exec sleep 60")
+        notices = NoticeBoard()
+        with share_service(200, self.OFFER) as service:
+            link = ShareLink("127.0.0.1", 1, folder=tmp_path, notices=notices,
+                             admit=lambda _: None, service=service)  # fmt: skip
+            link.start()
+            wait_for(lambda: getattr(link._opening, "proc", None) is not None)
+            process = link._opening.proc
+            link.close()
+        assert process.poll() is not None
+
     def test_a_link_that_ends_by_itself_is_told(self, tmp_path, frpc):
         frpc('echo "start proxy success: https://abc.gradio.live"', "sleep 0.2")
         notices = NoticeBoard()

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -143,3 +144,18 @@ def test_of_a_huge_picture_fewer_pixels_are_read(store, monkeypatch):
     assert (huge == (0, 0, 255)).all()
     thin = store.read(store.add(picture("blue", size=(20_000, 1))).image)
     assert thin.shape[0] == 1
+
+
+def test_what_nobody_has_asked_for_in_a_month_makes_room(store, tmp_path, monkeypatch):
+    pictures = [picture(colour) for colour in ("red", "green", "blue", "white")]
+    monkeypatch.setattr(limits, "INPUTS_BYTES", sum(map(len, pictures[:3])) + 5)
+    first, second, third = (store.add(data).image for data in pictures[:3])
+    files = {path.name: path for path in tmp_path.rglob("*") if path.is_file()}
+    for image, days in ((first, 40), (second, 50), (third, 60)):
+        then = time.time() - days * 86_400
+        os.utime(files[image], (then, then))
+    store.require((ImagePrompt(image=third),))  # asked for again, so the oldest is the second
+    fourth = store.add(pictures[3]).image
+    assert [store.has(image) for image in (first, second, third, fourth)] == [
+        True, False, True, True,
+    ]  # fmt: skip

@@ -227,8 +227,10 @@ def test_a_restart_takes_running_tasks_back_without_counting_a_death(path):
     assert second.recover() == [running, waiting, stopped]
     assert second.waiting() == [running, waiting]
     assert second.get(running).deaths == 0
+    before = second.get(running).started
     assert second.get(stopped).state is TaskState.STOPPED
     assert claimed(second, "w1").done_indices == {0}
+    assert second.get(running).started > before  # the night between is no painting time
     with pytest.raises(ClaimLost):
         add(second, claim, 1)
     assert second.count_start() + 1 == second.count_start()

@@ -12,7 +12,7 @@ from extras.training.painter import FEWSTEP_FILE
 from modules.gallery.recipe import read_full_recipe, recipe_of_json
 from modules.spec.errors import ModelMissing, SpecError
 from modules.spec.flags import Sampler, Scheduler
-from modules.spec.performance import MODES
+from modules.spec.performance import MODES, ModeLora
 from modules.spec.quality import BEFORE_QUALITY
 from modules.spec.task_spec import TaskSpec
 from modules.worker.job import Job
@@ -64,6 +64,14 @@ def test_a_mode_decides(studio):
 def test_a_missing_lora_is_named_with_its_source(studio, mode):
     with pytest.raises(ModelMissing, match=r"needs the LoRA sdxl_\w+\.safetensors.*https://"):
         resolved(studio, performance=mode)
+
+
+def test_an_address_with_a_secret_is_not_named(studio):
+    lora = ModeLora(file="mine.safetensors", url="https://example.org/mine?token=SECRET")
+    mode = MODES[0].model_copy(update={"lora": lora})
+    with pytest.raises(ModelMissing, match=r"mine\.safetensors") as caught:
+        resolve.find_mode_lora(mode, studio.catalog, builtin=False)
+    assert "SECRET" not in str(caught.value)
 
 
 def test_the_built_in_model_takes_its_own_lora_or_none(studio, tiny_checkpoint):
