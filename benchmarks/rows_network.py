@@ -191,7 +191,7 @@ def unet_overhead(options: Options) -> Row:
 def bf16_units(options: Options) -> Row:
     """The matrix products and convolutions of SDXL at 64x64 latents by themselves, both prompts.
 
-    What both sides call alike: float32's time over bfloat16's is all that the precision can give.
+    What both sides call alike: float32's time over bfloat16's is about what the precision gives.
     """
     from torch.nn import functional as F
 

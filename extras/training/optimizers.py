@@ -15,7 +15,7 @@ from extras.training import checkpoints
 
 OPTIMIZERS = ("adamw", "muon")
 _SMALLEST_SIDE = 32
-"""Below it a matrix is one of the first or the last layer, or of few ranks: AdamW's."""
+"""Fewer channels are those of pictures or latents, or a low rank: AdamW's."""
 
 
 class Optimizer:
@@ -93,7 +93,7 @@ class Optimizer:
 def _inner(name: str, parameter: Tensor) -> bool:
     if parameter.ndim < 2 or "embedding" in name:
         return False
-    return min(parameter.shape[0], parameter[0].numel()) >= _SMALLEST_SIDE
+    return min(parameter.shape[:2]) >= _SMALLEST_SIDE
 
 
 def _matrix(parameter: nn.Parameter) -> Tensor:

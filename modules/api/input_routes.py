@@ -79,7 +79,8 @@ def add_input_routes(router: APIRouter, context: ServerContext, thumbnails: Thum
         key = hashlib.sha256(f"{prompt.model_dump_json()} {size}".encode()).hexdigest()
 
         def make() -> bytes:
-            found = map_of(context.inputs.read(prompt.image), prompt, size)
+            pixels = context.inputs.read(prompt.image, whole=prompt.type is ImagePromptType.FACE)
+            found = map_of(pixels, prompt, size)
             return as_webp(found, side=limits.SIDE_MAX, lossless=True)
 
         return maps.kept(key, make)

@@ -27,7 +27,7 @@ from modules.spec.whole_file import write_whole
 FIELD = "image_prompts"
 UNUSED_SECONDS = 30 * 86_400
 PIXELS_READ = 4 * 1024**2
-"""More than any map or encoder takes; a task may name 32 pictures and regions."""
+"""More than maps and encoders take; a task may name 32 pictures and regions."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 _adding = threading.Lock()  # one server writes here; two uploads must not both take the last room
 
@@ -84,8 +84,9 @@ class InputStore:
         except OSError:
             raise NotFound("There is no such input picture; send it again.") from None
 
-    def read(self, image: str) -> np.ndarray:
-        """Its pixels, as `read_image` gives them; of a huge picture fewer, in the same ratio.
+    def read(self, image: str, *, whole: bool = False) -> np.ndarray:
+        """Its pixels, as `read_image` gives them; of a huge picture fewer, in the same ratio,
+        unless it is to be whole.
 
         Raises SpecError if it is gone or damaged.
         """
@@ -96,10 +97,10 @@ class InputStore:
             raise missing_input() from None
         high, wide = pixels.shape[:2]
         factor = (PIXELS_READ / (high * wide)) ** 0.5
-        if factor >= 1.0:
+        if whole or factor >= 1.0:
             return pixels
         size = max(1, round(wide * factor)), max(1, round(high * factor))
-        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+        return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
 
     def require(self, prompts: tuple[ImagePrompt, ...]) -> None:
         """Raises SpecError unless the picture of every prompt is there."""

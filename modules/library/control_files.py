@@ -45,6 +45,8 @@ class Needed:
     file: str
     words: tuple[str, ...]
     without: tuple[str, ...] = ()
+    rather: tuple[str, ...] = ()
+    """Of several files one with such a word comes first."""
     size: int = 0
     source: str = _FOOOCUS
 
@@ -102,11 +104,12 @@ _SD1_FILES = {
 _FAMILY_OF_FILE = {needed.file.casefold(): _SDXL for needed in NEEDED.values()} | {
     file.casefold(): _SD1 for file, _, _ in _SD1_FILES.values()
 }
+_LARGER = ("vit_g", "vit-g", "bigg", "vision_g")
 VISION = Needed(
     ModelFolder.CLIP_VISION,
     "clip_vision_vit_h.safetensors",
     ("",),
-    ("vit_g", "vit-g", "bigg", "vision_g", "vit_l", "vit-l", "vision_l"),
+    (*_LARGER, "vit_l", "vit-l", "vision_l"),
     size=1_260_000_000,
 )
 NEGATIVE = Needed(_ADAPTER, "fooocus_ip_negative.safetensors", ("ip_negative", "ip-negative"))
@@ -140,10 +143,13 @@ def missing_files(
 
 
 def vision_for(adapter: ModelFile | None) -> Needed:
-    """The image encoder for an adapter: ViT-H, save for those of SDXL that do not say so."""
+    """The image encoder for an adapter: ViT-H, or the larger one for those that say so and for
+    those of SDXL that say nothing."""
     name = "" if adapter is None else PurePosixPath(adapter.name).name.casefold()
     says_h = "vit-h" in name or "vit_h" in name
-    return VISION if says_h or _family_of(name) != _SDXL else replace(VISION, without=())
+    silent = _family_of(name) == _SDXL and not says_h
+    is_larger = silent or any(word in name for word in _LARGER)
+    return replace(VISION, without=(), rather=_LARGER) if is_larger else VISION
 
 
 def find_file(
@@ -191,7 +197,11 @@ def look_for(catalog: Catalog, needed: Needed, context_dim: int | None) -> Model
     small = context_dim is not None and context_dim not in FAMILY_WIDTHS
     return min(
         files,
-        key=lambda file: (small and not file.is_builtin, not is_released(file)),
+        key=lambda file: (
+            small and not file.is_builtin,
+            not any(word in base(file) for word in needed.rather),
+            not is_released(file),
+        ),
         default=None,
     )
 

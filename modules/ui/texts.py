@@ -100,7 +100,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "online": "Easel answers again.",
         "offline.generate": "Easel does not answer, so nothing was sent. "
         "Start it again, then press Generate.",
-        "offline.action": "Easel does not answer, so nothing was changed. Try again in a moment.",
+        "offline.action": "Easel did not answer. Look whether it was done before you try again.",
         "error.unknown": "Easel could not do this; the log has the details. Try again.",
         "error.noanswer": "Easel gave no answer, but the pictures may be on their way: look at the "
         "queue and the newest pictures before you try again.",

@@ -5,7 +5,7 @@ IP-Adapter store.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from extras.ip_adapter import IPAdapterStore, patch_model
 from ldm_patched.modules.control_base import ControlBase
 from ldm_patched.modules.controlnet import load_controlnet
 from ldm_patched.modules.model_management import DevicePolicy
+from modules.gallery.inputs import InputStore
 from modules.gallery.maps import map_of, structure_map
 from modules.library.catalog import Catalog, ModelFile
 from modules.library.control_files import NEGATIVE, find_file, look_for, needed_for, vision_for
@@ -44,6 +45,18 @@ class Picture:
         if self.region is None:
             return None
         return torch.from_numpy(self.region).float().mean(-1) / 255.0
+
+
+def read_picture(prompt: ImagePrompt, store: InputStore) -> Picture:
+    """What `prompt` names, read. Of a face that is looked for no more than the face is kept.
+
+    Raises SpecError for what is gone or damaged, and if there is no such face.
+    """
+    region = store.read(prompt.region) if prompt.region else None
+    if prompt.type is not Type.FACE or prompt.skip_preprocess:
+        return Picture(prompt, store.read(prompt.image), region)
+    face = map_of(store.read(prompt.image, whole=True), prompt)
+    return Picture(prompt.model_copy(update={"skip_preprocess": True}), face, region)
 
 
 class PictureTask:
@@ -109,18 +122,19 @@ class ImagePromptShelf:
         file: ModelFile,
         unet: "ModelPatcher",
         on_loading: Callable[[ModelFile], None],
-        beside: int = 1,
+        wanted: Set[FileStamp] = frozenset(),
     ) -> ControlBase:
         """The control in `file`, to be copied for a picture.
 
-        beside: how many files one task needs, so that they do not put each other out.
+        wanted: the files that the task needs, so that they do not put each other out.
         Raises ModelMissing, ModelCorrupt, or what the engine says of a file that does not fit.
         """
         stamp = stamp_of(file)
         if stamp not in self._controls:
             on_loading(file)
-            while len(self._controls) >= max(CONTROLS_KEPT, beside):
-                self._controls.popitem(last=False)
+            others = [kept for kept in self._controls if kept not in wanted]
+            for oldest in others[: max(0, len(self._controls) + 1 - CONTROLS_KEPT)]:
+                del self._controls[oldest]
             with reading(file):
                 self._controls[stamp] = load_controlnet(file.path, policy=self._policy)
         self._controls.move_to_end(stamp)

@@ -301,9 +301,10 @@ class Pipeline:
         while len(self._models) > beside and self._free_ram() < size + RAM_RESERVE:
             self.drop_models(keep=len(self._models) - 1)
 
-    def make_place_beside(self, size: int) -> None:
-        """Before `size` bytes of another kind are read: older models go while memory is short."""
-        while len(self._models) > 1 and self._free_ram() < size + RAM_RESERVE:
+    def make_place_beside(self, size: int, used: int = 1) -> None:
+        """Before `size` bytes of another kind are read: models go while memory is short, but for
+        the `used` ones of last."""
+        while len(self._models) > used and self._free_ram() < size + RAM_RESERVE:
             self.drop_models(keep=len(self._models) - 1)
 
     def drop_models(self, keep: int = 0) -> None:

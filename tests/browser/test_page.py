@@ -323,7 +323,8 @@ def test_a_wrong_size_gets_the_sentence_of_the_schema_and_a_chosen_one_its_place
 
 
 def test_a_second_press_queues_and_is_followed_next(visit, server):
-    tab = visit().page
+    window = visit()
+    tab = window.page
     generate(tab, "waits here")
     wait_state(tab, "running", "loading")
     first = task_of(tab)
@@ -331,9 +332,18 @@ def test_a_second_press_queues_and_is_followed_next(visit, server):
     tab.wait_for_selector("#queue .chip .number:text-is('1')")
     assert "quick hills after" in tab.locator("#queue").inner_text()
     assert task_of(tab) == first
+    window.forgive = "ERR_FAILED"
+    tab.route("**/api/tasks/*/stop", lambda route: route.abort())
+    tab.locator("#queue .chip button").click()
+    tab.wait_for_selector("#error:not([hidden])")
+    assert tab.locator("#queue .chip").count() == 1  # it waits still
+    tab.unroute("**/api/tasks/*/stop")
+    window.forgive = ""
+    tab.locator("#prompt textarea").fill("")
     tab.locator("#stop").click()
     wait_state(tab, "done")
     assert task_of(tab) != first
+    assert tab.locator("#prompt textarea").input_value() == ""  # emptied to write another
     assert server.pool.view(first).state == "stopped"
     tab.wait_for_selector("#stage img.result")
     assert tab.locator("#stage img").get_attribute("alt") == "quick hills after"
@@ -408,8 +418,9 @@ def test_a_picture_gives_its_settings_and_seed_and_opens_large(visit, server):
     tab.wait_for_selector("#stage img[src$='/1']")
     for key in ("Enter", " "):
         tab.locator("#stage img").press(key)
-        assert tab.locator("#viewer img").get_attribute("src").endswith("/1")
+        tab.wait_for_selector("#viewer[open]")
         tab.keyboard.press("Escape")
+        assert tab.locator("#viewer").is_hidden()
 
 
 def test_the_arrows_pass_over_a_picture_that_is_not_in_the_outputs_folder(visit):

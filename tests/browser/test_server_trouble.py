@@ -52,6 +52,16 @@ def test_the_page_says_that_the_server_is_away_and_comes_back(visit, tmp_path):
         server.close()
 
 
+def test_a_picture_that_did_not_come_is_asked_for_again(visit):
+    window = visit(forgive="ERR_FAILED")
+    tab = window.page
+    tab.route("**/api/images/*/0", lambda route: route.abort(), times=2)
+    generate(tab, "quick hills", pictures=1)
+    wait_state(tab, "done")
+    tab.wait_for_selector("#stage img.result")
+    tab.wait_for_selector("#strip .place[aria-current='true']")
+
+
 def test_the_side_waits_for_the_restored_form_but_not_for_ever(visit):
     window = visit()
     tab = window.page

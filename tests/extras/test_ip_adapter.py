@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from extras import ip_adapter
+from extras import ip_adapter, ip_store
 from extras.ip_attention import own_sites, site_width
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
 from ldm_patched.modules.errors import CorruptModelFile, UnsupportedModel
@@ -261,6 +261,25 @@ def test_few_pictures_are_kept(files):
     for seed in range(5):
         store.preprocess(picture(seed), files["plus"])
     assert len(store._pictures) == 2
+
+
+def test_few_files_are_kept_and_the_large_ones_are_told_before_they_are_read(files, tmp_path):
+    store = ip_adapter.IPAdapterStore(POLICY)
+    towers = [str(write_vision(tmp_path / f"tower{n}.safetensors", seed=n)) for n in range(3)]
+    adapters = [
+        str(write_adapter(tmp_path / f"a{n}.safetensors", WIDTHS, TEXT, seed=n)) for n in range(6)
+    ]
+    told: list[str] = []
+    for adapter in adapters:
+        store.load_ip_adapter(towers[0], files["negative"], adapter, on_reading=told.append)
+        assert store.preprocess(picture(0), adapter)
+    assert told == [towers[0], *adapters]
+    assert list(store._adapters) == adapters[-ip_store.ADAPTERS_KEPT :]
+    assert {path for path, _ in store._pictures} == set(store._adapters)
+    for tower in towers[1:]:
+        store.load_ip_adapter(tower, None, None)
+    assert list(store._towers) == towers[-ip_store.TOWERS_KEPT :]
+    assert not store._adapters  # their encoder is gone
 
 
 def test_a_changed_file_is_read_again(files, tmp_path):

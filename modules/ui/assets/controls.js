@@ -53,8 +53,9 @@ const controls = {
 
   async noAnswer() {
     this.answered();
+    const { nonce } = this;
     await poll.status();
-    stage.error(say("error.noanswer"));
+    if (nonce === this.nonce) stage.error(say("error.noanswer")); // none came late
   },
 
   answered() {
@@ -74,6 +75,7 @@ const controls = {
       focusField(ticket.error.field);
       return undefined;
     }
+    stage.error("");
     if (page.busy) {
       waiting.add(ticket.id, parse(ticket.settings).prompt);
       page.drawQueue();

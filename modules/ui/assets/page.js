@@ -206,7 +206,8 @@ const page = {
     setText($("server"), this.offline ? say("offline") : "");
     if (!this.offline) {
       stage.tell(say("online"));
-      if ($("error-text").textContent === say("offline.generate")) stage.error("");
+      const passing = [say("offline.generate"), say("offline.action")];
+      if (passing.includes($("error-text").textContent)) stage.error("");
       stage.retryLost();
       strip.retryLost();
       imagePrompts.retry();

@@ -1,6 +1,7 @@
 // The stage: one picture (preview or result), one message, one error; the progress row below.
 
 const LOST_MS = 1000;
+const LOST_MS_MAX = 60000;
 const QUIET_MOTION = matchMedia("(prefers-reduced-motion: reduce)");
 
 const stage = {
@@ -57,14 +58,16 @@ const stage = {
     this.describe();
   },
 
-  /** A result did not come: ask once more soon, and whenever Easel is reached again. */
+  /** A result did not come: ask again, seldomer and seldomer, and when Easel is reached again. */
   lose(picture) {
     this.lost = picture;
-    if (!picture.again) setTimeout(() => this.retryLost(), LOST_MS);
+    const pause = 2 * (picture.pause ?? LOST_MS / 2);
+    const again = () => this.lost === picture && this.retryLost(pause);
+    if (pause <= LOST_MS_MAX) setTimeout(again, pause);
   },
 
-  retryLost() {
-    if (this.lost) this.put({ ...this.lost, again: true });
+  retryLost(pause) {
+    if (this.lost) this.put({ ...this.lost, pause }).then(() => strip.draw());
   },
 
   swap(next, before, picture) {

@@ -61,14 +61,15 @@ def _prepare(job: Job, studio: "Studio") -> None:
     if not prompts or job.base is None:
         return
     from modules.library.control_files import find_file, needed_for
-    from modules.worker.image_prompts import Picture, loading_words
+    from modules.worker.image_prompts import loading_words, read_picture
+    from modules.worker.model_files import stamp_of
 
     store, unet = InputStore(studio.settings.inputs_path), job.base.unet
     context_dim = unet.model.diffusion_model.config.context_dim
 
     def on_loading(file: "ModelFile") -> None:
         job.check_stop()
-        studio.pipeline.make_place_beside(file.size)
+        studio.pipeline.make_place_beside(file.size, 1 if job.refiner is None else 2)
         job.task.emit(Loading(message=loading_words(file)))
 
     # First of all, whether everything is there: nothing is loaded for a task that cannot be done.
@@ -79,8 +80,7 @@ def _prepare(job: Job, studio: "Studio") -> None:
     pictures = []
     for prompt in prompts:
         job.check_stop()
-        region = store.read(prompt.region) if prompt.region else None
-        pictures.append(Picture(prompt, store.read(prompt.image), region))
+        pictures.append(read_picture(prompt, store))
     shelf = studio.pipeline.image_prompts
     # Into the job at the end, and at once: a second try, once memory ran out, begins anew.
     tasks: tuple[Any, ...] = ()
@@ -89,12 +89,11 @@ def _prepare(job: Job, studio: "Studio") -> None:
     if contents:
         given = studio.catalog, context_dim, on_loading, job.check_stop
         tasks = (shelf.picture_task(contents, *given),)
-    of_structure = [f.path for f, p in zip(files, prompts, strict=True) if p.type.is_structure]
-    structures = len(set(of_structure))
+    wanted = {stamp_of(f) for f, p in zip(files, prompts, strict=True) if p.type.is_structure}
     for file, picture in zip(files, pictures, strict=True):
         if picture.prompt.type.is_structure:
             job.check_stop()
-            base = shelf.control(file, unet, on_loading, structures)
+            base = shelf.control(file, unet, on_loading, wanted)
             control = _chained(job, base, picture, control)
     job.control_tasks, job.control = tasks, control
 

@@ -14,7 +14,7 @@ def network(memory_format: torch.memory_format = torch.contiguous_format) -> nn.
     parts = {
         "inner": nn.Conv2d(32, 48, 3),
         "linear": nn.Linear(64, 40),
-        "first": nn.Conv2d(4, 32, 1),
+        "first": nn.Conv2d(4, 32, 3),
         "embedding": nn.Embedding(50, 64),
     }
     return nn.ModuleDict(parts).to(memory_format=memory_format)

@@ -168,6 +168,12 @@ def test_what_each_type_needs_is_told_until_it_is_there(server):
     (folder / "mine-canny.safetensors").write_bytes(b"x")
     assert types()["canny"]["missing"] == []
     assert server.client.get("/api/controls?checkpoint=nowhere").status_code == 200
+    old = server.context.settings.models_path / "checkpoints" / "old.ckpt"
+    old.write_bytes(b"x")
+    try:  # its family shows once it is loaded, so that no file is offered that might not fit
+        assert not any(entry["missing"] for entry in types("old.ckpt").values())
+    finally:
+        old.unlink()
     narrow = {"model.diffusion_model.x.attn2.to_k.weight": np.zeros((8, 768), np.float16)}
     of_sd1 = server.context.settings.models_path / "checkpoints" / "z.safetensors"
     of_sd1.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from modules.library.control_files import (
     look_for,
     missing_files,
     needed_for,
+    vision_for,
 )
 from modules.settings.config import load_settings
 from modules.settings.presets import ModelFolder
@@ -177,5 +178,10 @@ def test_an_encoder_of_another_size_is_no_help(tmp_path, catalog):
     (path / "model.safetensors").unlink()
     # The adapters of SDXL that do not say ViT-H were made for the larger one.
     (tmp_path / "models" / "ipadapter" / "ip-adapter-plus_sdxl_vit-h.safetensors").unlink()
-    put(tmp_path, "ipadapter", "ip-adapter_sdxl.safetensors")
-    assert missing_files(catalog, Type.IMAGE_PROMPT, 2048) == []
+    put(tmp_path, "ipadapter", "ip-adapter_sdxl.safetensors", "ip-adapter_sd15_vit-G.safetensors")
+    put(tmp_path, "clip_vision", VISION.file)
+    for width in (2048, 768):
+        adapter = look_for(catalog, needed_for(Type.IMAGE_PROMPT, width), width)
+        found = look_for(catalog, vision_for(adapter), width)
+        assert found.name == "clip_vision_g.safetensors"
+    assert look_for(catalog, vision_for(None), 2048).name == VISION.file

@@ -70,6 +70,20 @@ def test_the_one_used_longest_ago_goes_when_another_does_not_fit_beside_it(fresh
     assert len(pipeline._models) == 2
 
 
+def test_what_comes_beside_the_models_leaves_those_that_are_in_use(fresh_studio, loads):
+    pipeline = fresh_studio.pipeline
+    pipeline._free_ram = lambda: 2**40
+    for name in ("tiny", "other"):
+        paint(fresh_studio, checkpoint=f"{name}.safetensors", steps=1)
+    pipeline.make_place_beside(10)
+    assert len(pipeline._models) == 2
+    pipeline._free_ram = lambda: 0
+    pipeline.make_place_beside(10, used=2)
+    first, last = pipeline._models
+    pipeline.make_place_beside(10)
+    assert list(pipeline._models) == [last] != [first]
+
+
 def test_there_is_a_most_of_models(fresh_studio, loads):
     fresh_studio.pipeline._free_ram = lambda: 2**40
     fresh_studio.pipeline._models_kept = 1
