@@ -27,7 +27,7 @@ def stepped(net: nn.Module, kind: str) -> tuple[dict[str, torch.Tensor], dict[st
     before = {name: p.detach().clone() for name, p in named.items()}
     torch.manual_seed(1)
     for parameter in named.values():
-        parameter.grad = torch.randn(parameter.shape).to(parameter)
+        parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape))
     grads = {name: p.grad.clone() for name, p in named.items()}
     optimizer.step()
     return {name: p.detach() - before[name] for name, p in named.items()}, grads
