@@ -119,11 +119,10 @@ def crop_face(image: np.ndarray, face: Face, size: int = CROP) -> np.ndarray:
     matrix = np.array([[turn.real, -turn.imag, 0.0], [turn.imag, turn.real, 0.0]])
     matrix[:, 2] = goal[0] - matrix[:, :2] @ start[0]
     # warpAffine takes single pixels, so that a large face is made small first, by means.
-    small = min(1.0, abs(turn))
-    if small < 1.0:
+    if (small := abs(turn)) < 1.0:
         image = cv2.resize(image, None, fx=small, fy=small, interpolation=cv2.INTER_AREA)
         matrix[:, :2] /= small
-    mode = cv2.INTER_CUBIC
     return cv2.warpAffine(
-        image, matrix, (size, size), flags=mode, borderMode=cv2.BORDER_CONSTANT, borderValue=BORDER
-    )
+        image, matrix, (size, size), flags=cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_CONSTANT, borderValue=BORDER,
+    )  # fmt: skip

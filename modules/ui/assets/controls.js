@@ -106,10 +106,11 @@ const controls = {
     try {
       await post(`/api/tasks/${encodeURIComponent(id)}/stop`);
     } catch (error) {
-      if (error instanceof HttpError && error.status === 404) waiting.drop(id);
-      else stage.error(error instanceof HttpError ? error.message : say("offline.action"));
-      page.drawQueue();
-      return;
+      const known = error instanceof HttpError;
+      if (!known || error.status !== 404) {
+        stage.error(known ? error.message : say("offline.action"));
+        return;
+      }
     }
     waiting.drop(id);
     page.drawQueue();
