@@ -52,7 +52,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "--loss": BASE,
     "--offset-noise": BASE,
     "--frozen-text": BASE,
-    "--optimizer": ("base", "tower"),
+    "--optimizer": ("base", "tower", "ip", "control"),
     "--checkpointing": BASE,
     "--compile": ("vae", "decoder", "base"),
     "--side": ("vae", "decoder"),

@@ -19,6 +19,7 @@ from extras.ip_attention import (
     PENALTY_CHANNELS,
     ImagePrompt,
     ImagePromptAttention,
+    SiteKey,
     own_sites,
     site_width,
 )
@@ -76,6 +77,18 @@ class ImagePromptNetwork(nn.Module):
         self.keys = nn.ModuleList(nn.Linear(text, width, bias=False) for width in widths)
         self.values = nn.ModuleList(nn.Linear(text, width, bias=False) for width in widths)
 
+    @torch.no_grad()
+    def begin_from(self, unet: nn.Module, spread: float) -> None:
+        """Read a picture's tokens as the layers of this UNet read a text's.
+
+        spread: the standard deviation of what the UNet is told of texts, which tokens then have.
+        """
+        for number, site in enumerate(own_sites(unet.config)):
+            attention = unet.get_submodule(_layer(site)).attn2
+            self.keys[number].weight.copy_(attention.to_k.weight)
+            self.values[number].weight.copy_(attention.to_v.weight)
+        self.image_proj.norm_out.weight.fill_(spread)
+
     @staticmethod
     def gain(layer: nn.Linear) -> float:
         """What the program's attention takes off the keys of this layer."""
@@ -120,6 +133,8 @@ class ImagePromptStage(AdapterStage):
         self.tower = load_tower(place.folder).to(self.device)
         self.sites = own_sites(self.base.unet.config)
         network = ImagePromptNetwork(plan, self.base.unet.config, self.tower.config.width)
+        told = super().condition(super().preview_batch(place.preview.prompts, place.preview.size))
+        network.begin_from(self.base.unet, float(told["crossattn"].float().std()))
         self.adapter = self.model = network.to(self.device)
 
     def identity(self) -> dict[str, Any]:
@@ -177,6 +192,13 @@ class ImagePromptStage(AdapterStage):
         if self.output:
             paths += self.write(half(self.tower.state_dict()), self.output / TOWER_FILE)
         return paths
+
+
+def _layer(site: SiteKey) -> str:
+    """The name of the UNet's transformer layer at a site."""
+    name, number, depth = site
+    block = "middle_block.1" if name == "middle" else f"{name}_blocks.{number}.1"
+    return f"{block}.transformer_blocks.{depth}"
 
 
 def load_tower(folder: Path) -> clip_vision.ClipVisionTower:

@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     side = "vae, decoder: train on square pieces of this side, a multiple of 8 (0: whole pages)"
     add("--side", type=whole(0, step=8), help=side)
     add("--learning-rate", type=number(0, above=True))
-    add("--optimizer", choices=OPTIMIZERS, default="adamw", help="base, tower: muon for matrices")
+    add("--optimizer", choices=OPTIMIZERS, default="adamw", help="base, tower, ip, control: muon")
     add("--seed", type=whole(0, 2**32 - 1), default=0)
     add("--workers", type=whole(0), help="processes that draw (default: one less than the cores)")
     add("--threads", type=whole(1), help="threads of PyTorch on the CPU")

@@ -71,6 +71,22 @@ def test_grids_show_what_was_given_and_what_came(make, folder):
     assert make(folder).grid().shape == (134, 134, 3)
 
 
+@torch.no_grad()
+def test_pictures_are_read_as_texts_are_at_first(folder):
+    stage = ip(folder)
+    texts = stage.preview_batch(["two yellow cats in a meadow", "a red house"], (64, 64))
+    context = super(ImagePromptStage, stage).condition(texts)["crossattn"].float()
+    ours = zip(stage.adapter.keys, stage.adapter.values, strict=True)
+    read = [torch.cat([k(context), v(context)], dim=-1) for k, v in ours]
+    layers = [m.attn2 for m in stage.base.unet.modules() if hasattr(m, "attn2")]
+    assert len(layers) == len(read)
+    for layer in layers:
+        wanted = torch.cat([layer.to_k(context), layer.to_v(context)], dim=-1)
+        assert any(torch.equal(one, wanted) for one in read)
+    tokens = stage.adapter.image_proj(torch.randn(4, 17, TOY_TOWER.width))
+    assert float(tokens.std()) == pytest.approx(float(context.std()), rel=0.3)
+
+
 def latents(count: int) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(4)
     shapes = ((count, 4, 8, 8), (count, 77, 192), (count, 128 + 6 * 256))
