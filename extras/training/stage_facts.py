@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from extras.training import picturebook
-from extras.training.detector import FactNetwork
+from extras.training.detector import Detector, FactNetwork
 from extras.training.facts import fact_loss, readings, right, shares
 from extras.training.pages import PageGroup, PagePlan, source_record
 from extras.training.run import Stage
@@ -39,6 +40,10 @@ def accuracy(
     return shares(rows)
 
 
+SIGHT_WEIGHT = 30.0
+"""Brings the error of what is seen, which is about 1 at first, to the size of the facts'."""
+
+
 class FactsStage(Stage):
     """See the module's docstring."""
 
@@ -54,11 +59,14 @@ class FactsStage(Stage):
         workers: int = 0,
         bf16: bool = True,
         held_out: int = HELD_OUT,
+        teacher: Detector | None = None,
     ) -> None:
-        """folder: where the result goes. held_out: pages to measure its accuracy on."""
+        """folder: where the result goes. held_out: pages to measure its accuracy on. teacher: what
+        it sees is learned as well, by a network that can tell it."""
         self.name, self.pages, self.folder, self.device = name, pages, folder, device
         self.workers, self.bf16, self.held_out = workers, bf16, held_out
         self.model = network.to(device, memory_format=torch.channels_last)
+        self.teacher = teacher
         self.window_plan = window
         self.window: LatentWindow | None = None
 
@@ -67,8 +75,9 @@ class FactsStage(Stage):
         return self.window_plan.batch
 
     def identity(self) -> dict[str, Any]:
+        taught = {"taught": True} if self.teacher else {}  # once there was no teacher
         return {"stage": self.name, "pages": source_record(self.pages),
-                "window": asdict(self.window_plan)}  # fmt: skip
+                "window": asdict(self.window_plan), **taught}  # fmt: skip
 
     def begin(self, step: int) -> None:
         self.window = LatentWindow(
@@ -85,14 +94,28 @@ class FactsStage(Stage):
         return {"images": group.images.to(self.device), "facts": group.facts.to(self.device)}
 
     def compute_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The facts' cross-entropy, mean over the readouts."""
+        """The facts' cross-entropy, mean over the readouts, and the error of what is seen."""
         self.window.advance(step)
         batch = self.window.batch(step)
         images, facts = batch["images"], batch["facts"]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.model(images)
         losses = {name: fact_loss(values, facts) for name, values in logits.items()}
-        return torch.stack(list(losses.values())).mean(), losses
+        loss = torch.stack(list(losses.values())).mean()
+        if self.teacher is not None:
+            losses["seen"] = self.unseen(self.teacher, images)
+            loss = loss + SIGHT_WEIGHT * losses["seen"]
+        return loss, losses
+
+    def unseen(self, teacher: Detector, images: Tensor) -> Tensor:
+        """The share of the teacher's features' variance that the network does not tell."""
+        told = self.model.seen
+        side = round(told.shape[1] ** 0.5)
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            features = F.adaptive_avg_pool2d(teacher.features(images), side).float()
+        features = features.flatten(2).transpose(1, 2)
+        deviation, mean = torch.std_mean(features, dim=(0, 1), keepdim=True)
+        return F.mse_loss(told.float(), (features - mean) / (deviation + 1e-4))
 
     def finish(self) -> list[Path]:
         """Write the network in half precision, and its accuracy on held-out pages as JSON.

@@ -26,8 +26,7 @@ from extras.ip_attention import (
 from extras.ip_networks import DIM_HEAD
 from extras.resampler import Resampler
 from extras.training import picturebook
-from extras.training.detector import TOWER_FILE, tower_pixels
-from extras.training.errors import TrainingFolderError
+from extras.training.detector import TOWER_FILE, load_tower, tower_pixels
 from extras.training.grids import tile
 from extras.training.pages import PageGroup, PagePlan
 from extras.training.stage_diffusion import Workplace
@@ -35,8 +34,6 @@ from extras.training.stage_lora import AdapterStage
 from extras.training.window import Batch, WindowPlan
 from extras.training.writing import half
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
-from ldm_patched.modules import clip_vision
-from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
 
 IP_FILE = "easel-mini-ip-adapter.safetensors"
 NEGATIVE_FILE = "easel-mini-ip-negative.safetensors"
@@ -130,7 +127,7 @@ class ImagePromptStage(AdapterStage):
         """See AdapterStage. Raises TrainingFolderError without the stage `tower`'s result."""
         super().__init__("ip", base_file, source, window, place, output=output)
         self.plan = plan
-        self.tower = load_tower(place.folder).to(self.device)
+        self.tower = load_tower(place.folder / TOWER_FILE).to(self.device)
         self.sites = own_sites(self.base.unet.config)
         network = ImagePromptNetwork(plan, self.base.unet.config, self.tower.config.width)
         told = super().condition(super().preview_batch(place.preview.prompts, place.preview.size))
@@ -199,14 +196,3 @@ def _layer(site: SiteKey) -> str:
     name, number, depth = site
     block = "middle_block.1" if name == "middle" else f"{name}_blocks.{number}.1"
     return f"{block}.transformer_blocks.{depth}"
-
-
-def load_tower(folder: Path) -> clip_vision.ClipVisionTower:
-    """The image encoder that the stage `tower` left, frozen. Raises TrainingFolderError."""
-    if not (folder / TOWER_FILE).is_file():
-        raise TrainingFolderError(
-            f"There is no {TOWER_FILE} in {folder.name!r}: run the stage `tower` to its end first, "
-            "in the same folder."
-        )
-    policy = DevicePolicy(DeviceFlags(always_cpu=True, all_in_fp32=True))
-    return clip_vision.load(folder / TOWER_FILE, policy).model.eval().requires_grad_(False)

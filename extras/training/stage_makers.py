@@ -11,7 +11,16 @@ import torch
 
 from extras.training import builtin_model as builtin
 from extras.training.base_parts import MODEL_FILE, sizes_of
-from extras.training.detector import MINI_TOWER, TOY_TOWER, Detector, FactNetwork, FactTower
+from extras.training.detector import (
+    DETECTOR_FILE,
+    MINI_TOWER,
+    TOY_TOWER,
+    Detector,
+    FactNetwork,
+    FactTower,
+    load_detector,
+    load_tower,
+)
 from extras.training.errors import TrainingError
 from extras.training.pages import GroupSource, PagePlan, page_sizes
 from extras.training.picture_folder import open_folder
@@ -170,12 +179,18 @@ def make_text_stage(args: argparse.Namespace, device: torch.device, scale: Scale
 
 
 def make_facts_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> FactsStage:
-    """A network that tells the facts of pages, as the command line says."""
-    toy = args.size == "toy"
+    """A network that tells the facts of pages, as the command line says. The tower learns from the
+    detector of its folder if there is one. Raises TrainingFolderError if that is damaged."""
+    toy, teacher = args.size == "toy", None
     if args.stage == "detector":
         network: FactNetwork = Detector((8, 8, 8, 8)) if toy else Detector()
     else:
-        network = FactTower(TOY_TOWER if toy else MINI_TOWER)
+        if (args.folder / DETECTOR_FILE).is_file():
+            teacher = load_detector(args.folder, device)
+        config = TOY_TOWER if toy else MINI_TOWER
+        network = FactTower(config, seen=teacher.width if teacher else 0)
+        if args.start_from:
+            network.tower.load_state_dict(load_tower(args.start_from).state_dict())
     return FactsStage(
         args.stage,
         network,
@@ -186,6 +201,7 @@ def make_facts_stage(args: argparse.Namespace, device: torch.device, scale: Scal
         device=device,
         workers=_workers(args),
         bf16=_bf16(args, device),
+        teacher=teacher,
     )
 
 

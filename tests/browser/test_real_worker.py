@@ -1,18 +1,34 @@
-"""The page with the real worker: a tiny random checkpoint, and the model that ships."""
+"""The page with the real worker: a tiny random checkpoint, and the model that ships, with words
+and with pictures."""
 
 import os
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
+from extras.training import picturebook
+from extras.training.evaluate import edge_f1, edges
+from extras.training.scenes.scene import Scene, Thing
 from tests.browser.conftest import SCREENSHOTS, generate, task_of, wait_next
+from tests.browser.pictures import drop, encoded, filled, open_drawer, slide
 from tests.support.page_server import REPOSITORY, RunningPage
 from tests.support.tiny_checkpoint import write_tiny_sdxl
 
 WORKER = "modules.async_worker:worker_main"
 MINUTE_MS = 60_000
+PAGES = (
+    Scene(things=(Thing(subject="tree", color="green", scale="large"),), place="desert", seed=3,
+          size=(128, 128)),
+    Scene(things=(Thing(subject="fish", color="orange", scale="large"),), place="underwater",
+          style="watercolor", seed=5, size=(128, 128)),
+    Scene(things=(Thing(subject="star", color="yellow", scale="large"),), place_color="purple",
+          style="crayon", seed=2, size=(128, 128)),
+)  # fmt: skip
 
 
 def test_a_checkpoint_offers_its_sizes_and_paints(visit, tmp_path):
@@ -95,3 +111,109 @@ def test_two_words_and_three_styles_give_three_pictures(visit, fresh_clone):
     for one, other in combinations(pictures, 2):
         apart = ImageStat.Stat(ImageChops.difference(one, other)).mean
         assert sum(apart) / 3 > 20  # of 255
+
+
+# --- Pictures that steer it ----------------------------------------------------------------
+
+
+def page(scene: Scene) -> np.ndarray:
+    return picturebook.draw_scene(scene).image
+
+
+def dropped(tab: Any, *pictures: np.ndarray) -> None:
+    """Open the slots and drop a picture into each."""
+    open_drawer(tab)
+    for number, picture in enumerate(pictures, start=1):
+        name = f"{number}.png"
+        drop(tab, f"#ip-slot-{number}", (name, "image/png", encoded(Image.fromarray(picture))))
+        filled(tab, number)
+
+
+def painted_after(tab: Any, server: RunningPage, prompt: str = "", seed: int = 1) -> np.ndarray:
+    """Press Generate: the picture that comes, uint8 (H, W, 3)."""
+    before = task_of(tab)
+    generate(tab, prompt, pictures=1, seed=seed)
+    wait_next(tab, before, "done")
+    (path,) = server.settings.output_path.rglob(f"*{task_of(tab)}_0.png")
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def color(picture: np.ndarray) -> np.ndarray:
+    """The mean of its pixels, in 0..255."""
+    return picture.reshape(-1, 3).mean(axis=0)
+
+
+def apart(one: np.ndarray, other: np.ndarray) -> float:
+    """How far two pictures' colours lie apart on a grid of four by four, in 0..255."""
+    small = [
+        np.asarray(Image.fromarray(picture).resize((4, 4), Image.Resampling.BOX), np.float32)
+        for picture in (one, other)
+    ]
+    return float(np.abs(small[0] - small[1]).mean())
+
+
+def strip(rows: Sequence[Sequence[np.ndarray]], side: int = 128) -> Image.Image:
+    sheet = Image.new("RGB", (len(rows[0]) * (side + 8) - 8, len(rows) * (side + 8) - 8), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            small = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(small, (x * (side + 8), y * (side + 8)))
+    return sheet
+
+
+def test_an_image_prompt_without_words_counts_by_its_weight(visit, fresh_clone):
+    """docs/image-prompt-weights.png: each picture, then what is painted after it by weight."""
+    tab = visit(at=fresh_clone).page
+    dropped(tab, page(PAGES[0]))
+    slide(tab, "#ip-stop-1", 1.0)
+    weights = (0.0, 0.6, 1.0, 1.5) if os.environ.get("EASEL_WRITE_DOCS") else (0.0, 0.6, 1.5)
+    shown = PAGES if os.environ.get("EASEL_WRITE_DOCS") else PAGES[:1]
+    rows = []
+    for scene in shown:
+        reference = page(scene)
+        if scene is not PAGES[0]:
+            drop(tab, "#ip-slot-1", ("next.png", "image/png", encoded(Image.fromarray(reference))))
+            filled(tab, 1)
+        made = []
+        for weight in weights:
+            slide(tab, "#ip-weight-1", weight)
+            made.append(painted_after(tab, fresh_clone))
+        far = [apart(picture, reference) for picture in made]
+        assert far == sorted(far, reverse=True)
+        assert far[-1] < 0.6 * far[0]
+        rows.append([reference, *made])
+    strip(rows).save(shown_in("image-prompt-weights.png"))
+
+
+def test_regions_are_styled_each_by_its_picture(visit, fresh_clone):
+    tab = visit(at=fresh_clone).page
+    colors = ("red", "blue")
+    pictures = [page(Scene(things=(), place_color=c, size=(128, 128))) for c in colors]
+    dropped(tab, *pictures)
+    for number, half in enumerate(("Left half", "Right half"), start=1):
+        slide(tab, f"#ip-stop-{number}", 1.0)
+        slide(tab, f"#ip-weight-{number}", 1.5)
+        tab.locator(f"#ip-slot-{number} .ip-adjust").click()
+        tab.locator("#region-tools button", has_text=half).click()
+        tab.locator("#adjust-done").click()
+        tab.wait_for_selector(f"#ip-slot-{number} .ip-adjust.on")
+    made = painted_after(tab, fresh_clone)
+    left, right = color(made[:, :48]), color(made[:, -48:])
+    for side, own, other in ((left, 0, 1), (right, 1, 0)):
+        wanted, unwanted = (color(pictures[i]) for i in (own, other))
+        assert np.abs(side - wanted).sum() < np.abs(side - unwanted).sum()
+    Image.fromarray(made).save(shown_in("image-prompt-regions.png"))
+
+
+def test_a_map_of_edges_is_followed(visit, fresh_clone):
+    tab = visit(at=fresh_clone).page
+    scene = PAGES[0]
+    reference, words = page(scene), "a green tree in the desert"
+    free = painted_after(tab, fresh_clone, words)
+    dropped(tab, reference)
+    tab.locator("#ip-type-1").select_option("canny")
+    slide(tab, "#ip-stop-1", 1.0)
+    led = painted_after(tab, fresh_clone, words)
+    wanted = edges(reference)
+    assert edge_f1(edges(led), wanted) > 1.5 * edge_f1(edges(free), wanted)

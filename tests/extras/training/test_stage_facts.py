@@ -36,12 +36,18 @@ PLAN = RunPlan(
 )
 
 
+torch.manual_seed(1)
+TEACHER = Detector((8, 8, 8, 16)).eval().requires_grad_(False)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
 
 
 def network(name: str):
+    if name == "taught tower":
+        return FactTower(TOY_TOWER, seen=TEACHER.width)
     return Detector((8, 16, 16, 32)) if name == "detector" else FactTower(TOY_TOWER)
 
 
@@ -50,6 +56,7 @@ def facts_run(folder: Path, name: str, **changes) -> Run:
     stage = FactsStage(
         name, network(name), PAGES, WINDOW,
         folder=folder, device=torch.device("cpu"), bf16=False, held_out=6,
+        teacher=TEACHER if name == "taught tower" else None,
     )  # fmt: skip
     return Run(stage, replace(PLAN, folder=folder, **changes), StringIO())
 
@@ -105,7 +112,7 @@ def test_shares_count_only_rows_that_have_a_key():
     assert shares(rows) == {"place": (2 / 3, 3), "colour": (0.0, 1)}
 
 
-@pytest.mark.parametrize("name", ["detector", "tower"])
+@pytest.mark.parametrize("name", ["detector", "tower", "taught tower"])
 def test_resumes_to_the_weights_of_an_uninterrupted_run(name, tmp_path):
     straight = facts_run(tmp_path / "straight", name)
     assert straight.train()
@@ -139,6 +146,25 @@ def test_learns_the_facts_of_a_few_pages(name, tmp_path):
     assert share() < 0.3
     assert run.train()
     assert share() > 0.9
+
+
+def test_the_tower_learns_what_a_detector_sees(tmp_path):
+    run = facts_run(tmp_path, "taught tower", steps=40, warmup=1, learning_rate=5e-3)
+    losses = []
+    usual = run.stage.unseen
+
+    def noted(teacher, images):
+        loss = usual(teacher, images)
+        losses.append(float(loss.detach()))
+        return loss
+
+    run.stage.unseen = noted
+    assert run.train()
+    assert losses[0] > 0.95  # of the variance
+    assert np.mean(losses[-5:]) < 0.75
+    path, _ = run.finish()
+    assert path.name == TOWER_FILE
+    assert clip_vision.load(path).config == TOY_TOWER
 
 
 def test_pictures_of_every_ratio_are_taken(tmp_path):
