@@ -145,6 +145,8 @@ class FactTower(FactNetwork):
         nn.init.constant_(self.embeds.bias, RARE)
         self.hidden = LocalFacts(config.width, places=config.positions)
         self.sight = nn.Linear(config.width, seen) if seen else None
+        if self.sight is not None:
+            nn.init.zeros_(self.sight.weight)  # hidden states are large
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """See FactNetwork."""
