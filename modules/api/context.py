@@ -10,6 +10,7 @@ from modules.library.embedding_info import require_embeddings
 from modules.library.preset_fit import with_preset
 from modules.prompt.books import Shelf
 from modules.prompt.plan import make_plan
+from modules.settings.performance import load_modes
 from modules.settings.presets import ModelFolder
 from modules.tasks.records import digest_of, with_seed_of
 
@@ -73,8 +74,10 @@ class ServerContext:
         return InputStore(self.settings.inputs_path)
 
     def complete(self, spec: "TaskSpec") -> "TaskSpec":
-        """`spec` with what its preset sets besides. Raises SpecError for one that is not there."""
-        return with_preset(spec, self.presets, self.catalog, self.shelf.styles())
+        """`spec` with what its preset sets besides. Raises SpecError for one that is not there, or
+        whose mode would decide what `spec` names."""
+        modes = load_modes(self.settings.root)
+        return with_preset(spec, self.presets, self.catalog, self.shelf.styles(), modes)
 
     def require_paintable(self, spec: "TaskSpec") -> None:
         """Refuse words that cannot be painted, as the worker would, but before they wait.
@@ -95,8 +98,8 @@ class ServerContext:
 
         The same request with the same key gives the task that it made the first time, whatever
         has become of presets and files since; Conflict for another one with that key.
-        Raises SpecError for a preset or an input picture that is not there, what
-        `require_paintable` raises, and what WorkerPool.submit raises.
+        Raises SpecError for an input picture that is not there, and what `complete`,
+        `require_paintable` and WorkerPool.submit raise.
         """
         request = None
         if idempotency_key is not None:

@@ -23,7 +23,7 @@ def seconds_by_mode(context: ServerContext, spec: TaskSpec) -> dict[str, Any]:
     by mode; forced: what the mode decides, by
     field; missing: the mode's LoRA if it is not there, as {"file", "folder", "url"}, the folder ""
     where Easel cannot fetch it, the file "" where there is none for the built-in model. Raises
-    SpecError for a preset that is not there.
+    what `ServerContext.complete` raises.
     """
     spec = context.complete(spec)
     modes = {"": None, **load_modes(context.settings.root)}

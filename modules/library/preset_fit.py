@@ -6,7 +6,9 @@ from typing import Any
 
 from modules.library.catalog import Catalog
 from modules.settings.presets import Download, ModelFolder, Preset, preset_named
-from modules.spec.errors import ModelMissing
+from modules.spec.errors import ModelMissing, SpecError
+from modules.spec.performance import PerformanceMode
+from modules.spec.resolving import STRONGER
 from modules.spec.task_spec import TaskSpec
 
 _OF_FILES = ("checkpoint", "loras", "vae", "refiner")
@@ -97,22 +99,55 @@ def refit_preset(
 
 
 def with_preset(
-    spec: TaskSpec, presets: Mapping[str, Preset], catalog: Catalog, styles: Container[str]
+    spec: TaskSpec,
+    presets: Mapping[str, Preset],
+    catalog: Catalog,
+    styles: Container[str],
+    modes: Mapping[str, PerformanceMode],
 ) -> TaskSpec:
     """`spec` with what its preset sets, as far as it is there, where the request says nothing.
 
     What the request names stands, even where it is as by default; so a second call changes
-    nothing. Raises SpecError for a preset that is not there.
+    nothing. Raises SpecError for a preset that is not there, and as `beside` does.
     """
     if not spec.preset:
         return spec
     preset = preset_named(presets, spec.preset)
-    named = spec.model_fields_set | (_PAIR if spec.model_fields_set & _PAIR else set())
-    if preset.settings.keys() <= named:
+    named = spec.model_dump(exclude_unset=True)
+    if named.keys() & _PAIR:
+        named |= {side: getattr(spec, side) for side in _PAIR}
+    if preset.settings.keys() <= named.keys():
         return spec
     fitted = fit_preset(preset, catalog, styles).settings
-    taken = {name: value for name, value in fitted.items() if name not in named}
-    return TaskSpec.from_mapping({**spec.model_dump(exclude_unset=True), **taken})
+    return TaskSpec.from_mapping(beside(named, fitted, modes))
+
+
+def beside(
+    named: Mapping[str, Any], settings: Mapping[str, Any], modes: Mapping[str, PerformanceMode]
+) -> dict[str, Any]:
+    """`named` fields of a request, and of a preset's `settings` what takes nothing from them.
+
+    Steps that are named take the place of those of the preset's mode. Raises SpecError where that
+    mode would decide another field that is named.
+    """
+    weaker = {field for name in named.keys() & STRONGER.keys() for field in STRONGER[name]}
+    taken = {k: v for k, v in settings.items() if k not in named and k not in weaker}
+    both = {**taken, **named}
+    mode = modes.get(taken.get("performance", ""))
+    if mode is None:
+        return both
+    if "steps" in named:
+        both["overwrite_step"] = both.get("overwrite_step") or named["steps"]
+    decided = mode.decided(TaskSpec())
+    claimed = named.keys() & decided.keys() - {"steps"}
+    lost = sorted(name for name in claimed if named[name] != decided[name])
+    if lost:
+        raise SpecError(
+            f"The preset paints in the mode {mode.title}, which decides {', '.join(lost)}: leave "
+            "that out, or give performance as '' to decide all of it yourself.",
+            lost[0],
+        )
+    return both
 
 
 def _is_there(name: str, catalog: Catalog) -> bool:

@@ -10,6 +10,12 @@ from modules.spec.task_spec import LoraSpec, ResolvedSpec, TaskSpec
 
 _QUALITY = set(ResolvedSpec.model_fields) & set(QualityFields.model_fields)
 _PLAIN_SIZES = ("adm_positive", "adm_negative", "adm_end")
+STRONGER = {
+    "aspect_ratio": ("width", "height"),
+    "steps": ("overwrite_step",),
+    "refiner_switch": ("overwrite_switch",),
+}
+"""Fields that win over one: whoever names that one anew must not keep them from elsewhere."""
 
 
 def resolve_spec(

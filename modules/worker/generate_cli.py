@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TextIO
 from modules.gallery.inputs import InputStore
 from modules.gallery.recipe import Recipe, read_full_recipe
 from modules.library.catalog import Catalog
-from modules.library.preset_fit import fit_preset
+from modules.library.preset_fit import beside, fit_preset
 from modules.prompt.books import Shelf
 from modules.settings.args import FLAGS
 from modules.settings.config import Settings, load_settings
@@ -32,6 +32,7 @@ from modules.spec.flags import TaskState
 from modules.spec.image_prompt import ImagePromptType
 from modules.spec.limits import REQUEST_BYTES
 from modules.spec.performance import PerformanceMode
+from modules.spec.resolving import STRONGER
 from modules.spec.task_spec import LoraSpec, ResolvedSpec, TaskSpec
 from modules.tasks.cancel import CancelToken
 from modules.tasks.ending import leave
@@ -42,12 +43,6 @@ _SHORT = {"image_count": ("-n",), "output_format": ("--format",)}
 _SETTINGS = ("models-path", "data-path", "disable-metadata")
 _SOURCE = "from"
 _BAR_CHARACTERS = 24
-# Fields of a recipe that would win over one on the line.
-_STRONGER = {
-    "aspect_ratio": ("width", "height"),
-    "steps": ("overwrite_step",),
-    "refiner_switch": ("overwrite_switch",),
-}
 _IMAGE_PROMPT = re.compile(
     r"(?P<file>.+?)"
     rf"(?::(?P<type>{'|'.join(ImagePromptType)})(?::(?P<weight>[\d.]+)(?::(?P<stop>[\d.]+))?)?)?"
@@ -228,8 +223,8 @@ def with_line(
     if mode is not None and "performance" not in line and line.keys() & mode.decided(spec).keys():
         values |= mode.decided(spec) | {"performance": ""}
         lora = recipe.resolved.performance_lora
-    for name in line.keys() & _STRONGER.keys():
-        values |= dict.fromkeys(_STRONGER[name])
+    for name in line.keys() & STRONGER.keys():
+        values |= dict.fromkeys(STRONGER[name])
     values |= line
     if lora is not None:
         others = [each for each in values["loras"] if dict(each)["name"] != lora.name]
@@ -264,8 +259,7 @@ def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
     preset = values.pop("preset", "")
     if preset:
         fields = _preset_fields(preset, settings, given.get("models_path"))
-        _refuse_lost(values, fields.get("performance", ""), load_modes(settings.root))
-        values = {**fields, **values}
+        values = beside(values, fields, load_modes(settings.root))
     if recipe is not None:
         values = with_line(recipe, values, load_modes(settings.root))
     return TaskSpec.from_mapping(values).with_fixed_seed(), settings, folder is not None
@@ -286,22 +280,6 @@ def _preset_fields(preset: str, settings: Settings, models_path: str | None) -> 
         words = shlex.join(["launch.py", "download", download.key, *models])
         sys.stderr.write(f"This fetches it: python3 {words}\n")
     return {**fitted.settings, "preset": preset}
-
-
-def _refuse_lost(
-    line: Mapping[str, Any], performance: str, modes: Mapping[str, PerformanceMode]
-) -> None:
-    """ConfigError where the mode of a preset would silently decide what the line says."""
-    mode = modes.get(performance)
-    if mode is None or "performance" in line:
-        return
-    lost = sorted(line.keys() & mode.decided(TaskSpec()).keys())
-    if lost:
-        flags = ", ".join("--" + name.replace("_", "-") for name in lost)
-        raise ConfigError(
-            f"The preset paints in the mode {mode.title}, which decides {flags}: leave that out, "
-            "or add --performance '' to decide all of it yourself."
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

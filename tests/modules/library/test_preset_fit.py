@@ -8,6 +8,9 @@ from modules.prompt.styles import Style, StyleBook
 from modules.settings.config import load_settings
 from modules.settings.presets import Preset
 from modules.spec.errors import SpecError
+from modules.spec.performance import MODES
+from modules.spec.resolving import resolve_spec
+from modules.spec.sizes import SDXL
 from modules.spec.task_spec import TaskSpec
 
 PRESET = Preset(
@@ -31,6 +34,7 @@ PRESET = Preset(
     instead=("other.safetensors", "older.safetensors"),
 )
 
+MODES_BY_NAME = {mode.name: mode for mode in MODES}
 STYLES = StyleBook([Style("film", "Film", "{prompt}")])
 
 
@@ -152,17 +156,68 @@ def test_the_checkpoint_at_hand_is_said_to_paint(tmp_path):
     assert told[None] == "big.safetensors is not there yet."
 
 
+def completed(have, request, **settings):
+    """`request` with what a preset of `settings` sets besides."""
+    presets = {"p": Preset(name="p", title="P", settings=settings)}
+    return with_preset(TaskSpec(preset="p", **request), presets, have, STYLES, MODES_BY_NAME)
+
+
 def test_a_request_takes_from_its_preset_what_it_does_not_name(tmp_path):
     have = catalog(tmp_path, "checkpoints/any.safetensors")
     settings = {"steps": 9, "cfg_scale": 5.0, "width": 512, "height": 512, "vae": "gone"}
     presets = {"p": Preset(name="p", title="P", settings=settings)}
-    spec = TaskSpec(preset="p", steps=TaskSpec().steps, prompt="a cat")
-    whole = with_preset(spec, presets, have, STYLES)
+    whole = completed(have, {"steps": TaskSpec().steps, "prompt": "a cat"}, **settings)
     assert (whole.prompt, whole.steps, whole.cfg_scale) == ("a cat", TaskSpec().steps, 5.0)
     assert (whole.width, whole.height, whole.vae) == (512, 512, "")
-    assert with_preset(whole, presets, have, STYLES) == whole
-    other = with_preset(TaskSpec(preset="p", width=640, height=448), presets, have, STYLES)
+    assert with_preset(whole, presets, have, STYLES, {}) == whole
+    other = completed(have, {"width": 640, "height": 448}, **settings)
     assert (other.width, other.height, other.steps) == (640, 448, 9)
-    assert with_preset(TaskSpec(), presets, have, STYLES) == TaskSpec()
+    assert with_preset(TaskSpec(), presets, have, STYLES, {}) == TaskSpec()
     with pytest.raises(SpecError, match="'q' is not there; choose one of p"):
-        with_preset(TaskSpec(preset="q"), presets, have, STYLES)
+        with_preset(TaskSpec(preset="q"), presets, have, STYLES, {})
+
+
+@pytest.mark.parametrize(
+    ("request_", "preset", "wanted"),
+    [
+        ({"steps": 50}, {"performance": "speed"}, {"steps": 50}),
+        ({"steps": 50}, {"performance": "speed", "overwrite_step": 12}, {"steps": 50}),
+        ({"steps": 20}, {"performance": "extreme_speed"}, {"steps": 20, "sampler": "lcm"}),
+        ({"cfg_scale": 1.0}, {"performance": "lightning"}, {"steps": 4, "cfg_scale": 1.0}),
+        ({"steps": 50, "overwrite_step": 9}, {"performance": "speed"}, {"steps": 9}),
+        ({"steps": 40}, {"overwrite_step": 12}, {"steps": 40}),
+        ({"cfg_scale": 6.0}, {"overwrite_step": 12}, {"steps": 12, "cfg_scale": 6.0}),
+        (
+            {"aspect_ratio": "1:1"},
+            {"width": 1024, "height": 768},
+            {"width": 1024, "height": 1024},
+        ),
+        (
+            {"width": 640, "height": 448},
+            {"aspect_ratio": "1:1"},
+            {"width": 640, "height": 448},
+        ),
+        (
+            {"refiner_switch": 0.5},
+            {"refiner": "b.safetensors", "overwrite_switch": 9},
+            {"refiner_step": 15},
+        ),
+    ],
+    ids=str,
+)
+def test_what_a_request_names_is_painted_whatever_its_preset_says(
+    tmp_path, request_, preset, wanted
+):
+    spec = completed(catalog(tmp_path, "checkpoints/b.safetensors"), request_, **preset)
+    mode = MODES_BY_NAME.get(spec.performance)
+    found = resolve_spec(spec, mode, checkpoint="a", sizes=SDXL)
+    assert {name: getattr(found, name) for name in wanted} == wanted
+    assert completed(catalog(tmp_path), spec.model_dump(exclude={"preset"}), **preset) == spec
+
+
+def test_what_a_preset_s_mode_would_decide_is_refused(tmp_path):
+    have, wanted = catalog(tmp_path), {"cfg_scale": 7.0, "sampler": "euler", "steps": 20}
+    with pytest.raises(SpecError, match=r"mode Extreme Speed, which decides cfg_scale, sampler:"):
+        completed(have, wanted, performance="extreme_speed")
+    free = completed(have, wanted | {"performance": ""}, performance="extreme_speed")
+    assert (free.performance, free.steps, free.overwrite_step) == ("", 20, None)

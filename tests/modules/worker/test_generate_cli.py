@@ -6,6 +6,7 @@ from PIL import Image
 
 from modules.gallery.recipe import Recipe, read_full_recipe
 from modules.gallery.save import encode_image
+from modules.settings.presets import Preset
 from modules.spec.errors import ConfigError, StudioError
 from modules.spec.flags import OutputFormat, Sampler, TaskState
 from modules.spec.performance import MODES
@@ -225,11 +226,24 @@ def test_what_a_preset_lacks_is_fetched_into_the_same_folder(tmp_path, capsys):
 
 
 def test_what_a_preset_s_mode_would_decide_is_not_lost_in_silence(tmp_path):
-    line = ["x", "--preset", "default", "--models-path", str(tmp_path), "--steps", "5"]
-    with pytest.raises(ConfigError, match=r"mode Speed, which decides --steps: .*--performance ''"):
+    line = ["x", "--models-path", str(tmp_path)]
+    spec, _, _ = generate_cli.read_request([*line, "--preset", "default", "--steps", "5"])
+    assert settled(spec).steps == 5
+    line += ["--preset", "lcm", "--sampler", "euler"]
+    with pytest.raises(StudioError, match=r"mode Extreme Speed, which decides sampler: .*''"):
         generate_cli.read_request(line)
     spec, _, _ = generate_cli.read_request([*line, "--performance", ""])
-    assert (spec.steps, spec.performance) == (5, "")
+    assert (spec.sampler, spec.performance) == ("euler", "")
+
+
+def test_what_the_line_says_overrides_the_preset(tmp_path, monkeypatch):
+    mine = {"width": 1024, "height": 768, "overwrite_step": 12}
+    presets = {"mine": Preset(name="mine", title="Mine", settings=mine)}
+    monkeypatch.setattr(generate_cli, "load_presets", lambda _root: presets)
+    line = ["x", "--models-path", str(tmp_path), "--preset", "mine"]
+    spec, _, _ = generate_cli.read_request([*line, "--steps", "40", "--aspect-ratio", "1:1"])
+    found = settled(spec)
+    assert (found.steps, found.width, found.height) == (40, 1024, 1024)
 
 
 def test_styles_and_switches_are_options():
