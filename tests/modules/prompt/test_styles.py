@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 from hypothesis import given
@@ -97,6 +98,8 @@ def test_a1111_csv_is_read(tmp_path):
         ('[{"name": "x", "prompt": 5}]', "a.json", "no text under 'prompt'"),
         ('[{"name": "x", "prompt": "y", "colour": "z"}]', "a.json", "unknown key 'colour'"),
         ("[5]", "a.json", "not an object"),
+        (r'[{"name": "cut \ud83d", "prompt": "x"}]', "a.json", "half a character under 'name'"),
+        (r'[{"name": "x", "prompt": "\ud83d"}]', "a.json", "half a character under 'prompt'"),
         (json.dumps([{"name": "x", "prompt": "y" * 9_000}]), "a.json", "more than 8,192"),
         (b"\xff\xfe", "a.json", "not UTF-8"),
         (b" " * (4 * 1024**2 + 1), "a.json", "larger than 4 MiB"),
@@ -116,6 +119,12 @@ def test_one_broken_entry_costs_no_other(tmp_path):
     styles, notices = written(tmp_path, '[{"name": "a", "prompt": "x"}, 7]')
     assert [s.name for s in styles] == ["a"]
     assert "entry 2" in notices[0]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are UTF-8 there")
+def test_a_file_name_of_any_bytes_is_a_group_that_can_be_told(tmp_path):
+    (style,), _ = written(tmp_path, '[{"name": "a", "prompt": "x"}]', "caf\udce9.json")
+    assert style.group == "caf?"
 
 
 def test_own_styles_come_first_and_shadow_the_shipped(tmp_path):
