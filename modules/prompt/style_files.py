@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.spec import limits
+from modules.spec.task_spec import spelt
 
 PLACE = "{prompt}"
 _ENTRIES = 5_000
@@ -66,7 +67,7 @@ def read_file(path: Path) -> tuple[list[Style], list[str]]:
     notices: list[str] = []
     if len(entries) > _ENTRIES:
         notices.append(f"{name} has more than {_ENTRIES:,} styles; the others are left out.")
-    group = _spelt(path.stem)  # file names may be of any bytes
+    group = spelt(path.stem)  # file names may be of any bytes
     styles: list[Style] = []
     for number, entry in enumerate(entries[:_ENTRIES], start=1):
         try:
@@ -125,7 +126,7 @@ def _style(entry: Any, group: str) -> Style:
         most = limits.PROMPT_CHARACTERS if "prompt" in key else limits.STYLE_NAME_CHARACTERS
         if len(text) > most:
             raise _Fault(f"has more than {most:,} characters under {key!r}; it is left out.")
-        if text != _spelt(text):  # JSON can spell half of a character in two parts
+        if text != spelt(text):  # JSON can spell half of a character in two parts
             raise _Fault(f"has half a character under {key!r}; it is left out.")
     name = " ".join(texts["name"].replace("\x00", "").replace(",", " ").split())
     if not name:
@@ -135,11 +136,6 @@ def _style(entry: Any, group: str) -> Style:
     title = " ".join(texts["title"].split()) or title_of(name)
     prompt, negative = (texts[key].replace("\x00", "") for key in ("prompt", "negative_prompt"))
     return Style(name, title, prompt, negative, group)
-
-
-def _spelt(text: str) -> str:
-    """`text` with ? for what UTF-8 cannot spell."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def title_of(name: str) -> str:

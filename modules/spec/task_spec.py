@@ -29,6 +29,12 @@ LoraWeight = Annotated[
 ]
 
 
+def spelt(text: str) -> str:
+    """`text` with ? for what UTF-8 cannot spell: halves of characters, which JSON and command lines
+    can bring, but no file or database takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _listed_name(name: str) -> str:
     """`name` as it is, if it can be one of a model list: no path, no drive, no way out."""
     parts = name.split("/")
@@ -210,7 +216,7 @@ class TaskSpec(QualityFields):
                 f"holds {len(text):,} characters, more than the {limits.PROMPT_CHARACTERS:,} "
                 "that are read; shorten it"
             )
-        return text.replace("\x00", "")
+        return spelt(text.replace("\x00", ""))
 
     @field_validator("styles", mode="before")
     @classmethod
@@ -225,7 +231,7 @@ class TaskSpec(QualityFields):
     def _style_names_are_short(cls, styles: tuple[str, ...]) -> tuple[str, ...]:
         if any(not 0 < len(name) <= limits.STYLE_NAME_CHARACTERS for name in styles):
             raise ValueError("must be names from the list; choose them there")
-        return tuple(dict.fromkeys(name.replace("\x00", "") for name in styles))
+        return tuple(dict.fromkeys(spelt(name.replace("\x00", "")) for name in styles))
 
     @field_validator("checkpoint", "vae", "preset", "performance", "refiner")
     @classmethod

@@ -28,6 +28,13 @@ def test_styles_in_words_are_a_list_too():
     assert TaskSpec.from_mapping({"styles": "Photo, Film, Photo"}).styles == ("Photo", "Film")
 
 
+def test_half_a_character_is_told_as_a_question_mark_for_no_file_could_hold_it():
+    cut = {"prompt": "a fox \ud83d", "negative_prompt": "caf\udce9", "styles": ["Film \ud83d"]}
+    spec = TaskSpec.from_mapping(cut)
+    assert (spec.prompt, spec.negative_prompt, spec.styles) == ("a fox ?", "caf?", ("Film ?",))
+    assert TaskSpec.from_json(spec.to_json()) == spec
+
+
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [
