@@ -208,8 +208,13 @@ def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def expanded(text: str) -> Path:
+    """The path that a person typed, ~ and ~name put in; as it is where there is no such user."""
+    return Path(os.path.expanduser(text))  # Path.expanduser raises RuntimeError there
+
+
 def _absolute(text: str, base: Path) -> Path:
-    return Path(os.path.abspath(base / Path(text).expanduser()))
+    return Path(os.path.abspath(base / expanded(text)))
 
 
 def _make_paths_absolute(layer: dict[str, Any], base: Path) -> None:

@@ -23,7 +23,7 @@ from modules.library.catalog import Catalog
 from modules.library.preset_fit import beside, fit_preset
 from modules.prompt.books import Shelf
 from modules.settings.args import FLAGS
-from modules.settings.config import Settings, load_settings
+from modules.settings.config import Settings, expanded, load_settings
 from modules.settings.logs import start_logging
 from modules.settings.performance import load_modes
 from modules.settings.presets import load_presets, preset_named
@@ -195,7 +195,7 @@ def read_image_prompt_option(text: str, store: InputStore) -> dict[str, str]:
             f"--image-prompt {text[:80]} cannot be read; write --image-prompt "
             "file:type:weight:stop, such as --image-prompt house.png:canny:0.8."
         )
-    path = Path(match["file"]).expanduser()
+    path = expanded(match["file"])
     try:
         with path.open("rb") as file:
             data = file.read(REQUEST_BYTES + 1)
@@ -240,7 +240,7 @@ def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
     source = given.pop(_SOURCE, None)
     if source is None and "prompt" not in values:
         parser.error("the following arguments are required: prompt")
-    recipe = None if source is None else read_full_recipe(Path(source).expanduser())
+    recipe = None if source is None else read_full_recipe(expanded(source))
     if "loras" in values:
         values["loras"] = [read_lora_option(text) for text in values["loras"]]
     folder = given.pop("output_path", None)
@@ -255,7 +255,7 @@ def read_request(argv: Sequence[str]) -> tuple[TaskSpec, Settings, bool]:
         texts = values["image_prompts"]
         values["image_prompts"] = [read_image_prompt_option(text, store) for text in texts]
     if folder is not None:
-        settings = replace(settings, output_path=Path(os.path.abspath(Path(folder).expanduser())))
+        settings = replace(settings, output_path=Path(os.path.abspath(expanded(folder))))
     preset = values.pop("preset", "")
     if preset:
         fields = _preset_fields(preset, settings, given.get("models_path"))

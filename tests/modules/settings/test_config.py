@@ -55,6 +55,15 @@ def test_the_data_folder_decides_which_file_is_read(tmp_path, monkeypatch):
     assert settings.database_path.parent == settings.data_path
 
 
+def test_a_tilde_without_such_a_user_is_part_of_the_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    settings = load("--models-path ~no-such-user/m --output-path ~/out", root=tmp_path)
+    assert settings.models_path == tmp_path / "~no-such-user" / "m"
+    assert settings.output_path == tmp_path / "home" / "out"
+
+
 @pytest.mark.parametrize("flag", [f for f in FLAGS if f.convert is None], ids=lambda f: f.name)
 def test_every_switch_is_a_flag_a_variable_and_a_key(tmp_path, flag):
     off = load(root=tmp_path)

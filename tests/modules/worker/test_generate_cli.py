@@ -43,6 +43,13 @@ def test_options_become_the_request_and_the_settings(tmp_path):
     assert settings.device_flags == {"all_in_fp32": True, "always_cpu": True, "threads": 2}
 
 
+def test_a_folder_of_no_user_is_taken_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows has everybody beside it
+    monkeypatch.chdir(tmp_path)
+    _, settings, _ = generate_cli.read_request(["x", "-o", "~no-such-user/x"])
+    assert settings.output_path == tmp_path / "~no-such-user" / "x"
+
+
 def test_without_a_seed_one_is_drawn():
     assert generate_cli.read_request(["x"])[0].seed is not None
 
@@ -57,6 +64,8 @@ def test_without_a_seed_one_is_drawn():
         (["x", "--sampler", "magic"], "must be one of"),
         (["x", "--preset", "nowhere"], "'nowhere' is not there"),
         (["x", "--bogus"], "--bogus"),
+        (["--from", "~no-such-user/a.png"], "cannot be read"),
+        (["x", "--image-prompt", "~no-such-user/a.png"], "a.png of --image-prompt cannot be read"),
     ],
     ids=str,
 )
