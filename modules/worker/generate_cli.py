@@ -80,7 +80,12 @@ class TerminalTask:
 
     def commit_image(self, index: int, relative_path: str, *_facts: object) -> None:  # noqa: ARG002
         self._show("")
-        self._out.write(f"{self._output_path / relative_path}\n")
+        line = f"{self._output_path / relative_path}\n"
+        try:
+            self._out.write(line)
+        except UnicodeEncodeError:  # the pictures to come matter more than how it looks
+            encoding = self._out.encoding
+            self._out.write(line.encode(encoding, "backslashreplace").decode(encoding))
         self._out.flush()
 
     def commit_skip(self, index: int) -> None:

@@ -110,6 +110,14 @@ def test_no_progress_line_where_nobody_looks(tmp_path):
     assert err.getvalue() == ""
 
 
+def test_a_path_that_the_terminal_cannot_spell_is_told_in_escapes(tmp_path):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", newline="\n")
+    task = generate_cli.TerminalTask(TaskSpec(seed=1), tmp_path / "€ 絵", out, io.StringIO())
+    task.commit_image(0, "a.png", "", 1, 1, 1)
+    path = str(tmp_path / "€ 絵" / "a.png").replace("絵", "\\u7d75")
+    assert out.buffer.getvalue().decode("cp1252") == f"{path}\n"
+
+
 @pytest.fixture
 def common(tmp_path):
     """Options of a quick picture that keep what is written in this test's folder."""
