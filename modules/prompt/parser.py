@@ -21,7 +21,7 @@ from modules.spec import limits
 
 ROUND_WEIGHT = 1.1
 BREAK = "BREAK"
-_EMBEDDING = "embedding:"
+EMBEDDING = "embedding:"
 _MARKS = re.compile(r"[\\()]")  # one character each: nothing to backtrack over
 _ESCAPABLE = frozenset("()[]{}<>|_,#\\")
 _NUMBER_CHARACTERS = 24
@@ -292,14 +292,14 @@ def _alone(neighbour: str) -> bool:
 
 def _names(text: str) -> Iterator[str]:
     """Names after `embedding:`, up to a blank, comma or colon."""
-    at = text.find(_EMBEDDING)
+    at = text.find(EMBEDDING)
     while at >= 0:
-        end = begin = at + len(_EMBEDDING)
+        end = begin = at + len(EMBEDDING)
         while end < len(text) and not (text[end].isspace() or text[end] in ",:"):
             end += 1
         if end > begin:
             yield text[begin:end]
-        at = text.find(_EMBEDDING, end)
+        at = text.find(EMBEDDING, end)
 
 
 # --- Printing ---------------------------------------------------------------------------------

@@ -314,12 +314,15 @@ class _Planner:
         return True
 
     def _notice(self, texts: Iterable[str]) -> None:
-        """What the parser says about each text, once."""
+        """What the parser says about each text, once; and every embedding, however long it takes,
+        for one that is missing must be known before the first picture is painted."""
         for text in texts:
+            may_name = parser.EMBEDDING in text and text not in self._seen
             if self._may_read(text):
-                parsed = parser.parsed(text)
-                self.notices |= dict.fromkeys(parsed.notices)
-                self.embeddings |= dict.fromkeys(parsed.embeddings)
+                self.notices |= dict.fromkeys(parser.parsed(text).notices)
+            if may_name:
+                self._seen.add(text)
+                self.embeddings |= dict.fromkeys(parser.parsed(text).embeddings)
 
 
 def _check_length(*groups: Sequence[str]) -> None:

@@ -116,6 +116,12 @@ def test_what_is_odd_becomes_a_notice(books):
     assert all(notice.endswith(".") for notice in found.notices)
 
 
+def test_embeddings_are_named_however_much_there_is_to_read(books):
+    much = "word " * 1_400
+    found = plan(books, f"{much} [[a, b, c, (embedding:late:1.2)]]", image_count=4)
+    assert found.embeddings == ("late",)
+
+
 def test_conflicts_are_said_in_words(books):
     found = plan(books, "sharp photo of a cat", negative_prompt="cat", styles="oil, film")
     assert set(found.conflicts) == {
