@@ -120,9 +120,13 @@ class Recipe(BaseModel):
         )
 
     def save_options(self, output_format: OutputFormat) -> dict[str, Any]:
-        """Keyword arguments for Pillow's `Image.save` that carry this recipe."""
+        """Keyword arguments for Pillow's `Image.save` that carry this recipe; without its `prompt`,
+        which follows from `spec`, where all of it is more than the format holds."""
         return carriers.save_options(
-            output_format, recipe=self.to_json(), parameters=self.parameters()
+            output_format,
+            recipe=self.to_json(),
+            parameters=self.parameters(),
+            shorter=self.model_copy(update={"prompt": None}).to_json(),
         )
 
 

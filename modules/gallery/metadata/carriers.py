@@ -4,8 +4,9 @@
     JPEG, WebP  EXIF UserComment in the Exif sub-IFD, as Unicode, for `parameters`;
                 an XMP packet with the recipe's JSON
 
-JPEG bounds each of the two to one 64 KB segment. A recipe that does not fit is written compressed;
-`parameters` that do not fit are left out, for the recipe says all of it.
+JPEG bounds each of the two to one 64 KB segment. A recipe that does not fit is written compressed,
+or else without what can be worked out again; `parameters` that do not fit are left out, for the
+recipe says all of it. No picture is lost for want of room.
 """
 
 import base64
@@ -23,6 +24,7 @@ from modules.spec.limits import METADATA_BYTES
 PNG_KEY = "easel"
 SOFTWARE = "Easel"
 _SEGMENT_BYTES = 64_000  # a JPEG segment holds 65,533 bytes; the rest is for headers
+_PACKET_BYTES = 65_533 - len(b"http://ns.adobe.com/xap/1.0/\0")  # of an XMP packet in one
 _XMP = re.compile(
     rb'<easel:recipe xmlns:easel="urn:easel:recipe:1" encoding="(json|zlib)">([^<]*)</easel:recipe>'
 )
@@ -43,17 +45,27 @@ BROKEN_FILE = (
 )
 
 
-def save_options(output_format: OutputFormat, *, recipe: str, parameters: str) -> dict[str, Any]:
-    """Keyword arguments for Pillow's `Image.save` that put both texts into the file."""
+def save_options(
+    output_format: OutputFormat, *, recipe: str, parameters: str, shorter: str = ""
+) -> dict[str, Any]:
+    """Keyword arguments for Pillow's `Image.save` that put both texts into the file.
+
+    shorter: takes the place of a recipe that a JPEG cannot hold. What does not fit is left out.
+    """
     if output_format is OutputFormat.PNG:
         chunks = PngImagePlugin.PngInfo()
         chunks.add_text("parameters", parameters)
         chunks.add_text(PNG_KEY, recipe)
         return {"pnginfo": chunks}
-    exif = exif_bytes(parameters)
-    if output_format is OutputFormat.JPEG and len(exif) > _SEGMENT_BYTES:
-        exif = exif_bytes("")
-    return {"exif": exif, "xmp": xmp_packet(recipe)}
+    exif, xmp = exif_bytes(parameters), xmp_packet(recipe)
+    if output_format is OutputFormat.JPEG:
+        if len(exif) > _SEGMENT_BYTES:
+            exif = exif_bytes("")
+        if len(xmp) > _PACKET_BYTES:
+            xmp = xmp_packet(shorter) if shorter else b""
+        if len(xmp) > _PACKET_BYTES:
+            xmp = b""
+    return {"exif": exif, "xmp": xmp}
 
 
 def read_recipe_text(source: str | BinaryIO) -> str | None:

@@ -50,6 +50,16 @@ def test_xmp_is_well_formed_xml():
     assert recipe.text == text.replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")
 
 
+def test_a_picture_is_saved_though_its_jpeg_has_room_for_no_recipe():
+    endless = np.random.default_rng(1).bytes(80_000).hex()
+    options = carriers.save_options(
+        OutputFormat.JPEG, recipe=endless, parameters=endless, shorter=endless
+    )
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer, format="JPEG", **options)
+    assert carriers.read_recipe_text(buffer) is None
+
+
 def test_a_compressed_bomb_is_refused():
     packet = carriers.xmp_packet("0" * 50_000_000)
     assert len(packet) < 100_000
