@@ -50,7 +50,8 @@ def image_type(data: bytes) -> str:
     """Media type of a picture that `read_image` reads; of anything else, that of bytes."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return f"image/{str(image.format).lower()}"
+            kind = str(image.format).lower()
+            return f"image/{'jpeg' if kind == 'mpo' else kind}"  # what phones put behind a JPEG
     except BROKEN_FILE:
         return "application/octet-stream"
 

@@ -67,6 +67,13 @@ def test_every_kind_gives_the_same_pixels(mode, image_format, options):
     assert image_type(data) == f"image/{image_format.lower()}"
 
 
+def test_a_phone_s_jpeg_with_more_behind_it_is_a_jpeg():
+    more = {"save_all": True, "append_images": [halves("L")], "quality": 95}
+    data = data_of(halves(), "MPO", **more)
+    assert image_type(data) == "image/jpeg"
+    is_halves(read_image(data))
+
+
 @pytest.mark.parametrize("image_format", ["WEBP", "GIF", "PNG"])
 def test_of_an_animation_the_first_frame_counts(image_format):
     others = [Image.new("RGB", (40, 20), colour) for colour in ("white", "black")]
