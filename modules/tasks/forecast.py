@@ -17,6 +17,7 @@ from typing import Any
 from modules.spec.flags import Sampler
 from modules.spec.image_prompt import ImagePrompt, ImagePromptType
 from modules.spec.task_spec import ResolvedSpec
+from modules.tasks.records import parse_resolved
 
 PICTURES_READ = 400
 _PICTURES_USED = 40  # of one checkpoint, newest first
@@ -80,28 +81,32 @@ def timings_of(rows: Iterable[Mapping[str, Any]]) -> list[Timing]:
 
     rows: `task_id`, `idx`, `created`, `peak` of each picture; `started`, `resolved` of its task
     and `image_prompts` as JSON; `server_start`, when the program was started before it, or None.
+    Those of a task that another version resolved, and this one cannot read, are left out.
     """
     pictures = list(rows)
     made = {(picture["task_id"], picture["idx"]): picture["created"] for picture in pictures}
-    specs: dict[str, ResolvedSpec] = {}
-    before: Mapping[str, Any] | None = None  # the picture before, of any task
+    specs: dict[str, ResolvedSpec | None] = {}
+    models: tuple[str, str] | None = None  # of the picture before, of any task
+    before = 0.0  # when that one was finished
     found = []
     for picture in reversed(pictures):
         task, index = picture["task_id"], picture["idx"]
         if task not in specs:
-            specs[task] = ResolvedSpec.model_validate_json(picture["resolved"])
+            specs[task] = parse_resolved(picture["resolved"])
+        resolved = specs[task]
+        if resolved is None:
+            models = None  # nobody knows which it left in memory
+            continue
         begun = picture["started"] if index == 0 else made.get((task, index - 1))
         cold = index == 0 and (
-            before is None
-            or _models(specs[before["task_id"]]) != _models(specs[task])
-            or before["created"] < (picture["server_start"] or 0.0)
+            models != _models(resolved) or before < (picture["server_start"] or 0.0)
         )
-        before = picture
+        models, before = _models(resolved), picture["created"]
         # where the one before was skipped, or the clock was set back, nothing is known
         if begun is not None and picture["created"] > begun:
             seconds, peak = picture["created"] - begun, picture["peak"]
             types = prompt_types(json.loads(picture["image_prompts"] or "[]"))
-            found.append(Timing(specs[task], seconds, cold, peak, types))
+            found.append(Timing(resolved, seconds, cold, peak, types))
     return found[::-1]
 
 

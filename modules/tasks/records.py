@@ -6,6 +6,8 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Self
 
+from pydantic import ValidationError
+
 from modules.spec.errors import Cancelled, Conflict, StudioError
 from modules.spec.flags import TaskState
 from modules.spec.quality import with_quality
@@ -45,18 +47,18 @@ class TaskRecord:
 
     @classmethod
     def from_row(cls, row: sqlite3.Row) -> Self:
-        """A row of the task table. A spec that is no longer valid is shown as an empty one."""
+        """A row of the task table. A spec that is no longer valid is shown as an empty one, what
+        it came to as None."""
         try:
             spec = parse_spec(row["spec"])
         except StudioError:
             spec = TaskSpec()
-        resolved = row["resolved"]
         return cls(
             number=row["number"],
             id=row["id"],
             owner=row["owner"],
             spec=spec,
-            resolved=ResolvedSpec.model_validate_json(resolved) if resolved else None,
+            resolved=parse_resolved(row["resolved"]),
             state=TaskState(row["state"]),
             attempt=row["attempt"],
             deaths=row["deaths"],
@@ -120,6 +122,14 @@ class Claim:
 def parse_spec(text: str) -> TaskSpec:
     """A stored spec. SpecError or LimitError if it is not valid for this version."""
     return TaskSpec.from_mapping(with_quality(json.loads(text)))
+
+
+def parse_resolved(text: str | None) -> ResolvedSpec | None:
+    """What a stored task came to; None where that is not known or not valid for this version."""
+    try:
+        return ResolvedSpec.model_validate_json(text) if text else None
+    except ValidationError:
+        return None
 
 
 def with_seed_of(spec: TaskSpec, owner: str, key: str | None) -> TaskSpec:

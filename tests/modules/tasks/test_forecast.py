@@ -169,6 +169,14 @@ def test_what_had_a_model_to_load_is_known():
     assert [timing.cold for timing in timings_of(rows)] == [True, False, True]
 
 
+def test_what_another_version_resolved_is_left_out_and_so_is_the_model_it_loaded():
+    newer = resolved().model_dump_json().replace('"karras"', '"of-tomorrow"')
+    rows = [row("c", 0, 209.0, started=200.0), row("b", 0, 150.0), row("a", 0, 107.0)]
+    rows[1] |= {"resolved": newer, "started": 120.0}
+    found = timings_of(rows)
+    assert [(timing.seconds, timing.cold) for timing in found] == [(9.0, True), (7.0, True)]
+
+
 def test_image_prompts_that_count_are_known():
     prompts = [
         {"type": "canny", "weight": None},

@@ -274,6 +274,14 @@ def test_a_spec_of_another_version_fails_alone(store, path):
     assert len(store.recent()) == 2
 
 
+def test_what_another_version_made_of_a_task_is_not_known(store, path):
+    task = store.submit(spec())
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE task SET resolved = ?", ('{"sampler": "of-tomorrow"}',))
+    connection.close()
+    assert [(record.id, record.resolved) for record in store.recent()] == [(task, None)]
+
+
 def test_a_task_of_an_older_program_is_painted_as_it_was_meant(store, path):
     old = store.submit(spec(), idempotency_key="k")
     with sqlite3.connect(path) as connection:
