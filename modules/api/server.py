@@ -149,6 +149,13 @@ def routes_once() -> Iterator[None]:
         routes.App.create_app = create
 
 
+_NOT_FREE = (
+    errno.EADDRINUSE,
+    getattr(errno, "WSAEADDRINUSE", errno.EADDRINUSE),
+    errno.EACCES,  # Windows keeps whole ranges of ports, other ones after each start
+)
+
+
 def open_listener(settings: Settings) -> socket.socket:
     """A listening socket: on the port asked for, or on the first free one from the default on.
 
@@ -160,11 +167,11 @@ def open_listener(settings: Settings) -> socket.socket:
         try:
             return _bind(settings.listen, port)
         except OSError as error:
-            if error.errno == errno.EACCES:
+            if error.errno == errno.EACCES and settings.port_is_explicit:
                 raise ConfigError(
                     f"Port {port} needs an administrator; choose one above 1023 with --port."
                 ) from None
-            if error.errno not in (errno.EADDRINUSE, getattr(errno, "WSAEADDRINUSE", -1)):
+            if error.errno not in _NOT_FREE:
                 raise ConfigError(
                     f"{settings.listen} is not an address of this computer; try --listen alone."
                 ) from None

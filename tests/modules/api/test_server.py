@@ -1,5 +1,6 @@
 """The server as a whole: ports, the second instance, the public link, and how it ends."""
 
+import errno
 import json
 import os
 import signal
@@ -58,6 +59,21 @@ def test_a_taken_default_port_leads_to_the_next_free_one(tmp_path):
     with open_listener(settings) as first, open_listener(settings) as second:
         assert first.getsockname()[1] == port
         assert second.getsockname()[1] > port
+
+
+def test_a_default_port_that_the_system_keeps_leads_to_the_next_too(tmp_path, monkeypatch):
+    port, bind = free_port(), socket.socket.bind
+
+    def kept(self, address):
+        if address[1] == port:
+            raise PermissionError(errno.EACCES, "kept")
+        bind(self, address)
+
+    monkeypatch.setattr(socket.socket, "bind", kept)
+    with open_listener(make_settings(tmp_path, port=port)) as listener:
+        assert listener.getsockname()[1] > port
+    with pytest.raises(ConfigError, match=f"Port {port} "):
+        open_listener(make_settings(tmp_path, port=port, port_is_explicit=True))
 
 
 def test_a_port_asked_for_that_is_taken_is_an_error(tmp_path):
