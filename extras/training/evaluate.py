@@ -1,6 +1,6 @@
 """`python3 launch.py evaluate-builtin`: what the built-in model's files do, measured.
 
-    evaluate-builtin --models models/builtin --detector .easel/training --count 300
+    evaluate-builtin --models models/builtin --detector models/builtin --count 300
 
 Every figure is computed from the files that are there; a row whose file is missing says so. The
 judge is the detector, whose own accuracy on pages that nobody trained on is the first row.
@@ -279,9 +279,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="launch.py evaluate-builtin", description="Measure the built-in model's files."
     )
     add = parser.add_argument
-    builtin, training = ROOT / "models" / "builtin", ROOT / ".easel" / "training"
+    builtin = ROOT / "models" / "builtin"
     add("--models", type=Path, default=builtin, help="the folder with the files")
-    add("--detector", type=Path, default=training, help="the folder with detector.safetensors")
+    add("--detector", type=Path, default=builtin, help="the folder with detector.safetensors")
     add("--count", type=whole(1), default=300, help="held-out prompts or pages for each figure")
     add("--steps", type=whole(1), default=20)
     add("--cfg", type=number(0), default=4.0)

@@ -64,7 +64,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "--trigger": ("lora",),
     "--title": ("lora",),
     "--finish": ("lora",),
-    "--output": ("decoder", "base", "lora", "fewstep", "ip", "control"),
+    "--output": ("decoder", "base", "detector", "lora", "fewstep", "ip", "control"),
     "--size": ("vae", "text", "base", "detector", "tower", "ip"),
 }
 """The stages that an option is for; the others would do nothing with it."""

@@ -60,13 +60,15 @@ class FactsStage(Stage):
         bf16: bool = True,
         held_out: int = HELD_OUT,
         teacher: Detector | None = None,
+        output: Path | None = None,
     ) -> None:
-        """folder: where the result goes. held_out: pages to measure its accuracy on. teacher: what
-        it sees is learned as well, by a network that can tell it."""
+        """folder: where the result goes; output: another for the network. held_out: pages to
+        measure its accuracy on. teacher: what it sees is learned as well, by a network that can
+        tell it."""
         self.name, self.pages, self.folder, self.device = name, pages, folder, device
         self.workers, self.bf16, self.held_out = workers, bf16, held_out
         self.model = network.to(device, memory_format=torch.channels_last)
-        self.teacher = teacher
+        self.teacher, self.output = teacher, output
         self.window_plan = window
         self.window: LatentWindow | None = None
 
@@ -122,11 +124,12 @@ class FactsStage(Stage):
 
         Raises TrainingFolderError.
         """
-        path = self.folder / self.model.file
-        write_weights(half(self.model.result()), path)
+        paths = [folder / self.model.file for folder in (self.folder, self.output) if folder]
+        for path in paths:
+            write_weights(half(self.model.result()), path)
         found = accuracy(self.model, range(self.held_out), self.pages.sizes)
         report = self.folder / f"{self.name}-accuracy.json"
         rounded = {name: {"right": round(s, 4), "of": n} for name, (s, n) in found.items()}
         with writing(f"The file {report.name}"):
             report.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
-        return [path, report]
+        return [*paths, report]

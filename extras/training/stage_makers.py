@@ -202,6 +202,7 @@ def make_facts_stage(args: argparse.Namespace, device: torch.device, scale: Scal
         workers=_workers(args),
         bf16=_bf16(args, device),
         teacher=teacher,
+        output=args.output,
     )
 
 

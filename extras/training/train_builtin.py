@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     add("--folder", type=Path, default=ROOT / ".easel" / "training", help="the run's folder")
-    add("--output", type=Path, help="base, and what goes on it: a second folder for the result")
+    add("--output", type=Path, help="of what ships: a second folder for the result")
     add("--start-from", type=Path, help=f"the model to begin with or to adapt (not {MODEL_FILE})")
     add("--finish", choices=sorted(FINISHES), help=f"lora: the look (default: {FIRST_LOOK})")
     add("--pictures", type=Path, help="lora: a folder of pictures and .txt captions instead")

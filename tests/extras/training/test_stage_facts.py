@@ -179,9 +179,11 @@ def test_pictures_of_every_ratio_are_taken(tmp_path):
 
 def test_a_finished_detector_comes_back_and_tells_its_accuracy(tmp_path):
     run = facts_run(tmp_path, "detector", steps=1)
+    run.stage.output = tmp_path / "shipped"
     assert run.train()
-    weights, report = run.finish()
+    weights, shipped, report = run.finish()
     assert weights.name == DETECTOR_FILE
+    assert shipped.read_bytes() == weights.read_bytes()
     loaded = load_detector(tmp_path, torch.device("cpu"))
     for name, weight in loaded.state_dict().items():
         shadow = run.ema.m_name2s_name.get(name)
