@@ -71,6 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     side = "vae, decoder: train on square pieces of this side, a multiple of 8 (0: whole pages)"
     add("--side", type=whole(0, step=8), help=side)
     add("--learning-rate", type=number(0, above=True))
+    rising = "steps over which the learning rate rises"
+    add("--warmup", type=whole(0), default=RunPlan.warmup, help=rising)
     add("--optimizer", choices=OPTIMIZERS, default="adamw", help="base, tower, ip, control: muon")
     add("--seed", type=whole(0, 2**32 - 1), default=0)
     add("--workers", type=whole(0), help="processes that draw (default: one less than the cores)")
@@ -131,6 +133,7 @@ def make_run(args: argparse.Namespace) -> Run:
         seed=args.seed,
         learning_rate=first(args.learning_rate, pace.learning_rate),
         optimizer=args.optimizer,
+        warmup=args.warmup,
         checkpoint_minutes=args.checkpoint_minutes,
         grid_minutes=args.grid_minutes,
         resume=args.resume,
