@@ -128,9 +128,11 @@ def _clip_names(weights: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         flat, dotted = TEXT_ROOTS[second]
         for module in _modules(weights, f"{encoder}."):
             place = f"{encoder}.{module}"
-            for root in flat:
-                yield root + module.replace(".", "_"), place
-            for root in (*dotted, f"{encoder}.", f"{encoder}.transformer."):
-                yield root + module, place
-                yield f"base_model.model.{root}{module}", place
-            yield f"text_encoders.{encoder}.transformer.{module}", place
+            # newer versions of transformers have no `text_model.` around an encoder
+            for theirs in dict.fromkeys((module, module.removeprefix("text_model."))):
+                for root in flat:
+                    yield root + theirs.replace(".", "_"), place
+                for root in (*dotted, f"{encoder}.", f"{encoder}.transformer."):
+                    yield root + theirs, place
+                    yield f"base_model.model.{root}{theirs}", place
+                yield f"text_encoders.{encoder}.transformer.{theirs}", place

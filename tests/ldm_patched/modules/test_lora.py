@@ -13,6 +13,7 @@ from ldm_patched.modules.lora import read_lora
 from ldm_patched.modules.lora_names import KeyMap, split_key
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy, Hardware
 from ldm_patched.modules.weight_file import open_weights
+from tests.support.clip_oracle import library_config
 from tests.support.engine_report import agree
 from tests.support.lora_files import (
     deltas,
@@ -232,6 +233,46 @@ def test_both_text_encoders_take_their_own_part(model, clip):
     assert torch.equal(again, plain)
 
 
+def adapter_of_peft(encoder):
+    """An adapter's tensors as diffusers' training scripts hand them over to be saved."""
+    peft = pytest.importorskip("peft")
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "out_proj"])
+    with torch.no_grad():
+        encoder.add_adapter(config)
+        for name, p in encoder.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(encoder))
+    return {name: t.detach().clone().contiguous() for name, t in layers.items()}
+
+
+def test_adapters_of_text_encoders_that_peft_writes_fit(clip, tmp_path):
+    from diffusers import StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    one = CLIPTextModel(library_config(64, 2, "quick_gelu"))
+    two = CLIPTextModelWithProjection(library_config(128, 3, "gelu", projection=128))
+    given = {"text_encoder": adapter_of_peft(one), "text_encoder_2": adapter_of_peft(two)}
+    StableDiffusionXLPipeline.save_lora_weights(
+        tmp_path, **{f"{name}_lora_layers": layers for name, layers in given.items()}
+    )
+    (path,) = tmp_path.glob("*.safetensors")
+    lora = read_lora(open_weights(path), None, clip)
+    assert lora.unmatched == ()
+    for layers, place, count in (
+        (given["text_encoder"], "clip_l", 2),
+        (given["text_encoder_2"], "clip_g", 3),
+    ):
+        mine = {name: patch for name, patch in lora.clip.items() if name.startswith(place)}
+        assert len(mine) == 2 * count
+        (_, (up, *_)) = mine[f"{place}.text_model.encoder.layers.1.self_attn.q_proj.weight"]
+        (theirs,) = (t for n, t in layers.items() if "layers.1.self_attn.q_proj" in n and "up" in n)
+        assert torch.equal(up, theirs)
+
+
 @pytest.mark.parametrize(
     ("name", "place"),
     [
@@ -241,6 +282,9 @@ def test_both_text_encoders_take_their_own_part(model, clip):
         ("clip_l.transformer.text_model.encoder.layers.0.mlp.fc1", "clip_l"),
         ("lora_te2_text_model_encoder_layers_0_mlp_fc1", "clip_g"),
         ("text_encoder_2.text_model.encoder.layers.0.mlp.fc1", "clip_g"),
+        ("text_encoder.encoder.layers.0.mlp.fc1", "clip_l"),
+        ("lora_te1_encoder_layers_0_mlp_fc1", "clip_l"),
+        ("text_encoder_2.encoder.layers.0.mlp.fc1", "clip_g"),
     ],
 )
 def test_text_encoders_are_known_by_these_names(clip, name, place):
