@@ -142,7 +142,7 @@ def _load_text_encoder(
 ) -> tuple[ClipTextModel, LoadReport] | None:
     names = {_in_text_model(key[len(prefix) :]): key for key in _keys(file, prefix)}
     is_openclip = "token_embedding.weight" in names
-    shapes = {ours: tuple(file[key].shape) for ours, key in names.items()}
+    shapes = {ours: tuple(file.outline(key).shape) for ours, key in names.items()}
     sources = {file.source_of(key) for key in names.values()} - {file.name}
     words = " with ".join([file.name, *sorted(sources)])
     with utils.sound_shapes(words):

@@ -254,7 +254,7 @@ def load(path: str | Path, policy: DevicePolicy | None = None) -> ClipVisionMode
 def load_tower(file: WeightFile, policy: DevicePolicy) -> ClipVisionModel:
     """As `load`, from a file that is open."""
     with utils.sound_shapes(file.name):
-        config = detect_config({name: tuple(tensor.shape) for name, tensor in file.items()})
+        config = detect_config({name: tuple(file.outline(name).shape) for name in file})
         with torch.device("meta"):
             tower = None if config is None else ClipVisionTower(config)
     if tower is None:

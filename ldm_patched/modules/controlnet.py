@@ -55,7 +55,7 @@ def _load(file: WeightFile, policy: DevicePolicy) -> ControlBase:
         return ControlLora(file.name, weights, policy.device, policy.unet_compute_dtype)
     adapter_names = from_original(list(file))
     adapter_config = detect_adapter_config(
-        {ours: tuple(file[name].shape) for name, ours in adapter_names.items()}
+        {ours: tuple(file.outline(name).shape) for name, ours in adapter_names.items()}
     )
     if adapter_config is not None:
         with torch.device("meta"):
@@ -63,7 +63,7 @@ def _load(file: WeightFile, policy: DevicePolicy) -> ControlBase:
         patcher = _filled(file, adapter, adapter_names, "T2I-Adapter", policy)
         return T2IAdapter(file.name, patcher, policy.unet_compute_dtype)
     names = short_names(list(file))
-    found = detect_control_config({ours: tuple(file[n].shape) for n, ours in names.items()})
+    found = detect_control_config({ours: tuple(file.outline(n).shape) for n, ours in names.items()})
     if found is None or any(name.startswith(("task_embedding", "control_add_")) for name in file):
         raise _no_control(file)
     network = cldm.ControlNet(*found, device="meta")

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ldm_patched.modules.weight_file import outline_of
+
 # Searched in order; the first pattern that fits a name decides.
 NAMES: tuple[tuple[str, str], ...] = (
     (r"double_blocks|single_transformer_blocks|single_blocks", "Flux"),
@@ -34,7 +36,7 @@ def likely_lora_family(lora: Mapping[str, Tensor]) -> str | None:
             return family
     for key in lora:
         if CROSS_ATTENTION.search(key) and READS_INPUT.search(key):
-            family = WIDTHS.get(lora[key].shape[-1])
+            family = WIDTHS.get(outline_of(lora, key).shape[-1])
             if family is not None:
                 return family
     if any(key.startswith(("lora_te1_", "lora_te2_", "text_encoder_2.")) for key in lora):

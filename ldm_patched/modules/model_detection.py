@@ -7,6 +7,7 @@ from typing import Any
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
 from ldm_patched.modules.errors import UnsupportedModel
 from ldm_patched.modules.supported_models import BASE, MODELS, UNET_PREFIX
+from ldm_patched.modules.weight_file import outline_of
 from ldm_patched.modules.weight_header import count_of
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -18,8 +19,8 @@ KNOWN = "Stable Diffusion 1, 2 or SDXL"
 def shapes_under(state_dict: Mapping[str, Any], prefix: str) -> dict[str, tuple[int, ...]]:
     """Names without the prefix, and shapes, of what is under it."""
     return {
-        key[len(prefix) :]: tuple(value.shape)
-        for key, value in state_dict.items()
+        key[len(prefix) :]: tuple(outline_of(state_dict, key).shape)
+        for key in state_dict
         if key.startswith(prefix)
     }
 

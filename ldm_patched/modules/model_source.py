@@ -72,6 +72,10 @@ class JoinedWeights(WeightFile):
         file, theirs = self._places[key]
         return file.load(theirs, dtype, memory_format)
 
+    def outline(self, key: str) -> Tensor:
+        file, theirs = self._places[key]
+        return file.outline(theirs)
+
     def source_of(self, key: str) -> str:
         file, theirs = self._places[key]
         return file.source_of(theirs)
@@ -163,7 +167,7 @@ def find_text_encoders(file: WeightFile) -> list[TextEncoder]:
     """The CLIP text encoders in a file, whatever stands before their names."""
     found = []
     for key in file:
-        shape = file[key].shape if key.endswith(TOKENS) else ()
+        shape = file.outline(key).shape if key.endswith(TOKENS) else ()
         if len(shape) == 2:
             root = key.removesuffix(TOKENS).removesuffix("embeddings.").removesuffix("text_model.")
             found.append(TextEncoder(file, root, shape[1]))
@@ -172,8 +176,8 @@ def find_text_encoders(file: WeightFile) -> list[TextEncoder]:
 
 def _families(places: Places) -> tuple[UNetConfig | None, list[type[BASE]]]:
     """(the dimensions of the UNet, the families with texts that have such)."""
-    meta = {key: file[theirs] for key, (file, theirs) in places.items() if UNET_PREFIX in key}
-    config = detect_unet_config(meta)
+    unet = {key: place for key, place in places.items() if UNET_PREFIX in key}
+    config = detect_unet_config({key: file.outline(theirs) for key, (file, theirs) in unet.items()})
     if config is None:
         return None, []
     return config, [f for f in MODELS if f.matches(config) and f.text_encoder_prefixes]

@@ -125,7 +125,8 @@ def _require_floats(file: WeightFile) -> None:
 
     Buffers that are no weights (position_ids) may be whole numbers.
     """
-    for key, tensor in file.items():
+    for key in file:
+        tensor = file.outline(key)
         if tensor.ndim > 1 and not tensor.is_floating_point() and not IGNORED.search(key):
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UnsupportedModel(

@@ -13,7 +13,7 @@ import operator
 from collections.abc import Iterator, Mapping, MutableMapping
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -54,12 +54,21 @@ class WeightFile(Mapping[str, Tensor]):
         tensor = self.mapped(key)
         return _arrange(_cast(tensor, dtype), memory_format)
 
+    def outline(self, key: str) -> Tensor:
+        """A tensor of the same shape and kind of numbers, which need not be read for it."""
+        return self.mapped(key)
+
     def source_of(self, key: str) -> str:  # noqa: ARG002 - of several files only JoinedWeights is
         """The name of the file that has the tensor."""
         return self.name
 
     def __getitem__(self, key: str) -> Tensor:
         return self.mapped(key)
+
+
+def outline_of(weights: Mapping[str, Any], key: str) -> Any:
+    """What has the tensor's shape and dtype; nothing is read for it if `weights` is a file."""
+    return weights.outline(key) if isinstance(weights, WeightFile) else weights[key]
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -125,6 +134,10 @@ class SafetensorsFile(WeightFile):
                 return self._read(entry, torch.empty(entry.shape, dtype=entry.dtype))
             self._mapped[key] = self._map(entry)
         return self._mapped[key]
+
+    def outline(self, key: str) -> Tensor:
+        entry = self.entries[key]
+        return torch.empty(entry.shape, dtype=entry.dtype, device="meta")
 
     def _map(self, entry: Entry) -> Tensor:
         if self._storage is None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ldm_patched.modules import sd
+from ldm_patched.modules import sd, weight_file
 from ldm_patched.modules.errors import CorruptModelFile, UnsupportedModel
 from ldm_patched.modules.model_detection import model_config_from_unet
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy, Hardware
@@ -137,6 +137,26 @@ def test_every_precision_of_the_file_loads(tmp_path, dtype):
     model, clip, vae, _ = load(path)
     parts = (model.model.diffusion_model, clip.cond_stage_model, vae.first_stage_model)
     assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
+
+
+def test_a_file_whose_header_has_an_odd_length_is_read_once(tmp_path, tiny, monkeypatch):
+    """Its tensors cannot be mapped where they lie, and each look at one would read all of it."""
+    content = tiny.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end].rstrip()
+    header += b" " * (9 - len(header) % 8)
+    odd = tmp_path / "odd.safetensors"
+    odd.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
+    sizes = []
+    read = weight_file.SafetensorsFile._read
+
+    def counted(self, entry, target):
+        sizes.append(entry.end - entry.start)
+        return read(self, entry, target)
+
+    monkeypatch.setattr(weight_file.SafetensorsFile, "_read", counted)
+    assert None not in load(odd)[:3]
+    assert sum(sizes) <= len(content) - end
 
 
 def test_a_pickled_checkpoint_loads_the_same(tmp_path, loaded):

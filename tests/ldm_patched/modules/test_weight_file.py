@@ -113,6 +113,16 @@ def test_tensors_that_are_misaligned_for_their_type_are_read(tmp_path):
     assert found["b"].tolist() == [1.5, -2.0]
 
 
+def test_shape_and_kind_are_told_without_reading(sound, monkeypatch):
+    file = open_weights(sound)
+    monkeypatch.setattr(weight_file.SafetensorsFile, "_map", None)
+    monkeypatch.setattr(weight_file.SafetensorsFile, "_read", None)
+    for name, tensor in TENSORS.items():
+        told = weight_file.outline_of(file, name)
+        assert (told.shape, told.dtype) == (tensor.shape, tensor.dtype)
+    assert weight_file.outline_of(TENSORS, "c") is TENSORS["c"]
+
+
 def test_lazy_weights_can_be_taken_one_by_one(sound):
     lazy = LazyWeights(open_weights(sound), prefix="a", dtype=torch.float32)
     assert list(lazy) == ["a.weight"]
