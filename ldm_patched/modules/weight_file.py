@@ -10,7 +10,7 @@ it does not, since then no more than one tensor is held twice, whatever the file
 """
 
 import operator
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Set
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +26,7 @@ from ldm_patched.modules.weight_header import (
     read_header,
 )
 from ldm_patched.modules.weight_pickle import read_pickle
+from ldm_patched.modules.weight_scales import find_scales
 
 AT_A_TIME = 1024 * 1024
 """Bytes that are read before they are cast: so few stay in the processor's cache meanwhile."""
@@ -201,6 +202,46 @@ class SafetensorsFile(WeightFile):
         return CorruptModelFile(f"{self.name} changed while it was read. Load it again.")
 
 
+class ScaledWeights(WeightFile):
+    """A file's weights multiplied by the scales beside them, in float32 where they have one."""
+
+    def __init__(self, file: WeightFile, scales: Mapping[str, Tensor], left_out: Set[str]) -> None:
+        """scales: by the names of their weights; left_out: names that are no weights."""
+        self.name, self.metadata = file.name, file.metadata
+        self._file, self._scales = file, scales
+        self._keys = dict.fromkeys(key for key in file if key not in left_out)
+
+    def mapped(self, key: str) -> Tensor:
+        return self.load(key) if key in self._scales else self._file.mapped(key)
+
+    def load(
+        self,
+        key: str,
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
+        if key not in self._scales:
+            return self._file.load(key, dtype, memory_format)
+        with torch.inference_mode(False):
+            weight = self._file.load(key, torch.float32, memory_format) * self._scales[key]
+            return _arrange(_cast(weight, dtype), memory_format)
+
+    def outline(self, key: str) -> Tensor:
+        found = self._file.outline(key)
+        if key not in self._scales:
+            return found
+        return torch.empty_like(found, dtype=torch.float32, device="meta")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
 _INTEGERS = tuple(t for t in DTYPES.values() if not t.is_floating_point)
 
 
@@ -218,7 +259,12 @@ def open_weights(path: str | Path) -> WeightFile:
     Raises CorruptModelFile, UnsafeModelFile or UnsupportedModel, and OSError (FileNotFoundError
     among them) if the disk does not give it; the file is left as it is.
     """
-    path = Path(path)
+    file = _open(Path(path))
+    scales, left_out = find_scales(file)
+    return ScaledWeights(file, scales, left_out) if left_out else file
+
+
+def _open(path: Path) -> WeightFile:
     if path.is_dir():
         raise UnsupportedModel(f"{path.name} is a folder where a file is wanted. Choose another.")
     with path.open("rb") as file:
