@@ -29,9 +29,11 @@ def softened(index: int, count: int, softness: float) -> float:
 
 def require_same_plan(name: str, made_for: UNetConfig, network: UNetConfig) -> None:
     """Raises UnsupportedModel unless additions for `made_for` fit `network`."""
+    reads_text = made_for.context_dim is not None  # one without attention goes with any text
 
     def plan(c: UNetConfig) -> tuple[Any, ...]:
-        return c.model_channels, c.channel_mult, c.num_res_blocks, c.context_dim, c.num_classes
+        text = c.context_dim if reads_text else None
+        return c.model_channels, c.channel_mult, c.num_res_blocks, text, c.num_classes
 
     if plan(made_for) == plan(network) and made_for.adm_in_channels == network.adm_in_channels:
         return

@@ -101,6 +101,7 @@ def detect_unet_config(
         num_res_blocks=tuple(counts),
         transformer_depth=tuple(depths),
         transformer_depth_middle=_middle_depth(shapes),
+        projects_middle=_middle_depth(shapes) == 0 and "middle_block.1.proj_in.weight" in shapes,
         transformer_depth_output=tuple(_depth(shapes, f"output_blocks.{n}.1") for n in ups),
         context_dim=next(iter(contexts), None),
         num_classes="sequential" if label else levels[0] if levels else None,

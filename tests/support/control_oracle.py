@@ -1,5 +1,6 @@
 """diffusers' ControlNets and T2I-Adapters with random weights, and files in their layouts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,6 +37,14 @@ SD1_LIKE = UNetConfig(
     use_linear_in_transformer=False,
     num_heads=8,
 )
+# without attention, as diffusers' small ControlNets for SDXL are
+SMALL = replace(
+    SDXL_LIKE,
+    transformer_depth=(0,) * 6,
+    transformer_depth_middle=0,
+    projects_middle=True,
+    context_dim=None,
+)
 
 
 def diffusers_controlnet(config: UNetConfig, seed: int = 5) -> nn.Module:
@@ -46,13 +55,16 @@ def diffusers_controlnet(config: UNetConfig, seed: int = 5) -> nn.Module:
     depths = list(config.transformer_depth)
     downs = [[depths.pop(0) for _ in range(count)] for count in config.num_res_blocks]
     sized = config.num_classes is not None
+    layers = [max(d[0], 1) for d in downs]
+    if config.projects_middle:
+        layers[-1] = 0
     model = ControlNetModel(
         block_out_channels=widths,
         layers_per_block=config.num_res_blocks[0],
         down_block_types=["CrossAttnDownBlock2D" if d[0] else "DownBlock2D" for d in downs],
-        transformer_layers_per_block=[max(d[0], 1) for d in downs],
+        transformer_layers_per_block=layers,
         attention_head_dim=[config.heads_of(w)[0] for w in widths],
-        cross_attention_dim=config.context_dim,
+        cross_attention_dim=config.context_dim or 80,
         use_linear_projection=config.use_linear_in_transformer,
         addition_embed_type="text_time" if sized else None,
         addition_time_embed_dim=256 if sized else None,
@@ -131,7 +143,7 @@ class Inputs:
         g = torch.Generator().manual_seed(1)
         self.x = torch.randn(batch, 4, size, size, generator=g)
         self.t = torch.tensor([981.0, 3.0])[:batch]
-        self.context = torch.randn(batch, 77, config.context_dim, generator=g)
+        self.context = torch.randn(batch, 77, config.context_dim or 80, generator=g)
         self.pooled = torch.randn(batch, POOLED, generator=g)
         self.sizes = [1216, 832, 16, 8, 1152, 896]
         numbers = timestep_embedding(torch.tensor(self.sizes), 256).flatten()

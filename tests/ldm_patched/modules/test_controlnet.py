@@ -1,5 +1,7 @@
 """Control files: each layout is known and loads whole, bad ones are refused; sampling with them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import save
@@ -21,6 +23,7 @@ from ldm_patched.t2ia.adapter import Adapter, AdapterConfig
 from tests.support.control_oracle import (
     SD1_LIKE,
     SDXL_LIKE,
+    SMALL,
     Inputs,
     call_controlnet,
     diffusers_controlnet,
@@ -41,7 +44,7 @@ def load(path, model=None):
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "", "control_model."])
-@pytest.mark.parametrize("config", [SDXL_LIKE, SD1_LIKE], ids=["sdxl", "sd1"])
+@pytest.mark.parametrize("config", [SDXL_LIKE, SD1_LIKE, SMALL], ids=["sdxl", "sd1", "small"])
 def test_a_controlnet_loads_whole_from_every_layout(tmp_path, config, layout):
     theirs, inputs = diffusers_controlnet(config), Inputs(config)
     weights = dict(theirs.state_dict())
@@ -56,6 +59,14 @@ def test_a_controlnet_loads_whole_from_every_layout(tmp_path, config, layout):
         found = network(inputs.x, hint, inputs.t, inputs.context, inputs.y)
     for a, b in zip(found, call_controlnet(theirs, inputs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+
+
+def test_a_control_without_attention_goes_with_any_text(tmp_path, model):
+    path = write(tmp_path / "small.safetensors", dict(diffusers_controlnet(SMALL).state_dict()))
+    control = load(path)
+    control.check_fits(SimpleNamespace(diffusion_model=SimpleNamespace(config=SDXL_LIKE)))
+    with pytest.raises(UnsupportedModel, match="small.safetensors is made for"):
+        control.check_fits(model)
 
 
 def test_a_pickle_of_plain_weights_loads_too(tmp_path):

@@ -219,23 +219,22 @@ class BlockMaker:
 
     def transformers(self, channels: int, depth: int) -> list[SpatialTransformer]:
         """One SpatialTransformer of so many blocks, in a list; none for depth 0."""
-        if depth == 0:
-            return []
+        return [self._transformer(channels, depth)] if depth else []
+
+    def _transformer(self, channels: int, depth: int) -> SpatialTransformer:
         heads, width = self.config.heads_of(channels)
         context_only = channels in self.config.context_only_widths
-        return [
-            self.transformer_class(
-                channels,
-                heads,
-                width,
-                depth,
-                self.config.context_dim,
-                use_linear=self.config.use_linear_in_transformer,
-                use_checkpoint=self.use_checkpoint,
-                **({"disable_self_attn": True} if context_only else {}),
-                **self.placed,
-            )
-        ]
+        return self.transformer_class(
+            channels,
+            heads,
+            width,
+            depth,
+            self.config.context_dim,
+            use_linear=self.config.use_linear_in_transformer,
+            use_checkpoint=self.use_checkpoint,
+            **({"disable_self_attn": True} if context_only else {}),
+            **self.placed,
+        )
 
     def input_blocks(self) -> tuple[nn.ModuleList, list[int]]:
         """The blocks, and the channels of each one's output."""
@@ -264,8 +263,8 @@ class BlockMaker:
             return None
         channels = c.model_channels * c.channel_mult[-1]
         layers: list[nn.Module] = [self.res_block(channels, channels)]
-        if c.transformer_depth_middle > 0:
-            layers += self.transformers(channels, c.transformer_depth_middle)
+        if c.transformer_depth_middle > 0 or c.projects_middle:
+            layers.append(self._transformer(channels, c.transformer_depth_middle))
             layers.append(self.res_block(channels, channels))
         return TimestepEmbedSequential(*layers)
 

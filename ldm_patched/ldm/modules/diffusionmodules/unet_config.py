@@ -18,6 +18,8 @@ class UNetConfig:
     """Transformer blocks after each residual block on the way down."""
     transformer_depth_middle: int | None = 10
     """Transformer blocks in the middle; 0: one residual block alone; None: no middle at all."""
+    projects_middle: bool = False
+    """A middle of depth 0 has a transformer without blocks, too, and a residual block after it."""
     transformer_depth_output: tuple[int, ...] = (10, 10, 10, 2, 2, 2, 0, 0, 0)
     """Transformer blocks after each residual block on the way up."""
     context_dim: int | None = 2048
