@@ -9,7 +9,7 @@ onto clones with `add_patches`, and so comes off without a trace.
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,8 @@ Parts = Mapping[str, Tensor]
 class Lora:
     """A file as patches. unet, clip: by names in those parts' state dicts.
 
-    modules: how many the file names; unmatched: names in the file that fit nothing here.
+    modules: how many the file names; unmatched: names in the file that fit nothing here, or are of
+    a kind that is not applied.
     """
 
     name: str
@@ -41,10 +42,20 @@ class Lora:
     unmatched: tuple[str, ...] = ()
 
     @property
+    def used(self) -> int:
+        """How many of the modules are used with all that the file says of them."""
+        return self.modules - len(set(map(_module_of, self.unmatched)))
+
+    @property
     def coverage(self) -> float:
         """The share of the file's modules that are used, 0..1."""
-        rest = {(split_key(key) or (key, ""))[0] for key in self.unmatched}
-        return 1.0 - len(rest) / self.modules if self.modules else 0.0
+        return self.used / self.modules if self.modules else 0.0
+
+
+def _module_of(key: str) -> str:
+    """The module that a name in a file speaks of, whatever it ends in."""
+    known = split_key(key)
+    return known[0] if known is not None else key.rpartition(".")[0] or key
 
 
 # --- Forms ------------------------------------------------------------------------------------
@@ -102,6 +113,15 @@ def weight_patch_of(parts: Parts, alpha: float | None) -> WeightPatch | None:
     return patch
 
 
+def _read_parts(parts: Iterable[str]) -> set[str]:
+    """Those of the parts that `weight_patch_of` reads."""
+    parts = set(parts)
+    form = next((names for names, _ in FORMS if names & parts), None)
+    if form is None:
+        return set()
+    return parts & {*form, "magnitude" if "magnitude" in parts else "dora_scale"}
+
+
 # --- Reading ----------------------------------------------------------------------------------
 
 
@@ -143,8 +163,9 @@ class _Reader:
             if place is None:
                 unmatched += parts.values()
                 continue
-            fitting += 1
-            unmatched += self._take(module, parts, *place)
+            left = self._take(module, parts, *place)
+            fitting += len(left) < len(parts)
+            unmatched += left
         if not fitting:
             raise self._nothing_fits()
         if unmatched:
@@ -156,9 +177,8 @@ class _Reader:
                 len(self.lora),
                 some,
             )
-        return Lora(
-            self.name, self.patches[UNET], self.patches[CLIP], len(modules), tuple(unmatched)
-        )
+        count = len(set(map(_module_of, self.lora)))
+        return Lora(self.name, self.patches[UNET], self.patches[CLIP], count, tuple(unmatched))
 
     def _modules(self) -> tuple[dict[str, dict[str, str]], list[str]]:
         """(module → part → name in the file, names that are no part of a form)."""
@@ -173,7 +193,7 @@ class _Reader:
         return modules, rest
 
     def _take(self, module: str, parts: dict[str, str], part: str, place: str) -> list[str]:
-        """Make the patches of one module; the names of parts that it has no weight for."""
+        """Make the patches of one module; the names in the file of parts that go into none."""
         tensors = {name: self._load(key) for name, key in parts.items()}
         alpha = tensors.pop("alpha", None)
         if alpha is not None and not alpha.numel():
@@ -189,14 +209,15 @@ class _Reader:
                 f"{self.name} is damaged: a part ({error.args[0]}) of {module} is missing. "
                 "Download it again."
             ) from None
+        used = _read_parts(tensors)
         if patch is not None:
             self._add(part, f"{place}.weight", patch)
-        if bias is None:
-            return []
-        if f"{place}.bias" not in self.key_map.weights[part]:
-            return [parts["bias"]]
-        self._add(part, f"{place}.bias", ("diff", (bias,)))
-        return []
+        if bias is not None and f"{place}.bias" in self.key_map.weights[part]:
+            self._add(part, f"{place}.bias", ("diff", (bias,)))
+            used.add("bias")
+        if used:
+            used.add("alpha")  # which says nothing by itself
+        return [key for name, key in parts.items() if name not in used]
 
     def _load(self, key: str) -> Tensor:
         tensor = self.lora[key]
@@ -231,6 +252,10 @@ class _Reader:
 
     def _nothing_fits(self) -> UnsupportedModel:
         remedy = f"Choose a LoRA made for {self.family}."
+        if any(".oft_" in key for key in self.lora):
+            return UnsupportedModel(
+                f"{self.name} is an OFT, a kind of adapter that Easel does not apply. {remedy}"
+            )
         family = likely_lora_family(self.lora)
         if family is not None:
             return UnsupportedModel(

@@ -75,6 +75,7 @@ class Job:
     refiner: "LoadedModel | None" = None  # prompts; with the LoRAs of the current picture that fit
     plan: PromptPlan | None = None  # prompts
     lora_files: dict[str, ModelFile] = field(default_factory=dict)  # prompts; by name
+    lora_notes: dict[str, str] = field(default_factory=dict)  # prompts; of those that fit in part
     base: "LoadedModel | None" = None  # prompts; the checkpoint as it is
     model: "LoadedModel | None" = None  # prompts; with the LoRAs of the current picture
     control_tasks: tuple[Any, ...] = ()  # control; objects with attach(unet)

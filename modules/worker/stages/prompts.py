@@ -60,7 +60,11 @@ def run(job: Job, studio: "Studio") -> None:
         loras.append(job.mode_lora)
     for file in loras:
         job.check_stop()
-        studio.pipeline.lora(job.base, file)
+        found = studio.pipeline.lora(job.base, file)
+        if found.coverage < 1:
+            job.lora_notes[file.name] = (
+                f"{file.name} is used in part: {found.used} of its {found.modules} layers fit"
+            )
     studio.hashes.compute_soon(job.file, *loras)
 
 

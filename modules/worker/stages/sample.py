@@ -25,6 +25,8 @@ def run(job: Job, studio: "Studio") -> None:
     preview = LivePreview(studio.threads, job.task.emit, job.preview_pace)
     previewer = job.model.previewer
     images = job.settled.seeds
+    notes = [IN_PARTS] if job.is_sparing else []
+    notes += [job.lora_notes[use.file] for use in job.lora_uses if use.file in job.lora_notes]
 
     def tell(step: int, steps: int) -> None:
         later = sum(index not in job.task.done_indices for index in range(len(images))[job.index :])
@@ -35,7 +37,7 @@ def run(job: Job, studio: "Studio") -> None:
                 step=step,
                 steps=steps,
                 seconds_left=job.clock.seconds_left(steps - step, later - 1, steps),
-                note=IN_PARTS if job.is_sparing else "",
+                note="; ".join(notes),
             )
         )
 

@@ -351,6 +351,43 @@ def test_a_bias_where_the_model_has_none_is_told(model):
     assert lora.unmatched == (f"{KEY}.diff_b",)
 
 
+@pytest.mark.parametrize(
+    ("extra", "used"),
+    [
+        ({"diff": (128, 128)}, {"lora_up.weight", "lora_down.weight", "alpha"}),
+        ({"dora_scale": (128, 1), "lora_magnitude_vector": (128,)},
+         {"lora_up.weight", "lora_down.weight", "alpha", "lora_magnitude_vector"}),
+        ({"diff_b": (128,)}, {"lora_up.weight", "lora_down.weight", "alpha"}),
+    ],
+)  # fmt: skip
+def test_parts_that_no_patch_takes_are_told(model, extra, used):
+    shapes = {"lora_up.weight": (128, 2), "lora_down.weight": (2, 128), "alpha": (1,), **extra}
+    file = {f"{KEY}.{part}": of_shape(*shape) for part, shape in shapes.items()}
+    lora = read_lora(file, model)
+    assert set(lora.unet) == {WEIGHT}
+    assert set(lora.unmatched) == {f"{KEY}.{part}" for part in shapes.keys() - used}
+    assert (lora.used, lora.coverage) == (0, 0.0)
+
+
+@pytest.mark.parametrize("part", ["alpha", "dora_scale", "lora_magnitude_vector"])
+def test_a_module_with_nothing_to_add_does_not_fit(model, part):
+    alone = {f"{NORM}.{part}": torch.ones(1)}
+    with pytest.raises(UnsupportedModel, match="fits no part"):
+        read_lora(alone, model)
+    lora = read_lora(alone | {f"{KEY}.diff": of_shape(128, 128)}, model)
+    assert lora.unmatched == tuple(alone)
+    assert (lora.used, lora.modules) == (1, 2)
+
+
+def test_an_oft_is_refused_by_its_name_and_told_beside_others(model):
+    oft = {f"{NORM}.oft_blocks": torch.zeros(4, 8, 8), f"{NORM}.alpha": torch.tensor(1.0)}
+    with pytest.raises(UnsupportedModel, match="is an OFT, a kind of adapter that Easel does not"):
+        read_lora(oft, model)
+    lora = read_lora(oft | {f"{KEY}.diff": of_shape(128, 128)}, model)
+    assert set(lora.unmatched) == set(oft)
+    assert lora.coverage == 0.5
+
+
 # --- reversal -----------------------------------------------------------------------------------
 
 

@@ -154,6 +154,15 @@ def test_a_lora_for_another_model_fails_before_the_first_picture(studio, loras):
     assert run(studio).state is TaskState.DONE
 
 
+def test_a_lora_that_fits_in_part_is_said_beside_the_steps(studio, loras):
+    odd = {"no.such.layer": torch.empty(8, 8), "nor.this": torch.empty(8, 8)}
+    put_lora(studio, "odd.safetensors", (UNET, UNET_LAYERS | odd))
+    task = run(studio, prompt="a red house [[<lora:odd:0.1>, <lora:ink:0.1>]]", image_count=2)
+    assert task.state is TaskState.DONE, task.message
+    notes = {progress.image: progress.note for progress in task.progress}
+    assert notes == {1: "odd.safetensors is used in part: 4 of its 6 layers fit", 2: ""}
+
+
 def test_a_damaged_lora_is_named_and_the_model_lives_on(studio, loras):
     plain = pixels(studio)
     path = studio.settings.models_path / "loras" / "ink.safetensors"
