@@ -294,6 +294,10 @@ def free_memory(device: torch.device) -> int:
 
 
 def soft_empty_cache(device: torch.device) -> None:
-    """Give memory that PyTorch keeps for reuse back to the device's driver."""
+    """Give memory that PyTorch keeps for reuse back to the device's driver; on CUDA that on the
+    host, too, which is locked and so of no use to anybody else."""
     if device.type in ("cuda", "xpu", "mps"):
         getattr(torch, device.type).empty_cache()
+    host = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)
+    if device.type == "cuda" and host is not None:
+        host()

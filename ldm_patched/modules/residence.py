@@ -164,6 +164,9 @@ class Residence:
         set_weight(self.model, name, weight)
         if keeps_old:
             self.retire(old)
+            if self.transfer is not None:
+                with torch.inference_mode(False):
+                    old.data = self.transfer.unpin(old.data)  # locked memory is for what moves
         else:
             self._hosts.pop(old, None)
             with torch.inference_mode(False):
@@ -177,8 +180,6 @@ class Residence:
         self.retire(new)
         if self._streamer is not None:
             self._streamer.forget_ahead()
-            with torch.inference_mode(False):
-                new.data = self.transfer.pin(new.data)
 
     def on_device(self, tensor: Tensor) -> Tensor:
         """The tensor's numbers where the network computes; a copy if they are on the host."""

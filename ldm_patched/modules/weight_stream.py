@@ -53,6 +53,10 @@ class Transfer:
         """The tensor in host memory that copies best, itself where there is no such."""
         return tensor
 
+    def unpin(self, tensor: Tensor) -> Tensor:
+        """The tensor in host memory of the common kind, for one that is not to be copied."""
+        return tensor
+
     def buffer(self, size: int) -> Tensor:
         """So many bytes on the device."""
         return torch.empty(size, dtype=torch.uint8, device=self.device)
@@ -87,6 +91,9 @@ class CudaTransfer(Transfer):
 
     def pin(self, tensor: Tensor) -> Tensor:
         return pinned(tensor)
+
+    def unpin(self, tensor: Tensor) -> Tensor:
+        return tensor.clone() if tensor.is_pinned() else tensor
 
     def copy(self, slot: "_Slot", pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         if self._stream is None:
@@ -222,7 +229,8 @@ class WeightStreamer:
             self._slots = [_Slot(transfer.buffer(size)) for _ in range(count)]
         for slot in self._slots:  # whose memory may be that of something still computing
             transfer.after_use(slot)
-        self._pin()
+        # Pinned when it is first fetched: a merge may put others in the weights' places before.
+        self._pinned: set[StreamUnit] = set()
         self._handles: list[Any] = []
         for unit in self.units:
             self._handles += [
@@ -240,6 +248,7 @@ class WeightStreamer:
 
     def forget_ahead(self) -> None:
         """What was fetched ahead is of weights that have changed since."""
+        self._pinned.clear()
         for slot in self._slots:
             if not slot.is_used:
                 slot.unit = None
@@ -254,18 +263,19 @@ class WeightStreamer:
         self._transfer.close()
         self._slots.clear()
 
-    def _pin(self) -> None:
-        with torch.inference_mode(False):
-            for unit in self.units:
-                for owner, leaf in unit.weights:
-                    weight = owner._parameters[leaf]
-                    weight.data = self._transfer.pin(weight.data)
+    def _pin(self, unit: StreamUnit) -> None:
+        if unit not in self._pinned:
+            for owner, leaf in unit.weights:
+                weight = owner._parameters[leaf]
+                weight.data = self._transfer.pin(weight.data)
+            self._pinned.add(unit)
 
     def _fetch(self, unit: StreamUnit) -> _Slot:
         """Begin to copy a unit into a slot that nobody computes with."""
         slot = next((s for s in self._slots if s.unit is unit), None)
         if slot is not None:
             return slot
+        self._pin(unit)
         slot = next(s for s in self._slots if not s.is_used)
         slot.unit, start = unit, 0
         slot.hosts = [owner._parameters[leaf].data for owner, leaf in unit.weights]

@@ -123,6 +123,19 @@ def test_this_machine_is_detected() -> None:
     mm.soft_empty_cache(policy.device)
 
 
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps", "cpu"])
+def test_memory_kept_for_reuse_is_given_back(monkeypatch, kind) -> None:
+    emptied: list[str] = []
+    for name in ("cuda", "xpu", "mps"):
+        monkeypatch.setattr(
+            getattr(torch, name), "empty_cache", lambda name=name: emptied.append(name)
+        )
+    give = lambda: emptied.append("host")  # noqa: E731
+    monkeypatch.setattr(torch.accelerator, "empty_host_cache", give, raising=False)
+    mm.soft_empty_cache(torch.device(kind))
+    assert emptied == {"cuda": ["cuda", "host"], "cpu": []}.get(kind, [kind])
+
+
 def test_threads_are_set_for_the_process() -> None:
     before = torch.get_num_threads()
     try:

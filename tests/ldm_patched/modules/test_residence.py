@@ -11,7 +11,7 @@ from ldm_patched.modules.model_patcher import ModelPatcher
 from ldm_patched.modules.residence import Residence
 from ldm_patched.modules.weight_stream import plan_stream, stream_units
 from tests.support import engine_report
-from tests.support.counting_transfer import CountingTransfer
+from tests.support.counting_transfer import CountingTransfer, _Storages
 from tests.support.tiny_checkpoint import tiny_sdxl_state_dict
 
 WORK = 2**18
@@ -204,6 +204,42 @@ def test_a_lora_on_a_streamed_unet_gives_the_very_numbers(model):
         clone.unpatch_model("cpu")
         assert hosts(model) == before
         assert transfer.used == 0
+
+
+class PinningTransfer(CountingTransfer):
+    """Pinned memory is counted, too: copies of what was on the host."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.locked = _Storages()
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        if self.locked.holds(tensor):
+            return tensor
+        copy = tensor.clone(memory_format=torch.preserve_format)
+        self.locked.add(copy)
+        return copy
+
+    def unpin(self, tensor: Tensor) -> Tensor:
+        if not self.locked.holds(tensor):
+            return tensor
+        return tensor.clone(memory_format=torch.preserve_format)
+
+
+@pytest.mark.parametrize("first", ["plain", "patched"])
+def test_host_memory_is_locked_for_what_streams_alone(model, first):
+    transfer = PinningTransfer(sum(p.nbytes for p in model.parameters()) // 2)
+    wanted = run(model)
+    plain, clone = patched(model, transfer)
+    for patcher in (plain, clone, plain) if first == "plain" else (clone, plain, clone):
+        patcher.patch_model("cuda", WORK)
+        found = run(model)
+        units = plain.residence._streamer.units
+        streamed = sum(owner._parameters[leaf].nbytes for u in units for owner, leaf in u.weights)
+        assert transfer.locked.total() == streamed
+        assert torch.equal(found, wanted) == (patcher is plain)
+    clone.unpatch_model("cpu")
+    assert torch.equal(run(model), wanted)
 
 
 def test_what_a_lora_replaced_waits_on_the_host(model):
