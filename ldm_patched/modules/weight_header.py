@@ -18,8 +18,9 @@ from ldm_patched.modules.errors import CorruptModelFile
 HEADER_BYTES = 16 * 1024 * 1024
 TENSOR_COUNT = 20_000
 DIMENSIONS = 8
-KEY = re.compile(r"[A-Za-z0-9_./-]{1,256}|<[^\x00-\x20<>]{1,254}>")
-"""Of a layer's weight; or of a learned word in brackets, as diffusers names it: <word>."""
+KEY_LENGTH = 256
+WORD = re.compile(r"<[^\x00-\x20<>]{1,254}>")
+"""A learned word in brackets, as diffusers names it; some emoji in one are not printable."""
 DUNDER = re.compile(r"__.*__|_{2,3}")
 """What Python's own attributes are called; weights of a layer may have `__` within."""
 DTYPES = {
@@ -93,7 +94,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _entry(path: Path, key: str, value: Any, base: int) -> Entry:
-    if not KEY.fullmatch(key) or any(map(DUNDER.fullmatch, key.split("."))):
+    named = 0 < len(key) <= KEY_LENGTH and (key.isprintable() or WORD.fullmatch(key))
+    if not named or any(map(DUNDER.fullmatch, key.split("."))):
         raise damaged(path, "it holds a tensor with an impossible name")
     wrong = damaged(path, "the description of one of its tensors is wrong")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:

@@ -205,7 +205,11 @@ BAD_HEADERS = {
     "polluting": {"a.__init__.__globals__": entry()},
     "dunder in the middle": {"a.__dict__.b": entry()},
     "nothing but underscores": {"a.___": entry()},
-    "strange name": {"a b\n": entry()},
+    "a line break": {"a b\n": entry()},
+    "an order to the terminal": {"a\x1b[2J": entry()},
+    "letters that turn the line around": {"a\u202eb": entry()},
+    "half a letter": b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+    "a dunder in strange company": {"a *.__class__": entry()},
     "empty name": {"": entry()},
     "long name": {"a" * 257: entry()},
     "unknown type": {"a": entry(dtype="F4")},
@@ -240,6 +244,15 @@ def test_two_underscores_within_a_name_are_nothing_special(tmp_path):
     header = {name: entry((1,), 4 * n, 4 * n + 4) for n, name in enumerate(names)}
     path = write_safetensors(tmp_path / "x.safetensors", header, b"\x00" * 16)
     assert list(utils.load_torch_file(path)) == names
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bundle_emb.my word.string_to_param.*", "a (x).weight", "a+b,c", "größe.日本", "<👩\u200d🚀>"],
+)
+def test_any_printable_text_is_a_name(tmp_path, name):
+    path = write_safetensors(tmp_path / "x.safetensors", {name: entry()}, b"\x00" * 8)
+    assert list(utils.load_torch_file(path)) == [name]
 
 
 REFUSALS = """
