@@ -288,8 +288,9 @@ class _Alphas:
         root, _, rest = module.partition(".")
         alpha = self._entries.get(f"{root}.lora_alpha")
         patterns = self._entries.get(f"{root}.alpha_pattern")
-        if isinstance(patterns, dict) and rest in patterns:
-            alpha = patterns[rest]
+        if isinstance(patterns, dict):  # by the ends of names; of several the first
+            found = (own for end, own in patterns.items() if f".{rest}".endswith(f".{end}"))
+            alpha = next(found, alpha)
         if type(alpha) not in (int, float) or not math.isfinite(alpha) or "down" not in parts:
             return None
         if self._entries.get(f"{root}.use_rslora") is True:  # alpha / sqrt(rank), not alpha / rank

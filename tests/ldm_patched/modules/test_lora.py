@@ -175,7 +175,10 @@ def test_peft_itself_writes_files_that_agree(model, tmp_path):
 
     oracle = diffusers_unet(model.model.diffusion_model)
     targets = ["to_q", "to_v", "to_out.0", "ff.net.2", "conv1", "proj_in"]
-    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets, use_dora=True)
+    patterns = {"attn2.to_q": 13, "to_q": 3}
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=targets, use_dora=True, alpha_pattern=patterns
+    )
     with torch.no_grad():
         oracle.add_adapter(config)
         for name, p in oracle.named_parameters():
@@ -185,7 +188,7 @@ def test_peft_itself_writes_files_that_agree(model, tmp_path):
                 p.mul_(1.1)
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(oracle))
     layers = {name: t.detach().clone().contiguous() for name, t in layers.items()}
-    metadata = {"unet": {"r": 4, "lora_alpha": 6}}
+    metadata = {"unet": {"r": 4, "lora_alpha": 6, "alpha_pattern": patterns}}
     StableDiffusionXLPipeline.save_lora_weights(
         tmp_path, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata["unet"]
     )
@@ -200,6 +203,20 @@ def test_peft_itself_writes_files_that_agree(model, tmp_path):
         expected = call_diffusers(oracle, x, t, context, pooled, SIZES)
     name, reference = "LoRA file with DoRA, written by PEFT", "diffusers and PEFT"
     agree("adapter", name, reference, found, expected, 2e-4)
+
+
+def test_alphas_by_the_ends_of_names_are_literal(model, tmp_path):
+    path = tmp_path / "x.safetensors"
+    told = {
+        "unet.lora_alpha": 6,
+        "unet.alpha_pattern": {"o_q": 1, "attn1.to.q": 2, "attn1.to_q": 3, "to_q": 4},
+    }
+    module = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    weights = {f"{module}.lora_B.weight": of_shape(128, 2),
+               f"{module}.lora_A.weight": of_shape(2, 128)}  # fmt: skip
+    save_file(weights, str(path), metadata={"lora_adapter_metadata": json.dumps(told)})
+    ((_, parts),) = read_lora(open_weights(path), model).unet.values()
+    assert parts[2] == 3.0
 
 
 # --- text encoders ------------------------------------------------------------------------------
