@@ -118,7 +118,10 @@ class Hardware:
 
     @classmethod
     def detect(cls, gpu_device_id: int | None = None) -> Self:
-        """Ask PyTorch for the best device; never raises for a missing one."""
+        """Ask PyTorch for the best device; never raises where none is there.
+
+        Raises SettingsMistake for a number that no device has, on a machine with some.
+        """
         cpu_bf16 = cpu_has_bf16()
         index = gpu_device_id or 0
         if torch.cuda.is_available() and index < torch.cuda.device_count():

@@ -172,8 +172,7 @@ def sample(  # noqa: PLR0913 - the field's signature
     other = None
     if refiner is not None and at < len(part) - 1:
         other = KSampler(refiner.model, steps, device, sampler_name, scheduler, denoise)
-    # The run's model sampling outside of all else: controls go by it, and a refiner that shares
-    # the network leaves its own before this one leaves.
+    # The run's model sampling outside of all else: controls go by it.
     in_place = runner.sampling_in_place()
     with _patched(model, *beside), in_place, torch.inference_mode(), controls, ExitStack() as stack:
         runner.free_bytes = _free_bytes(model, device)  # now that the weights are in their place
@@ -198,6 +197,8 @@ def sample(  # noqa: PLR0913 - the field's signature
                 beside = _bytes_beside(other, *texts, cfg, latent_image.shape)
                 if hasattr(model, "residence"):
                     model.residence.is_busy = False  # it has done its part and may make room
+                if other.base_model is runner.base_model:
+                    runner.give_way()
                 stack.enter_context(_patched(refiner.model, *beside))
                 stack.enter_context(other.sampling_in_place())
                 other.free_bytes = _free_bytes(refiner.model, device)

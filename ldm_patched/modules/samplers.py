@@ -227,6 +227,7 @@ class KSampler:
         self.sigmas = self._sigmas(scheduler, denoise, drop=sampler in DROPS_PENULTIMATE)
         self._own_sampling = model_sampling_of(model)
         self.model_sampling = sampling_in_force(scheduler, self._own_sampling)
+        self._replaced: list[Any] = []  # what stands back for it now, one or none
         if self.model_sampling is not self._own_sampling:  # which is where the model is
             self.model_sampling.to(self.device)
 
@@ -249,13 +250,22 @@ class KSampler:
 
     @contextmanager
     def sampling_in_place(self) -> Iterator[None]:
-        """With this run's model sampling in the model."""
-        before = self.base_model.model_sampling
+        """With this run's model sampling in the model, until `give_way` at the latest."""
+        if self._replaced:
+            yield
+            return
+        self._replaced.append(self.base_model.model_sampling)
         self.base_model.model_sampling = self.model_sampling
         try:
             yield
         finally:
-            self.base_model.model_sampling = before
+            self.give_way()
+
+    def give_way(self) -> None:
+        """Take this run's model sampling out of the model, before another clone's patches go in:
+        what was there belongs to the clone before, and must not come back after them."""
+        if self._replaced:
+            self.base_model.model_sampling = self._replaced.pop()
 
     def sample(
         self,

@@ -11,7 +11,7 @@ from ldm_patched.modules.refiner import RefinerSwitch
 from ldm_patched.modules.sample import prepare_noise, sample
 from ldm_patched.modules.samplers import calculate_sigmas_scheduler
 from tests.support.counting_transfer import CountingTransfer
-from tests.support.fake_model import FakeModel, Scale, prompt
+from tests.support.fake_model import EpsilonSampling, FakeModel, Scale, prompt
 
 LATENT = torch.zeros(1, 4, 8, 8)
 
@@ -166,6 +166,29 @@ def test_the_checkpoint_as_its_own_refiner_keeps_its_noise_levels(method, schedu
         model, None, 6, 2.0, "euler", scheduler, prompt(1), prompt(2), LATENT, seed=3,
         refiner=switch(model, 3, method),
     )  # fmt: skip
+    assert model.model_sampling is own
+
+
+@pytest.mark.parametrize("method", ["joint", "separate", "vae"])
+@pytest.mark.parametrize("scheduler", ["karras", "lcm"])
+@pytest.mark.parametrize("patched", ["base", "refiner", "both"])
+def test_two_clones_of_a_network_leave_its_own_noise_levels(method, scheduler, patched):
+    model = FakeModel()
+    own = model.model_sampling
+    plain = ModelPatcher(model)
+    clones = {"base": plain.clone(), "refiner": plain.clone()}
+    for name, clone in clones.items():
+        clone.add_patches({"query": ("diff", (torch.ones(4, 8),))})  # so that none is as another
+        if patched in (name, "both"):
+            clone.add_object_patch("model_sampling", EpsilonSampling())
+    sample(
+        clones["base"], None, 6, 2.0, "euler", scheduler, prompt(1), prompt(2), LATENT, seed=3,
+        refiner=switch(clones["refiner"], 3, method),
+    )  # fmt: skip
+    assert model.model_sampling is clones["refiner"].get_model_object("model_sampling")
+    plain.patch_model()
+    assert model.model_sampling is own
+    plain.unpatch_model()
     assert model.model_sampling is own
 
 
