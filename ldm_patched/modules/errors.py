@@ -7,6 +7,7 @@ EngineError
 │   └── UnsupportedModel     E_MODEL_UNSUPPORTED  sound, but not a family or kind known here
 ├── VocabularyMissing    E_MODEL_MISSING      the CLIP vocabulary is not installed
 ├── EmbeddingMissing     E_MODEL_MISSING      a prompt names an embedding that is not there
+├── DeviceMissing        E_CONFIG             the device that was asked for is not there
 └── NotFinite            E_NAN                a network gave NaN or infinity
 """
 
@@ -67,6 +68,12 @@ class EmbeddingMissing(EngineError):
     """A prompt names an embedding that is not in the folder."""
 
     code = "E_MODEL_MISSING"
+
+
+class DeviceMissing(EngineError):
+    """The flags name an accelerator by a number that none has."""
+
+    code = "E_CONFIG"
 
 
 class NotFinite(EngineError):

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 
 from ldm_patched.ldm.modules.attention_kernels import set_attention_way
+from ldm_patched.modules.errors import DeviceMissing
 from ldm_patched.modules.host_memory import available_ram
 from ldm_patched.modules.memory_budget import MemoryBudget
 
@@ -118,37 +119,45 @@ class Hardware:
 
     @classmethod
     def detect(cls, gpu_device_id: int | None = None) -> Self:
-        """Ask PyTorch for the best device; never raises where none is there.
+        """Ask PyTorch for the best device, which is the CPU where there is no other.
 
-        Raises SettingsMistake for a number that no device has, on a machine with some.
+        gpu_device_id: of several. Raises DeviceMissing if none has that number.
         """
         cpu_bf16 = cpu_has_bf16()
+        kind, count = _accelerators()
         index = gpu_device_id or 0
-        if torch.cuda.is_available() and index < torch.cuda.device_count():
-            properties = torch.cuda.get_device_properties(index)
-            is_rocm = torch.version.hip is not None
-            return cls(
-                kind="cuda",
-                name=properties.name,
-                index=index,
-                # Before compute capability 8 bfloat16 is emulated, and slow.
-                bf16=is_rocm or properties.major >= 8,
-                cpu_bf16=cpu_bf16,
-                total_memory=properties.total_memory,
-            )
-        if hasattr(torch, "xpu") and torch.xpu.is_available():
-            properties = torch.xpu.get_device_properties(index)
-            return cls(
-                kind="xpu",
-                name=properties.name,
-                index=index,
-                bf16=True,
-                cpu_bf16=cpu_bf16,
-                total_memory=properties.total_memory,
-            )
-        if torch.backends.mps.is_available():
+        if gpu_device_id is not None and not 0 <= index < count:
+            raise _no_such_device(index, count)
+        if kind == "mps":
             return cls(kind="mps", name="Apple GPU", cpu_bf16=cpu_bf16)
-        return cls(cpu_bf16=cpu_bf16)
+        if kind == "cpu":
+            return cls(cpu_bf16=cpu_bf16)
+        properties = getattr(torch, kind).get_device_properties(index)
+        # Before compute capability 8 CUDA emulates bfloat16, which is slow.
+        emulated = kind == "cuda" and torch.version.hip is None and properties.major < 8
+        return cls(
+            kind=kind,
+            name=properties.name,
+            index=index,
+            bf16=not emulated,
+            cpu_bf16=cpu_bf16,
+            total_memory=properties.total_memory,
+        )
+
+
+def _accelerators() -> tuple[str, int]:
+    """(the kind of the best devices, how many of them PyTorch can use)."""
+    if torch.cuda.is_available() and torch.cuda.device_count():
+        return "cuda", torch.cuda.device_count()
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        return "xpu", torch.xpu.device_count()
+    return ("mps", 1) if torch.backends.mps.is_available() else ("cpu", 0)
+
+
+def _no_such_device(index: int, count: int) -> DeviceMissing:
+    there = f"this computer has {count}, counted from 0" if count else "PyTorch finds none here"
+    remedy = "Start Easel with another --gpu-device-id, or without it."
+    return DeviceMissing(f"There is no graphics device number {index}: {there}. {remedy}")
 
 
 def cpu_has_bf16() -> bool:
@@ -164,9 +173,11 @@ class DevicePolicy:
     """Device and precision of each network, from what was asked for and what there is."""
 
     def __init__(self, flags: DeviceFlags | None = None, hardware: Hardware | None = None) -> None:
-        """hardware: None means detect it now."""
+        """hardware: None means detect it now, which raises DeviceMissing for an unknown number."""
         self.flags = flags or DeviceFlags()
-        self.hardware = hardware or Hardware.detect(self.flags.gpu_device_id)
+        self.hardware = hardware or Hardware.detect(
+            None if self.flags.always_cpu else self.flags.gpu_device_id
+        )
         f, kind = self.flags, "cpu" if self.flags.always_cpu else self.hardware.kind
         cpu = torch.device("cpu")
         self.device = cpu if kind == "cpu" else torch.device(kind, self.hardware.index)

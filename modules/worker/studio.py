@@ -15,6 +15,7 @@ from modules.prompt.language_model import LanguageModel
 from modules.settings.config import Settings
 from modules.settings.performance import Modes, load_modes
 from modules.settings.presets import ModelFolder
+from modules.spec.errors import ConfigError
 from modules.spec.sizes import SizeTable
 from modules.worker.memory_peak import MemoryPeak
 from modules.worker.model_files import FileStamp, reading, stamp_of
@@ -43,10 +44,14 @@ class Studio:
 
     @cached_property
     def policy(self) -> "DevicePolicy":
-        """Device and precisions of this process, applied to it."""
+        """Device and precisions of this process, applied to it. Raises ConfigError."""
+        from ldm_patched.modules.errors import DeviceMissing
         from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
 
-        policy = DevicePolicy.detect(DeviceFlags.from_mapping(self.settings.device_flags))
+        try:
+            policy = DevicePolicy.detect(DeviceFlags.from_mapping(self.settings.device_flags))
+        except DeviceMissing as error:
+            raise ConfigError(str(error)) from error
         policy.configure_process()
         return policy
 

@@ -1,11 +1,13 @@
 """Which device and precision follow from which flags on which machine."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from ldm_patched.modules import model_management as mm
+from ldm_patched.modules.errors import DeviceMissing
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy, Hardware
 
 GIB = 1024**3
@@ -121,6 +123,48 @@ def test_this_machine_is_detected() -> None:
     wanted = BF16 if mm.cpu_has_bf16() else F32
     assert (policy.unet_dtype, policy.vae_dtype) == (wanted, wanted)
     mm.soft_empty_cache(policy.device)
+
+
+def have_cuda(monkeypatch, count: int, major: int = 8) -> None:
+    """Let PyTorch tell of so many graphics cards and of nothing else."""
+    card = SimpleNamespace(name="GPU", major=major, total_memory=8 * GIB)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "kind", "index"),
+    [(None, 0, "cpu", None), (None, 2, "cuda", 0), (0, 1, "cuda", 0), (1, 2, "cuda", 1)],
+)
+def test_the_numbered_device_is_taken(monkeypatch, given, count, kind, index) -> None:
+    have_cuda(monkeypatch, count)
+    found = Hardware.detect(given)
+    assert (found.kind, found.index, found.bf16) == (kind, index, kind == "cuda")
+
+
+def test_an_old_card_emulates_bfloat16(monkeypatch) -> None:
+    have_cuda(monkeypatch, 1, major=7)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert not Hardware.detect().bf16
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "words"),
+    [
+        (2, 2, "no graphics device number 2: this computer has 2, counted from 0"),
+        (-1, 2, "no graphics device number -1"),
+        (0, 0, "no graphics device number 0: PyTorch finds none here"),
+    ],
+)
+def test_a_number_that_no_device_has_is_an_error(monkeypatch, given, count, words) -> None:
+    have_cuda(monkeypatch, count)
+    with pytest.raises(DeviceMissing, match=words):
+        DevicePolicy.detect(DeviceFlags(gpu_device_id=given))
+    policy = DevicePolicy.detect(DeviceFlags(gpu_device_id=given, always_cpu=True))
+    assert policy.device.type == "cpu"
 
 
 @pytest.mark.parametrize("kind", ["cuda", "xpu", "mps", "cpu"])

@@ -1,12 +1,14 @@
 import errno
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ldm_patched.modules.errors import CorruptModelFile, NotFinite
 from ldm_patched.modules.utils import sound_shapes
-from modules.spec.errors import DiskFull, OutOfMemory
+from modules.spec.errors import ConfigError, DiskFull, OutOfMemory
 from modules.worker.failures import failure_of, is_device_lost, is_out_of_memory
+from modules.worker.studio import Studio
 
 
 @pytest.mark.parametrize("error", [DiskFull("Full."), CorruptModelFile("Cut."), NotFinite("NaN.")])
@@ -29,6 +31,14 @@ def test_memory_has_many_faces(error):
     assert is_out_of_memory(error)
     assert failure_of(error).code == "E_OOM"
     assert not is_device_lost(error)
+
+
+def test_a_device_that_is_not_there_is_a_setting_to_mend(settings):
+    """The page shows the sentence of a StudioError that keeps a worker from starting."""
+    studio = Studio(replace(settings, device_flags={"gpu_device_id": 10_000}))
+    with pytest.raises(ConfigError, match="There is no graphics device number 10000"):
+        _ = studio.policy
+    studio.close()
 
 
 def test_torch_really_raises_what_is_recognised():
