@@ -1,6 +1,6 @@
 """`python3 launch.py evaluate-builtin`: what the built-in model's files do, measured.
 
-    evaluate-builtin --models models/builtin --detector models/builtin --count 300
+    evaluate-builtin --models models/builtin --detector extras/training --count 300
 
 Every figure is computed from the files that are there; a row whose file is missing says so. The
 judge is the detector, whose own accuracy on pages that nobody trained on is the first row.
@@ -43,10 +43,11 @@ from extras.training.writing import writing
 from ldm_patched.modules.errors import EngineError
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 PARTS = ("subject", "colour", "place", "style")
 EDGE_LOW, EDGE_HIGH = 64, 128
-EDGE_REACH = 2  # pixels that an edge may lie beside the map's
+EDGE_REACH = 128  # an edge may lie a pixel beside the map's for each so many of the shorter side
 THREADS = 2  # of a CPU, with which the time of a picture is taken
 SECONDS = 4.0  # that it may take there
 
@@ -258,7 +259,8 @@ def edges(image: np.ndarray) -> np.ndarray:
 
 def edge_f1(found: np.ndarray, wanted: np.ndarray) -> float:
     """How well two edge maps (H, W) agree, 0..1, a few pixels aside forgiven."""
-    kernel = np.ones((2 * EDGE_REACH + 1,) * 2, np.uint8)
+    reach = max(1, min(wanted.shape) // EDGE_REACH)
+    kernel = np.ones((2 * reach + 1,) * 2, np.uint8)
     near_found, near_wanted = (cv2.dilate(m, kernel) > 0 for m in (found, wanted))
     found, wanted = found > 0, wanted > 0
     if not found.any() or not wanted.any():
@@ -281,7 +283,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     builtin = ROOT / "models" / "builtin"
     add("--models", type=Path, default=builtin, help="the folder with the files")
-    add("--detector", type=Path, default=builtin, help="the folder with detector.safetensors")
+    add("--detector", type=Path, default=HERE, help="the folder with detector.safetensors")
     add("--count", type=whole(1), default=300, help="held-out prompts or pages for each figure")
     add("--steps", type=whole(1), default=20)
     add("--cfg", type=number(0), default=4.0)

@@ -81,12 +81,17 @@ class Painter:
         """The first of these files that is not there; empty if all are."""
         return next((name for name in names if not (self.models / name).is_file()), "")
 
-    def in_few_steps(self) -> "Painter":
-        """Another that paints with the few-step LoRA."""
+    def with_lora(self, name: str) -> "Painter":
+        """Another that paints with a LoRA of the folder, too."""
         other = object.__new__(Painter)
         other.__dict__.update(self.__dict__)
-        weights = open_weights(self.models / FEWSTEP_FILE)
+        weights = open_weights(self.models / name)
         other.model, _ = load_lora_for_models(self.model, None, weights, 1.0, 0.0)
+        return other
+
+    def in_few_steps(self) -> "Painter":
+        """Another that paints with the few-step LoRA."""
+        other = self.with_lora(FEWSTEP_FILE)
         other.settings = replace(self.settings, **FEW)
         return other
 

@@ -137,9 +137,12 @@ def test_the_sheets_prompts_hold_every_subject_and_style():
 # --- measures ---------------------------------------------------------------------------------
 
 
-def test_equal_edges_agree_and_far_ones_do_not():
-    one, shifted, far = (np.zeros((64, 64), np.uint8) for _ in range(3))
-    one[20, 5:60], shifted[22, 5:60], far[50, 5:60] = 255, 255, 255
+@pytest.mark.parametrize(("side", "near"), [(64, 1), (256, 2)])
+def test_equal_edges_agree_and_far_ones_do_not(side, near):
+    one, shifted, far = (np.zeros((side, side), np.uint8) for _ in range(3))
+    one[20, 5:60], shifted[20 + near, 5:60], far[50, 5:60] = 255, 255, 255
+    beside = np.roll(shifted, 1, axis=0)
+    assert edge_f1(one, beside) == 0.0
     assert edge_f1(one, one) == 1.0
     assert edge_f1(one, shifted) == 1.0
     assert edge_f1(one, far) == 0.0

@@ -10,6 +10,7 @@ from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
 from tests.support.page_server import REPOSITORY
 
 BUILTIN = REPOSITORY / "models" / "builtin"
+BLUEPRINT = "easel-mini-blueprint.safetensors"
 CHANNELS = ("red", "green", "blue")
 
 
@@ -30,14 +31,31 @@ def test_all_files_together_are_small():
     assert sum(sizes.values()) <= 80_000_000
 
 
-def test_words_decide_the_colour_of_the_ground(painter):
-    """Each channel stands out most where its colour was asked for, by a tenth of the range."""
+def stands_out(painter: Painter, prompts: dict[str, str]) -> np.ndarray:
+    """(len(prompts), 3): how far each channel is above the others on pictures of each prompt."""
     orders = [
-        Order(prompt=f"a cat on a {color} background", seed=seed, size=painter.sizes[0])
-        for color in CHANNELS
+        Order(prompt=prompt, seed=seed, size=painter.sizes[0])
+        for prompt in prompts.values()
         for seed in range(4)
     ]
     means = np.stack([image.mean(axis=(0, 1)) for image in painter.paint(orders)])
-    excess = (means * 1.5 - means.sum(axis=1, keepdims=True) / 2).reshape(3, 4, 3).mean(axis=1)
+    excess = means * 1.5 - means.sum(axis=1, keepdims=True) / 2
+    return excess.reshape(len(prompts), 4, 3).mean(axis=1)
+
+
+GROUNDS = {color: f"a cat on a {color} background" for color in CHANNELS}
+
+
+@pytest.mark.parametrize("few_steps", [False, True])
+def test_words_decide_the_colour_of_the_ground(painter, few_steps):
+    """Each channel stands out most where its colour was asked for, by a tenth of the range."""
+    excess = stands_out(painter.in_few_steps() if few_steps else painter, GROUNDS)
     for number in range(3):
         assert excess[number, number] > np.delete(excess[:, number], number).max() + 25
+
+
+def test_the_look_of_blueprints_is_blue(painter):
+    prompts = {"plain": "a cat", "red": GROUNDS["red"]}
+    blue = CHANNELS.index("blue")
+    looks = [stands_out(p, prompts)[:, blue] for p in (painter, painter.with_lora(BLUEPRINT))]
+    assert (looks[1] > looks[0] + 20).all()
