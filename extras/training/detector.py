@@ -31,7 +31,7 @@ TOY_TOWER = ClipVisionConfig(
 class FactNetwork(nn.Module):
     """Pictures, uint8 (B, H, W, 3), to logits of their facts, (B, F).
 
-    seen: what another network sees, told from this one's hidden states (see Detector.seen), if
+    seen: what another network sees, told from this one's hidden states (see Detector.features), if
     it has learned to.
     """
 
