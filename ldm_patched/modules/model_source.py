@@ -12,7 +12,7 @@ serves them. Nothing is read here but headers and small JSON files.
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class JoinedWeights(WeightFile):
     def __init__(self, name: str, places: Places, metadata: Mapping[str, str]) -> None:
         self.name = name
         self.metadata = metadata
-        self._places = places
+        self.keyed = self._places = places
 
     def mapped(self, key: str) -> Tensor:
         file, theirs = self._places[key]
@@ -79,15 +79,6 @@ class JoinedWeights(WeightFile):
     def source_of(self, key: str) -> str:
         file, theirs = self._places[key]
         return file.source_of(theirs)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._places
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ class WeightFile(Mapping[str, Tensor]):
 
     name: str
     metadata: Mapping[str, str]
+    keyed: Mapping[str, Any]
+    """What the tensors are made of, by their names in the file's order."""
 
     def mapped(self, key: str) -> Tensor:
         """The tensor on the CPU in the file's precision, without a copy where that is possible.
@@ -66,6 +68,15 @@ class WeightFile(Mapping[str, Tensor]):
     def __getitem__(self, key: str) -> Tensor:
         return self.mapped(key)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keyed)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.keyed
+
+    def __len__(self) -> int:
+        return len(self.keyed)
+
 
 def outline_of(weights: Mapping[str, Any], key: str) -> Any:
     """What has the tensor's shape and dtype; nothing is read for it if `weights` is a file."""
@@ -88,19 +99,10 @@ class TensorDict(WeightFile):
     def __init__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         self.name = name
         self.metadata = {}
-        self._tensors = tensors
+        self.keyed = tensors
 
     def mapped(self, key: str) -> Tensor:
-        return self._tensors[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._tensors
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+        return self.keyed[key]
 
 
 class SafetensorsFile(WeightFile):
@@ -112,18 +114,10 @@ class SafetensorsFile(WeightFile):
         self._path = path
         self._size = path.stat().st_size
         self.entries, self.metadata = read_header(path)
+        self.keyed = self.entries
         self._storage: torch.UntypedStorage | None = None
         self._mapped: dict[str, Tensor] = {}
         self._scratch = torch.empty(AT_A_TIME, dtype=torch.uint8)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.entries
-
-    def __len__(self) -> int:
-        return len(self.entries)
 
     def mapped(self, key: str) -> Tensor:
         if key in self._mapped:
@@ -209,7 +203,7 @@ class ScaledWeights(WeightFile):
         """scales: by the names of their weights; left_out: names that are no weights."""
         self.name, self.metadata = file.name, file.metadata
         self._file, self._scales = file, scales
-        self._keys = dict.fromkeys(key for key in file if key not in left_out)
+        self.keyed = dict.fromkeys(key for key in file if key not in left_out)
 
     def mapped(self, key: str) -> Tensor:
         return self.load(key) if key in self._scales else self._file.mapped(key)
@@ -231,15 +225,6 @@ class ScaledWeights(WeightFile):
         if key not in self._scales:
             return found
         return torch.empty_like(found, dtype=torch.float32, device="meta")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys
-
-    def __len__(self) -> int:
-        return len(self._keys)
 
 
 _INTEGERS = tuple(t for t in DTYPES.values() if not t.is_floating_point)
