@@ -59,7 +59,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "--capacity": WITH_WINDOW,
     "--reuse": WITH_WINDOW,
     "--rank": ("lora", "fewstep", "control"),
-    "--start-from": ("decoder", "base", "tower", "lora", "fewstep", "ip", "control"),
+    "--start-from": ("decoder", "base", "lora", "fewstep", "ip", "control"),
     "--pictures": ("lora",),
     "--trigger": ("lora",),
     "--title": ("lora",),

@@ -61,6 +61,10 @@ class Workplace:
     preview: Preview = Preview()
     keep_pages: Path | None = None
 
+    def autocast(self) -> torch.autocast:
+        """The precision of networks here."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
 
 class DiffusionStage(Stage):
     """A network learns to denoise latents. Subclasses set `model` and write the result."""
@@ -130,7 +134,7 @@ class DiffusionStage(Stage):
 
     def autocast(self) -> torch.autocast:
         """The precision of this stage's networks."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.place.bf16)
+        return self.place.autocast()
 
     def network(self, x: Tensor, c_noise: Tensor, cond: Mapping[str, Any]) -> Tensor:
         """The UNet as the denoiser calls it; "unet" of the conditions are more keywords for it."""

@@ -15,6 +15,7 @@ from extras.training.detector import Detector, FactNetwork
 from extras.training.facts import fact_loss, readings, right, shares
 from extras.training.pages import PageGroup, PagePlan, source_record
 from extras.training.run import Stage
+from extras.training.stage_diffusion import Workplace
 from extras.training.window import LatentWindow, WindowPlan
 from extras.training.writing import half, write_weights, writing
 
@@ -53,21 +54,17 @@ class FactsStage(Stage):
         network: FactNetwork,
         pages: PagePlan,
         window: WindowPlan,
+        place: Workplace,
         *,
-        folder: Path,
-        device: torch.device,
-        workers: int = 0,
-        bf16: bool = True,
         held_out: int = HELD_OUT,
         teacher: Detector | None = None,
         output: Path | None = None,
     ) -> None:
-        """folder: where the result goes; output: another for the network. held_out: pages to
-        measure its accuracy on. teacher: what it sees is learned as well, by a network that can
-        tell it."""
-        self.name, self.pages, self.folder, self.device = name, pages, folder, device
-        self.workers, self.bf16, self.held_out = workers, bf16, held_out
-        self.model = network.to(device, memory_format=torch.channels_last)
+        """output: another folder for the network. held_out: pages to measure its accuracy on.
+        teacher: what it sees is learned as well, by a network that can tell it."""
+        self.name, self.pages, self.place, self.device = name, pages, place, place.device
+        self.held_out = held_out
+        self.model = network.to(self.device, memory_format=torch.channels_last)
         self.teacher, self.output = teacher, output
         self.window_plan = window
         self.window: LatentWindow | None = None
@@ -87,7 +84,7 @@ class FactsStage(Stage):
             self.window_plan,
             self.rows,
             device=self.device,
-            workers=self.workers,
+            workers=self.place.workers,
             first_step=step,
         )
 
@@ -100,7 +97,7 @@ class FactsStage(Stage):
         self.window.advance(step)
         batch = self.window.batch(step)
         images, facts = batch["images"], batch["facts"]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with self.place.autocast():
             logits = self.model(images)
         losses = {name: fact_loss(values, facts) for name, values in logits.items()}
         loss = torch.stack(list(losses.values())).mean()
@@ -113,7 +110,10 @@ class FactsStage(Stage):
         """The share of the teacher's features' variance that the network does not tell."""
         told = self.model.seen
         side = round(told.shape[1] ** 0.5)
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with (
+            torch.no_grad(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.place.bf16),
+        ):
             features = F.adaptive_avg_pool2d(teacher.features(images), side).float()
         features = features.flatten(2).transpose(1, 2)
         deviation, mean = torch.std_mean(features, dim=(0, 1), keepdim=True)
@@ -124,11 +124,11 @@ class FactsStage(Stage):
 
         Raises TrainingFolderError.
         """
-        paths = [folder / self.model.file for folder in (self.folder, self.output) if folder]
+        paths = [folder / self.model.file for folder in (self.place.folder, self.output) if folder]
         for path in paths:
             write_weights(half(self.model.result()), path)
         found = accuracy(self.model, range(self.held_out), self.pages.sizes)
-        report = self.folder / f"{self.name}-accuracy.json"
+        report = self.place.folder / f"{self.name}-accuracy.json"
         rounded = {name: {"right": round(s, 4), "of": n} for name, (s, n) in found.items()}
         with writing(f"The file {report.name}"):
             report.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")

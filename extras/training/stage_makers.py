@@ -19,7 +19,6 @@ from extras.training.detector import (
     FactNetwork,
     FactTower,
     load_detector,
-    load_tower,
 )
 from extras.training.errors import TrainingError
 from extras.training.pages import GroupSource, PagePlan, page_sizes
@@ -187,20 +186,14 @@ def make_facts_stage(args: argparse.Namespace, device: torch.device, scale: Scal
     else:
         if (args.folder / DETECTOR_FILE).is_file():
             teacher = load_detector(args.folder, device)
-        config = TOY_TOWER if toy else MINI_TOWER
-        network = FactTower(config, seen=teacher.width if teacher else 0)
-        if args.start_from:
-            network.tower.load_state_dict(load_tower(args.start_from).state_dict())
+        network = FactTower(TOY_TOWER if toy else MINI_TOWER, seen=teacher.width if teacher else 0)
     return FactsStage(
         args.stage,
         network,
         _pages(args, captions=0),
         # Pages are kept as they are here, 200 kB each, not as latents.
         replace(make_window(args, scale, scale.capacity // 8), reuse=first(args.reuse, 3.0)),
-        folder=args.folder,
-        device=device,
-        workers=_workers(args),
-        bf16=_bf16(args, device),
+        make_place(args, device),
         teacher=teacher,
         output=args.output,
     )

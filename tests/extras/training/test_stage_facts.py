@@ -25,6 +25,7 @@ from extras.training.facts import place_of, readings, right, scene_facts, shares
 from extras.training.pages import PagePlan
 from extras.training.run import Run, RunPlan
 from extras.training.scenes.scene import Scene, Thing
+from extras.training.stage_diffusion import Workplace
 from extras.training.stage_facts import FactsStage, accuracy
 from extras.training.window import WindowPlan
 from ldm_patched.modules import clip_vision
@@ -55,7 +56,7 @@ def facts_run(folder: Path, name: str, **changes) -> Run:
     torch.manual_seed(0)
     stage = FactsStage(
         name, network(name), PAGES, WINDOW,
-        folder=folder, device=torch.device("cpu"), bf16=False, held_out=6,
+        Workplace(folder=folder, device=torch.device("cpu"), bf16=False), held_out=6,
         teacher=TEACHER if name == "taught tower" else None,
     )  # fmt: skip
     return Run(stage, replace(PLAN, folder=folder, **changes), StringIO())
