@@ -32,10 +32,11 @@ class Encoded(NamedTuple):
 class KeptPages:
     """The groups of one source as one autoencoder encodes them, a file each."""
 
-    def __init__(self, folder: Path, source: Mapping[str, Any], vae: nn.Module) -> None:
-        """folder: of all that is kept; source: what a checkpoint says of the pages."""
+    def __init__(self, folder: Path, source: Mapping[str, Any], *encoders: nn.Module) -> None:
+        """folder: of all that is kept; source: what a checkpoint says of the pages; encoders: the
+        networks that make what is kept of them."""
         digest = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode())
-        for name, weight in vae.state_dict().items():
+        for name, weight in (item for net in encoders for item in net.state_dict().items()):
             digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
         here = Path(__file__).parent
         for path in sorted(p for name in _BOOK for p in [here / name, *(here / name).glob("*.py")]):

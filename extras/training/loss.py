@@ -16,6 +16,7 @@ class StandardDiffusionLoss(nn.Module):
     """Weighted error of the denoised latents.
 
     Random numbers come from PyTorch's global generators, which the trainer seeds at each step.
+    Where a batch has "emphasis", (B, H, W), the errors of its places are multiplied by that.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class StandardDiffusionLoss(nn.Module):
         noised = self.get_noised_input(sigmas_bc, noise, input)
         output = denoiser(network, noised, sigmas, cond, **extra)
         weights = append_dims(self.loss_weighting(sigmas), input.ndim)
+        if "emphasis" in batch:
+            weights = weights * batch["emphasis"][:, None]
         return self.get_loss(output, input, weights)
 
     def get_loss(self, model_output: Tensor, target: Tensor, w: Tensor) -> Tensor:

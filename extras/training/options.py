@@ -46,6 +46,8 @@ WITH_WINDOW = ("base", "detector", "tower", "lora", "fewstep", "ip", "control")
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     "--book": BASE,
     "--levels": BASE,
+    "--align": BASE,
+    "--emphasis": BASE,
     "--keep-pages": BASE,
     "--objective": BASE,
     "--weighting": BASE,

@@ -57,14 +57,15 @@ def nearest(width: int, height: int, sizes: Sequence[tuple[int, int]]) -> tuple[
 class PageGroup(NamedTuple):
     """images uint8 (G, H, W, 3); tokens int32 (G, captions, 77); numbers int32 (G, 6): original
     height and width, crop top and left, target height and width; facts uint8 (G, F), see
-    facts.py, or (G, 0) of pictures whose facts nobody knows; maps uint8 (G, H, W) of edges, or
-    (G, 0, 0)."""
+    facts.py, or (G, 0) of pictures whose facts nobody knows; maps uint8 (G, H, W) of edges, and
+    things uint8 (G, H, W), 1 where there is a thing, or (G, 0, 0) each."""
 
     images: Tensor
     tokens: Tensor
     numbers: Tensor
     facts: Tensor
     maps: Tensor
+    things: Tensor
 
 
 class GroupSource(Protocol):
@@ -92,7 +93,8 @@ class PagePlan:
     side: cut square pieces of this side (0: whole pages). cropped: how many pages are drawn larger
     and cut, as the crop condition says. captions: phrasings for each page, 0 for none. strange:
     how many captions get unknown words. finish: a name of FINISHES, by which all pages are drawn
-    over. edges: whether groups hold maps. book: which scenes, a name of BOOKS.
+    over. edges, things: whether groups hold maps, and where things are. book: which scenes, a name
+    of BOOKS.
     """
 
     seed: int = 0
@@ -106,6 +108,7 @@ class PagePlan:
     """How often each of `sizes`, (width, height), is taken."""
     finish: str = ""
     edges: bool = False
+    things: bool = False
     book: str = WHOLE
 
     def group_size(self, number: int) -> tuple[int, int]:
@@ -115,18 +118,20 @@ class PagePlan:
     def draw_group(self, number: int) -> PageGroup:
         """The pages of group `number`."""
         size = self.group_size(number)
-        images, tokens, numbers, facts, maps = [], [], [], [], []
+        nothing = np.zeros((0, 0), np.uint8)
+        images, tokens, numbers, facts, maps, things = [], [], [], [], [], []
         for index in range(self.group):
             seed = FIRST_TRAINING_SEED + self.seed * _RUN_STRIDE + number * self.group + index
             rng = Random(f"page {seed}")
-            image, six, scene = _page(self, seed, size, rng)
+            image, mask, six, scene = _page(self, seed, size, rng)
             if self.side:
                 image = _cut(image, self.side, rng)
             images.append(image)
             numbers.append(six)
             tokens.append([_tokens(scene, self, rng) for _ in range(self.captions)])
             facts.append(scene_facts(scene))
-            maps.append(edge_map(image, rng) if self.edges else np.zeros((0, 0), np.uint8))
+            maps.append(edge_map(image, rng) if self.edges else nothing)
+            things.append(mask if self.things else nothing)
         shape = (self.group, self.captions, LENGTH)
         return PageGroup(
             torch.from_numpy(np.stack(images)),
@@ -134,12 +139,14 @@ class PagePlan:
             torch.tensor(numbers, dtype=torch.int32),
             torch.from_numpy(np.stack(facts)),
             torch.from_numpy(np.stack(maps)),
+            torch.from_numpy(np.stack(things)),
         )
 
 
 def source_record(source: GroupSource) -> dict[str, Any]:
-    """What a checkpoint says of `source`; of the whole book nothing: once there was no other."""
-    return {k: v for k, v in asdict(source).items() if (k, v) != ("book", WHOLE)}
+    """What a checkpoint says of `source`; of what was once the only way, nothing."""
+    once = {"book": WHOLE, "things": False}
+    return {k: v for k, v in asdict(source).items() if k not in once or v != once[k]}
 
 
 def edge_map(image: np.ndarray, rng: Random) -> np.ndarray:
@@ -152,37 +159,49 @@ def edge_map(image: np.ndarray, rng: Random) -> np.ndarray:
 
 def _page(
     plan: PagePlan, seed: int, size: tuple[int, int], rng: Random
-) -> tuple[np.ndarray, tuple[int, ...], picturebook.Scene]:
-    """A page of `size`; now and then one that is cut out of a larger page."""
+) -> tuple[np.ndarray, np.ndarray, tuple[int, ...], picturebook.Scene]:
+    """A page of `size`, where things are on it, what the model is told of its size, and its scene;
+    now and then one that is cut out of a larger page."""
     width, height = size
     book, choices = plan.book, Random(f"book {seed}")
     while book in _REPEATED and choices.random() < _REPEATED[book][1]:
         book = _REPEATED[book][0]
     if rng.random() >= plan.cropped or book == "alphabet":
-        image, scene = _drawn(plan, book, seed, size)
-        return image, (height, width, 0, 0, height, width), scene
+        image, mask, scene = _drawn(plan, book, seed, size)
+        return image, mask, (height, width, 0, 0, height, width), scene
     grow = rng.choice((32, 64))
     larger = (width + grow, height + grow)
-    image, scene = _drawn(plan, book, seed, larger)
+    image, mask, scene = _drawn(plan, book, seed, larger)
     left, top = rng.randrange(grow + 1), rng.randrange(grow + 1)
-    image = image[top : top + height, left : left + width]
-    return image, (larger[1], larger[0], top, left, height, width), scene
+    image, mask = (whole[top : top + height, left : left + width] for whole in (image, mask))
+    return image, mask, (larger[1], larger[0], top, left, height, width), scene
 
 
 def _drawn(
     plan: PagePlan, book: str, seed: int, size: tuple[int, int]
-) -> tuple[np.ndarray, picturebook.Scene]:
+) -> tuple[np.ndarray, np.ndarray, picturebook.Scene]:
     scene = BOOKS[book](seed, size=size)
     if plan.finish:
         scene = replace(scene, style=DRAWN_FROM)
-    image = _centred(scene) if book == "alphabet" else picturebook.draw_scene(scene).image
+    if book == "alphabet":
+        image, mask = _centred(scene)
+    else:
+        sample = picturebook.draw_scene(scene)
+        image, mask = sample.image, _things(sample)
     if plan.finish:
         image = FINISHES[plan.finish][0](image, Random(f"finish {seed}"))
-    return image, scene
+    return image, mask, scene
 
 
-def _centred(scene: picturebook.Scene) -> np.ndarray:
-    """The page of `scene` moved and scaled so that its subject stands in the middle and fills it.
+def _things(sample: picturebook.Sample) -> np.ndarray:
+    masks = [mask for instances in sample.truth.masks() for mask in instances]
+    width, height = sample.size
+    return np.any(masks, axis=0).astype(np.uint8) if masks else np.zeros((height, width), np.uint8)
+
+
+def _centred(scene: picturebook.Scene) -> tuple[np.ndarray, np.ndarray]:
+    """The page of `scene` moved and scaled so that its subject stands in the middle and fills it,
+    and where that is.
 
     Where a shape stands and how large it is would else be most of what there is to learn.
     """
@@ -195,7 +214,8 @@ def _centred(scene: picturebook.Scene) -> np.ndarray:
         [[scale, 0, (width - scale * (left + right)) / 2],
          [0, scale, (height - scale * (top + bottom)) / 2]]
     )  # fmt: skip
-    return cv2.warpAffine(drawn.image, onto, scene.size, borderMode=cv2.BORDER_REPLICATE)
+    image = cv2.warpAffine(drawn.image, onto, scene.size, borderMode=cv2.BORDER_REPLICATE)
+    return image, cv2.warpAffine(_things(drawn), onto, scene.size, flags=cv2.INTER_NEAREST)
 
 
 def _cut(image: np.ndarray, side: int, rng: Random) -> np.ndarray:

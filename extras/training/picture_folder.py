@@ -65,6 +65,7 @@ class PictureFolder:
             torch.tensor(numbers, dtype=torch.int32),
             torch.zeros(self.group, 0, dtype=torch.uint8),
             torch.zeros(self.group, 0, 0, dtype=torch.uint8),
+            torch.zeros(self.group, 0, 0, dtype=torch.uint8),
         )
 
 

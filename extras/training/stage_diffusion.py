@@ -115,11 +115,8 @@ class DiffusionStage(Stage):
         )
 
     def kept_pages(self) -> KeptPages | None:
-        """Where latents of these pages may be already; nothing else than latents is kept there."""
-        if self.place.keep_pages is None or type(self).rows is not DiffusionStage.rows:
-            return None
-        source = {**source_record(self.source), "bf16": self.place.bf16}
-        return KeptPages(self.place.keep_pages, source, self.base.vae)
+        """Where what `rows` gives of these pages may be already, if it is kept."""
+        return None
 
     def rows(self, group: PageGroup) -> dict[str, Tensor]:
         """What the window keeps of each picture: its latents, and what subclasses add."""
@@ -156,11 +153,15 @@ class DiffusionStage(Stage):
             return self.conditioner(batch)
 
     def compute_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss_of(step)[0], {}
+
+    def loss_of(self, step: int) -> tuple[Tensor, Batch]:
+        """The mean loss of the step's batch, and what the batch has beside latents."""
         self.window.advance(step)
         batch = self.window.batch(step)
         latents = batch.pop("latents")
         losses = self.loss(self.network, self.denoiser, self.condition, latents, batch)
-        return losses.mean(), {}
+        return losses.mean(), batch
 
     # --- Looking ------------------------------------------------------------------------------
 

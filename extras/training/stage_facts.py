@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from extras.training import picturebook
+from extras.training.alignment import untold
 from extras.training.detector import Detector, FactNetwork
 from extras.training.facts import fact_loss, readings, right, shares
 from extras.training.pages import PageGroup, PagePlan, source_record
@@ -115,9 +116,7 @@ class FactsStage(Stage):
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.place.bf16),
         ):
             features = F.adaptive_avg_pool2d(teacher.features(images), side).float()
-        features = features.flatten(2).transpose(1, 2)
-        deviation, mean = torch.std_mean(features, dim=(0, 1), keepdim=True)
-        return F.mse_loss(told.float(), (features - mean) / (deviation + 1e-4))
+        return untold(told, features.flatten(2).transpose(1, 2))
 
     def finish(self) -> list[Path]:
         """Write the network in half precision, and its accuracy on held-out pages as JSON.

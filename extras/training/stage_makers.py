@@ -235,13 +235,16 @@ def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale
         use_checkpoint=args.checkpointing,
         compile=args.compile,
         start_from=args.start_from,
+        emphasis=args.emphasis,
     )
+    teacher = load_detector(args.align, device) if args.align else None
     return BaseStage(
         MODELS[args.size],
         _pages(args, book=args.book),
         make_window(args, scale),
         plan,
         make_place(args, device),
+        teacher=teacher,
         output=args.output,
     )
 

@@ -25,6 +25,7 @@ from extras.training.options import number, refuse_foreign, whole
 from extras.training.pages import BOOKS, WHOLE
 from extras.training.run import Run, RunPlan
 from extras.training.scenes.finishes import FINISHES
+from extras.training.stage_base import BasePlan
 from extras.training.stage_makers import FIRST_LOOK, MODELS, SCALES, STAGES, first, pace_of
 from ldm_patched.modules.errors import EngineError
 
@@ -87,6 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--levels", choices=LEVELS, default="", help="base: of noise, that are trained on most")
     add("--loss", choices=LOSS_TYPES, default="l2", help="base: of the denoised latents")
     add("--offset-noise", type=number(0), default=0.05, help="base: one more for a whole channel")
+    add("--align", type=Path, help="base: folder of a detector; learn what that sees, too")
+    things = "base: how much more the error counts where a thing is"
+    add("--emphasis", type=number(0, above=True), default=BasePlan.emphasis, help=things)
     add("--frozen-text", action="store_true", help="base: train the UNet alone")
     add("--size", choices=sorted(MODELS), default="mini", help="of new networks; toy is for tests")
     add("--float32", action="store_true", help="never compute in bfloat16")
