@@ -46,7 +46,7 @@ WITH_WINDOW = ("base", "detector", "tower", "lora", "fewstep", "ip", "control")
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     "--book": BASE,
     "--levels": BASE,
-    "--align": BASE,
+    "--align": ("base", "tower"),
     "--emphasis": BASE,
     "--keep-pages": BASE,
     "--objective": BASE,

@@ -12,7 +12,6 @@ import torch
 from extras.training import builtin_model as builtin
 from extras.training.base_parts import MODEL_FILE, sizes_of
 from extras.training.detector import (
-    DETECTOR_FILE,
     MINI_TOWER,
     TOY_TOWER,
     Detector,
@@ -178,14 +177,12 @@ def make_text_stage(args: argparse.Namespace, device: torch.device, scale: Scale
 
 
 def make_facts_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> FactsStage:
-    """A network that tells the facts of pages, as the command line says. The tower learns from the
-    detector of its folder if there is one. Raises TrainingFolderError if that is damaged."""
-    toy, teacher = args.size == "toy", None
+    """A network that tells the facts of pages, as the command line says. Raises
+    TrainingFolderError for the detector to align with."""
+    toy, teacher = args.size == "toy", _teacher(args, device)
     if args.stage == "detector":
         network: FactNetwork = Detector((8, 8, 8, 8)) if toy else Detector()
     else:
-        if (args.folder / DETECTOR_FILE).is_file():
-            teacher = load_detector(args.folder, device)
         network = FactTower(TOY_TOWER if toy else MINI_TOWER, seen=teacher.width if teacher else 0)
     return FactsStage(
         args.stage,
@@ -197,6 +194,10 @@ def make_facts_stage(args: argparse.Namespace, device: torch.device, scale: Scal
         teacher=teacher,
         output=args.output,
     )
+
+
+def _teacher(args: argparse.Namespace, device: torch.device) -> Detector | None:
+    return load_detector(args.align, device) if args.align else None
 
 
 def make_window(args: argparse.Namespace, scale: Scale, capacity: int | None = None) -> WindowPlan:
@@ -237,14 +238,13 @@ def make_base_stage(args: argparse.Namespace, device: torch.device, scale: Scale
         start_from=args.start_from,
         emphasis=args.emphasis,
     )
-    teacher = load_detector(args.align, device) if args.align else None
     return BaseStage(
         MODELS[args.size],
         _pages(args, book=args.book),
         make_window(args, scale),
         plan,
         make_place(args, device),
-        teacher=teacher,
+        teacher=_teacher(args, device),
         output=args.output,
     )
 

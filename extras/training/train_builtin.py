@@ -88,7 +88,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--levels", choices=LEVELS, default="", help="base: of noise, that are trained on most")
     add("--loss", choices=LOSS_TYPES, default="l2", help="base: of the denoised latents")
     add("--offset-noise", type=number(0), default=0.05, help="base: one more for a whole channel")
-    add("--align", type=Path, help="base: folder of a detector; learn what that sees, too")
+    aligned = "base, tower: learn what the detector in this folder sees, too"
+    add("--align", type=Path, metavar="FOLDER", help=aligned)
     things = "base: how much more the error counts where a thing is"
     add("--emphasis", type=number(0, above=True), default=BasePlan.emphasis, help=things)
     add("--frozen-text", action="store_true", help="base: train the UNet alone")

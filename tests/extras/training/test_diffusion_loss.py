@@ -144,6 +144,18 @@ def test_loss_of_a_perfect_and_of_a_blind_denoiser():
     assert l1.tolist() == pytest.approx([2.0 / sigma**2] * 3)
 
 
+def test_the_error_counts_as_much_as_its_place():
+    latents = torch.zeros(2, 3, 2, 2)
+    wrong = torch.zeros_like(latents)
+    wrong[:, :, 0, 1] = 1.0
+    emphasis = torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[0.7, 1.9], [0.7, 0.7]]])
+    plain, counted = (
+        _loss()(None, lambda *_: wrong, lambda _: {}, latents, batch)
+        for batch in ({}, {"emphasis": emphasis})
+    )
+    assert counted.tolist() == pytest.approx([float(plain[0]), 1.9 * float(plain[1])])
+
+
 def test_the_network_sees_the_noised_latents_and_named_entries_of_the_batch():
     seen = {}
 

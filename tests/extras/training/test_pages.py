@@ -137,6 +137,25 @@ def test_groups_hold_maps_of_their_edges_where_asked():
     assert 0.01 < float((group.maps > 100).float().mean()) < 0.6
 
 
+@pytest.mark.parametrize("book", ["alphabet", "whole"])
+def test_groups_say_where_things_are_where_asked(book):
+    plan = replace(PLAN, group=24, book=book, captions=0)
+    assert plan.draw_group(1).things.numel() == 0
+    group = replace(plan, things=True).draw_group(1)
+    assert torch.equal(group.images, plan.draw_group(1).images)
+    assert group.things.shape == group.images.shape[:3]
+    there = group.things.bool()
+    assert set(group.things.unique().tolist()) == {0, 1}
+    inside, outside = 0.0, 0.0
+    for image, thing in zip(group.images.float(), there, strict=True):
+        if thing.any():  # most of the change within a page is at the edges of its things
+            change = image.diff(dim=1).abs().sum(-1) * (thing[:, 1:] != thing[:, :-1])
+            still = image.diff(dim=1).abs().sum(-1) * (thing[:, 1:] == thing[:, :-1])
+            inside += float(change.sum() / (thing[:, 1:] != thing[:, :-1]).sum())
+            outside += float(still.sum() / (thing[:, 1:] == thing[:, :-1]).sum())
+    assert inside > 3 * outside
+
+
 def test_crops_are_told_as_they_are():
     whole, cut = 0, 0
     for number in range(12):

@@ -54,7 +54,7 @@ def test_the_command_line_trains_resumes_and_ends(tmp_path, capsys):
 @pytest.mark.parametrize(
     "words",
     ["--book primer", "--levels middle", "--keep-pages x", "--objective v", "--weighting v",
-     "--loss l1", "--offset-noise 0.1", "--frozen-text", "--checkpointing"],
+     "--loss l1", "--offset-noise 0.1", "--frozen-text", "--checkpointing", "--emphasis 2"],
 )  # fmt: skip
 def test_what_is_of_the_base_is_refused_for_another_stage(words, stage, tmp_path, capsys):
     line = ["--stage", stage, "--size", "toy", *words.split(), "--folder", str(tmp_path / "run")]
@@ -68,7 +68,7 @@ def test_what_is_of_the_base_is_refused_for_another_stage(words, stage, tmp_path
     [("lora", "--compile", "vae, decoder and base"),
      ("vae", "--rank 4", "lora, fewstep and control"), ("text", "--reuse 2", "base, detector"),
      ("ip", "--title x", "lora alone"), ("vae", "--output x", "decoder, base, detector"),
-     ("control", "--size toy", "vae, text")],
+     ("control", "--size toy", "vae, text"), ("ip", "--align x", "base and tower")],
 )  # fmt: skip
 def test_an_option_of_other_stages_is_refused(stage, words, whose, tmp_path, capsys):
     assert train_builtin.main(["--stage", stage, *words.split(), "--folder", str(tmp_path)]) == 1
@@ -108,6 +108,14 @@ def test_every_command_line_of_the_page_is_taken():
     parser = train_builtin.build_parser()
     for line in lines:
         refuse_foreign(parser, parser.parse_args(shlex.split(line)))
+
+
+@pytest.mark.parametrize("stage", ["tower", "base"])
+def test_a_folder_without_a_detector_to_align_with_is_named(stage, tmp_path, capsys):
+    line = ["--stage", stage, "--size", "toy", "--device", "cpu", "--folder", str(tmp_path),
+            "--align", str(tmp_path / "elsewhere")]  # fmt: skip
+    assert train_builtin.main(line) == 1
+    assert "'elsewhere' has no sound detector.safetensors" in capsys.readouterr().err
 
 
 def test_pieces_fit_on_the_pages(tmp_path, capsys):

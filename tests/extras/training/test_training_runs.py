@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from io import StringIO
-from itertools import repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from extras.training import checkpoints, writing
 from extras.training.base_parts import MODEL_FILE
 from extras.training.builtin_model import TOY
+from extras.training.detector import Detector
 from extras.training.errors import CheckpointError, TrainingDiverged, TrainingFolderError
 from extras.training.interrupts import ENDINGS
 from extras.training.noise import NearestSampling
@@ -46,15 +47,23 @@ def vae_run(folder: Path, **changes) -> Run:
     return Run(stage, replace(PLAN, folder=folder, **changes), StringIO())
 
 
-def base_run(folder: Path, plan: BasePlan | None = None, **changes) -> Run:
+def base_run(
+    folder: Path, plan: BasePlan | None = None, teacher: Detector | None = None, **changes
+) -> Run:
     stage = BaseStage(
         TOY,
         PagePlan(group=2, captions=1, **SMALL),
         WindowPlan(batch=2, capacity=6, start=2, reuse=1.0),
         plan or BasePlan(),
         Workplace(folder=folder, device=CPU, bf16=False, preview=PREVIEW),
+        teacher=teacher,
     )
     return Run(stage, replace(PLAN, folder=folder, **changes), StringIO())
+
+
+def small_detector(seed: int = 0) -> Detector:
+    torch.manual_seed(seed)
+    return Detector((8, 8, 8, 8)).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -92,29 +101,38 @@ def test_vae_resumes_to_the_weights_of_an_uninterrupted_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("plan", "optimizer"),
-    [(BasePlan(), "adamw"), (BasePlan(objective="v", use_checkpoint=True), "muon")],
+    ("plan", "optimizer", "teacher"),
+    [
+        (BasePlan(), "adamw", None),
+        (BasePlan(objective="v", use_checkpoint=True), "muon", None),
+        (BasePlan(emphasis=3.0), "adamw", small_detector()),
+    ],
 )
-def test_base_resumes_to_the_weights_of_an_uninterrupted_run(plan, optimizer, with_vae, tmp_path):
+def test_base_resumes_to_the_weights_of_an_uninterrupted_run(
+    plan, optimizer, teacher, with_vae, tmp_path
+):
     for name in ("straight", "parts"):
         (tmp_path / name).mkdir()
         (tmp_path / name / VAE_FILE).write_bytes((with_vae / VAE_FILE).read_bytes())
-    straight = base_run(tmp_path / "straight", plan, optimizer=optimizer)
+    straight = base_run(tmp_path / "straight", plan, teacher, optimizer=optimizer)
     start = weights(straight)
     assert straight.train()
-    first = base_run(tmp_path / "parts", plan, optimizer=optimizer)
+    first = base_run(tmp_path / "parts", plan, teacher, optimizer=optimizer)
     first.prepare()
     first.stage.begin(0)
     for _ in range(3):
         first.train_step()
     first.save()
-    second = base_run(tmp_path / "parts", plan, optimizer=optimizer, resume=True)
+    second = base_run(tmp_path / "parts", plan, teacher, optimizer=optimizer, resume=True)
     assert second.train()
     found = weights(second)
     assert_same(found, weights(straight))
     moved = [n for n, w in start.items() if n.startswith("model/") and not torch.equal(w, found[n])]
-    for part in ("unet", "clip_l", "clip_g"):
+    for part in ("unet", "clip_l", "clip_g", *(["sight"] if teacher else [])):
         assert any(name.startswith(f"model/{part}.") for name in moved)
+    if teacher:
+        with pytest.raises(CheckpointError, match="another detector"):
+            base_run(tmp_path / "parts", plan, small_detector(1), resume=True).prepare()
     if optimizer == "muon":
         assert any(name.endswith("|momentum_buffer") for name in found)
         with pytest.raises(CheckpointError, match="other settings"):
@@ -452,7 +470,7 @@ def test_a_run_does_not_go_on_with_other_frozen_weights(other, with_vae, tmp_pat
     changed = base_run(tmp_path, plan, resume=True)
     with torch.no_grad():
         next(getattr(changed.stage.base, other).parameters()).add_(0.5)
-    with pytest.raises(CheckpointError, match="another autoencoder or other text encoders"):
+    with pytest.raises(CheckpointError, match="another autoencoder, other text encoders"):
         changed.prepare()
     rewrite_record(tmp_path / "base", lambda record: record.pop("frozen"))  # as it once was
     changed.prepare()
@@ -504,9 +522,48 @@ def test_pages_that_another_run_kept_are_not_encoded_again(with_vae, tmp_path, m
     assert all(torch.equal(batches[1][name], batches[0][name]) for name in batches[0])
 
 
+def test_what_a_detector_sees_of_a_page_is_kept_with_it(with_vae, tmp_path):
+    def batch(teacher: Detector | None, emphasis: float) -> dict[str, torch.Tensor]:
+        stage = base_run(with_vae, BasePlan(emphasis=emphasis), teacher).stage
+        stage.place = replace(stage.place, keep_pages=tmp_path)
+        stage.begin(0)
+        stage.window.advance(3)
+        return stage.window.batch(3)
+
+    drawn, read = (batch(small_detector(), 3.0) for _ in range(2))
+    assert all(torch.equal(read[name], drawn[name]) for name in drawn)
+    rows, columns = drawn["latents"].shape[-2:]
+    assert drawn["seen"].shape == (2, rows * columns // 4, 8)
+    assert drawn["emphasis"].shape == (2, rows, columns)
+    means = drawn["emphasis"].mean(dim=(1, 2))
+    assert means.tolist() == pytest.approx([1.0, 1.0], abs=1e-3)
+    assert float(drawn["emphasis"].max() / drawn["emphasis"].min()) == pytest.approx(3.0, abs=0.01)
+    plain = batch(None, 1.0)
+    assert torch.equal(plain["latents"], drawn["latents"])
+    assert not {"seen", "emphasis"} & plain.keys()
+    other = batch(small_detector(1), 3.0)
+    assert not torch.equal(other["seen"], drawn["seen"])
+    stronger = batch(small_detector(), 5.0)
+    assert float(stronger["emphasis"].max() / stronger["emphasis"].min()) > 4.9
+
+
+def test_a_base_with_a_teacher_learns_what_it_sees(with_vae):
+    run = base_run(with_vae, BasePlan(), small_detector(), learning_rate=3e-3, warmup=1)
+    run.stage.begin(0)
+    missed = []
+    for _ in range(40):
+        run.train_step()
+        missed.append(float(run._sums["untold"]))
+    missed = [later - before for before, later in pairwise([0.0, *missed])]
+    assert missed[0] == pytest.approx(1.0, abs=0.05)
+    assert sum(missed[-5:]) / 5 < 0.97
+    latents, both = float(run._sums["latents"]), float(run._sums["loss"])
+    assert both == pytest.approx(latents + 0.5 * sum(missed), rel=1e-4)
+
+
 def test_base_runs_from_before_the_levels_go_on_and_those_with_them_say_so(with_vae):
     plain = base_run(with_vae).stage
-    assert "levels" not in plain.identity()["plan"]
+    assert not {"levels", "emphasis"} & plain.identity()["plan"].keys()
     stage = base_run(with_vae, BasePlan(levels="middle")).stage
     assert stage.identity()["plan"]["levels"] == "middle"
     assert isinstance(stage.loss.sigma_sampler, NearestSampling)
