@@ -78,6 +78,8 @@ def load_base(path: Path) -> BaseParts:
         raise TrainingFolderError(
             f"{path.name} is no whole checkpoint in the layout of SDXL: choose one that is."
         )
+    if objective == "v" and model.model.model_config.sampling_settings.get("zsnr"):
+        objective = "v_ztsnr"
     encoders = clip.cond_stage_model
     parts = (model.model.diffusion_model, encoders.clip_l, encoders.clip_g, vae.first_stage_model)
     for network in parts:

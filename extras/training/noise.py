@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm_patched.ldm.modules.diffusionmodules.util import make_beta_schedule
 from ldm_patched.ldm.util import instantiate_from_config
+from ldm_patched.modules.model_sampling import rescale_zero_terminal_snr_sigmas
 
 Config = Mapping[str, Any]
 """`{"target": "package.Class", "params": {...}}`."""
@@ -67,6 +68,16 @@ class LegacyDDPMDiscretization:
         if do_append_zero:
             sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
         return sigmas.flip(0) if flip else sigmas
+
+
+class ZeroSNRDiscretization(LegacyDDPMDiscretization):
+    """The same levels stretched to end in (nearly) pure noise, as the engine does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rising = self.get_sigmas(self.num_timesteps).flip(0)
+        stretched = rescale_zero_terminal_snr_sigmas(rising).double()
+        self.alphas_cumprod = 1.0 / (stretched**2 + 1.0)
 
 
 # --- Drawing ----------------------------------------------------------------------------------

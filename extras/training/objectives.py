@@ -24,6 +24,7 @@ from extras.training.noise import (
     NearestSampling,
     UnitWeighting,
     VWeighting,
+    ZeroSNRDiscretization,
 )
 from ldm_patched.k_diffusion.sampling import get_sigmas_karras
 
@@ -55,43 +56,31 @@ class Objective:
     keys: dict[str, float]
 
 
-def _discrete(scaling: Callable[[], Any]) -> Callable[[], Denoiser]:
-    return lambda: DiscreteDenoiser(scaling(), STEPS, LegacyDDPMDiscretization())
-
-
-def _table() -> Callable[[int], Tensor]:
-    return DiscreteSampling(LegacyDDPMDiscretization(), STEPS)
-
-
 def _middle() -> Callable[[int], Tensor]:
     return EDMSampling(p_mean=0.6, p_std=0.8)
 
 
-def _middle_of_table() -> Callable[[int], Tensor]:
-    return NearestSampling(LegacyDDPMDiscretization(), STEPS, _middle())
+def _of_table(
+    table: Callable[[], LegacyDDPMDiscretization],
+    scaling: Callable[[], Any],
+    weighting: str,
+    keys: dict[str, float],
+) -> Objective:
+    return Objective(
+        denoiser=lambda: DiscreteDenoiser(scaling(), STEPS, table()),
+        sampling=lambda: DiscreteSampling(table(), STEPS),
+        middle=lambda: NearestSampling(table(), STEPS, _middle()),
+        weighting=weighting,
+        sigmas=lambda count: table()(count),
+        keys=keys,
+    )
 
 
-def _table_sigmas(count: int) -> Tensor:
-    return LegacyDDPMDiscretization()(count)
-
-
+V_KEYS = {"v_pred": 1.0}
 OBJECTIVES: dict[str, Objective] = {
-    "eps": Objective(
-        denoiser=_discrete(EpsScaling),
-        sampling=_table,
-        middle=_middle_of_table,
-        weighting="min_snr",
-        sigmas=_table_sigmas,
-        keys={},
-    ),
-    "v": Objective(
-        denoiser=_discrete(VScaling),
-        sampling=_table,
-        middle=_middle_of_table,
-        weighting="v",
-        sigmas=_table_sigmas,
-        keys={"v_pred": 1.0},
-    ),
+    "eps": _of_table(LegacyDDPMDiscretization, EpsScaling, "min_snr", {}),
+    "v": _of_table(LegacyDDPMDiscretization, VScaling, "v", V_KEYS),
+    "v_ztsnr": _of_table(ZeroSNRDiscretization, VScaling, "v", {**V_KEYS, "ztsnr": 1.0}),
     "edm": Objective(
         denoiser=lambda: Denoiser(VScalingWithEDMcNoise()),
         sampling=lambda: EDMSampling(p_mean=-0.4, p_std=1.4),

@@ -222,6 +222,7 @@ def test_the_markers_of_a_file_are_those_that_the_loader_reads():
     assert types == {
         "eps": ModelType.EPS,
         "v": ModelType.V_PREDICTION,
+        "v_ztsnr": ModelType.V_PREDICTION,
         "edm": ModelType.V_PREDICTION_EDM,
     }
     assert SimpleNamespace(**types).edm.value[0] is ms.ModelSamplingContinuousEDM

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from extras.training import stage_makers, train_builtin
 from extras.training.base_parts import MODEL_FILE, sizes_of
@@ -122,6 +122,24 @@ def test_another_base_is_refused_on_resuming(base, tmp_path):
 def test_without_a_base_it_is_said_what_to_do(tmp_path):
     with pytest.raises(TrainingFolderError, match="run the stage `base`"):
         lora(tmp_path / MODEL_FILE, tmp_path)
+
+
+def test_a_base_of_zero_terminal_snr_is_trained_at_its_own_levels(base, tmp_path):
+    path, marks = tmp_path / "v.safetensors", {"v_pred": torch.ones(1), "ztsnr": torch.ones(1)}
+    save_file({**load_file(base), **marks}, path)
+    stage = lora(path, tmp_path)
+    model, *_ = load_checkpoint_guess_config(path, policy=POLICY)
+    theirs = model.model.model_sampling.sigmas
+    assert float(theirs[-1]) > 4000
+    for own in (stage.denoiser.sigmas, stage.loss.sigma_sampler.sigmas):
+        torch.testing.assert_close(own, theirs, rtol=1e-5, atol=0)
+    torch.testing.assert_close(stage.sigmas(20)[0], theirs[-1], rtol=1e-5, atol=0)
+    x, sigma = theirs[500] * torch.randn(2, 4, 8, 8), theirs[[500, 999]]
+    cond = {"crossattn": torch.randn(2, 77, 192), "vector": torch.randn(2, 128 + 6 * 256)}
+    with torch.no_grad():
+        ours = stage.denoiser(stage.network, x, sigma, cond)
+        engines = model.model.apply_model(x, sigma, c_crossattn=cond["crossattn"], y=cond["vector"])
+    torch.testing.assert_close(ours, engines, atol=2e-3, rtol=2e-3)
 
 
 def test_additions_to_convolutions_are_convolutions():
