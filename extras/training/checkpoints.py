@@ -137,9 +137,9 @@ def check_record(place: Path, record: Mapping[str, Any], wanted: Mapping[str, An
         raise other_settings(place, record)
     if record.get("frozen", wanted.get("frozen")) != wanted.get("frozen"):
         raise CheckpointError(
-            f"The checkpoint {place.name} was made with another autoencoder, other text encoders "
-            "or another detector than those that are here: resume with the files that the run "
-            "began with, or give another --folder."
+            f"The checkpoint {place.name} was made with another autoencoder, other text encoders, "
+            "another detector or another image encoder than those that are here: resume with the "
+            "files that the run began with, or give another --folder."
         )
 
 

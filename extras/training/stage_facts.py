@@ -79,6 +79,10 @@ class FactsStage(Stage):
         return {"stage": self.name, "pages": source_record(self.pages),
                 "window": asdict(self.window_plan), **taught}  # fmt: skip
 
+    def frozen(self) -> dict[str, Tensor]:
+        taught = self.teacher.state_dict() if self.teacher else {}
+        return {f"teacher.{name}": weight for name, weight in taught.items()}
+
     def begin(self, step: int) -> None:
         self.window = LatentWindow(
             self.pages,

@@ -137,6 +137,9 @@ class ImagePromptStage(AdapterStage):
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "plan": asdict(self.plan)}
 
+    def frozen(self) -> dict[str, Tensor]:
+        return {f"tower.{name}": weight for name, weight in self.tower.state_dict().items()}
+
     def rows(self, group: PageGroup) -> dict[str, Tensor]:
         return {**super().rows(group), "features": self.features(group.images.to(self.device))}
 

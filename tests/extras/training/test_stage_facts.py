@@ -20,7 +20,7 @@ from extras.training.detector import (
     load_detector,
     tower_pixels,
 )
-from extras.training.errors import TrainingFolderError
+from extras.training.errors import CheckpointError, TrainingFolderError
 from extras.training.facts import place_of, readings, right, scene_facts, shares
 from extras.training.pages import PagePlan
 from extras.training.run import Run, RunPlan
@@ -127,6 +127,17 @@ def test_resumes_to_the_weights_of_an_uninterrupted_run(name, tmp_path):
     assert second.train()
     for key, tensor in straight._tensors().items():
         assert torch.equal(tensor, second._tensors()[key]), key
+
+
+def test_another_teacher_is_refused_on_resuming(tmp_path):
+    first = facts_run(tmp_path, "taught tower")
+    first.prepare()
+    first.save()
+    facts_run(tmp_path, "taught tower", resume=True).prepare()
+    again = facts_run(tmp_path, "taught tower", resume=True)
+    again.stage.teacher = Detector((8, 8, 8, 16))
+    with pytest.raises(CheckpointError, match="another detector"):
+        again.prepare()
 
 
 def few_pages(run: Run):

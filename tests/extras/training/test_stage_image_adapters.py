@@ -12,7 +12,7 @@ from extras.ip_adapter import IPAdapterStore, patch_model
 from extras.training import picturebook
 from extras.training.base_parts import MODEL_FILE
 from extras.training.detector import TOWER_FILE, TOY_TOWER, FactTower
-from extras.training.errors import TrainingFolderError
+from extras.training.errors import CheckpointError, TrainingFolderError
 from extras.training.stage_control import CONTROL_FILE, ControlStage
 from extras.training.stage_ip import (
     IP_FILE,
@@ -59,6 +59,18 @@ def control(folder: Path, _place: Path | None = None) -> ControlStage:
 @pytest.mark.parametrize("make", [ip, control])
 def test_resumes_to_the_weights_of_an_uninterrupted_run(make, folder, tmp_path):
     assert_resumes(lambda _folder: make(folder), tmp_path)
+
+
+def test_another_image_encoder_is_refused_on_resuming(folder, tmp_path):
+    stage = ip(folder)
+    first = run_of(stage, tmp_path)
+    first.prepare()
+    first.save()
+    run_of(stage, tmp_path, resume=True).prepare()
+    with torch.no_grad():
+        next(stage.tower.parameters()).add_(0.5)
+    with pytest.raises(CheckpointError, match="another image encoder"):
+        run_of(stage, tmp_path, resume=True).prepare()
 
 
 @pytest.mark.parametrize(("make", "share"), [(ip, 0.96), (control, 0.9)])
