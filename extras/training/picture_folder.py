@@ -13,7 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from extras.training.caption_tokens import LENGTH, caption_ids, framed
 from extras.training.errors import TrainingFolderError
@@ -21,6 +21,8 @@ from extras.training.pages import PageGroup, nearest
 from extras.training.scenes.scene import SIZES
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises on broken files; SyntaxError is for damaged chunks of PNG, and EXIF."""
 
 
 class Pictured(NamedTuple):
@@ -105,8 +107,12 @@ def read_picture(path: Path) -> np.ndarray:
     """uint8 (H, W, 3), the right way up, on white. Raises TrainingFolderError."""
     try:
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGBA")
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16 bits a grey pixel: Pillow would cut it off at 255
+                grey = np.asarray(image).clip(0, 65_535) // 257
+                image = Image.fromarray(grey.astype(np.uint8))
+            image = image.convert("RGBA")
+    except BROKEN as error:
         raise TrainingFolderError(
             f"The picture {path.name} in {path.parent.name!r} cannot be read: mend or remove it."
         ) from error

@@ -17,7 +17,7 @@ from extras.training.base_parts import MODEL_FILE, sizes_of
 from extras.training.errors import CheckpointError, TrainingFolderError
 from extras.training.low_rank import LowRankSet
 from extras.training.pages import nearest, page_sizes
-from extras.training.picture_folder import fitted, open_folder
+from extras.training.picture_folder import fitted, open_folder, read_picture
 from extras.training.scenes.finishes import FINISHES
 from extras.training.scenes.scene import SIZES
 from extras.training.stage_diffusion import Preview
@@ -297,3 +297,21 @@ def test_an_empty_folder_and_a_broken_picture_are_named(tmp_path):
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(TrainingFolderError, match=r"x\.png"):
         open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["chunk", "exif"])
+def test_a_damaged_picture_is_named(damage, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    path = tmp_path / "x.png"
+    Image.fromarray(pixels).save(path, exif=b"none" if damage == "exif" else None)
+    if damage == "chunk":
+        first, second, last = path.read_bytes().split(b"IDAT")
+        path.write_bytes(first + b"IDAT" + second + b"ID\1T" + last)
+    with pytest.raises(TrainingFolderError, match=r"x\.png.*cannot be read"):
+        read_picture(path)
+
+
+def test_sixteen_bits_of_grey_are_brought_to_eight(tmp_path):
+    path = tmp_path / "x.png"
+    Image.fromarray(np.array([[0, 257, 32_896, 65_535]], np.uint16)).save(path)
+    assert read_picture(path)[0].tolist() == [[n] * 3 for n in (0, 1, 128, 255)]
