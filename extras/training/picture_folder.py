@@ -4,6 +4,7 @@ Beside `cat.png` lies `cat.txt` with its caption; a picture without one has an e
 picture is scaled and cut to the nearest of the sizes that the model was trained on.
 """
 
+import codecs
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from extras.training.errors import TrainingFolderError
 from extras.training.pages import PageGroup, nearest
 from extras.training.scenes.scene import SIZES
 
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises on broken files; SyntaxError is for damaged chunks of PNG, and EXIF."""
@@ -77,7 +79,7 @@ def open_folder(
 ) -> PictureFolder:  # fmt: skip
     """The pictures of a folder. sizes: (width, height) that the model was trained on.
 
-    Raises TrainingFolderError if there are none, or one cannot be read.
+    Raises TrainingFolderError if there are none, or one or its caption cannot be read.
     """
     files = sorted(p for p in folder.glob("*") if p.suffix.lower() in ENDINGS and p.is_file())
     if not files:
@@ -95,11 +97,18 @@ def open_folder(
 
 
 def _caption(path: Path) -> str:
+    """In UTF-8 or, with its mark, UTF-16. Raises TrainingFolderError."""
     beside = path.with_suffix(".txt")
+    if not beside.is_file():
+        return ""
     try:
-        text = beside.read_text(encoding="utf-8", errors="replace") if beside.is_file() else ""
-    except OSError:
-        text = ""
+        data = beside.read_bytes()
+        text = data.decode("utf-16" if data.startswith(UTF_16) else "utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise TrainingFolderError(
+            f"The caption {beside.name} in {path.parent.name!r} cannot be read as UTF-8: save it "
+            "as a text file in UTF-8, or remove it."
+        ) from error
     return " ".join(text.split())
 
 

@@ -315,3 +315,27 @@ def test_sixteen_bits_of_grey_are_brought_to_eight(tmp_path):
     path = tmp_path / "x.png"
     Image.fromarray(np.array([[0, 257, 32_896, 65_535]], np.uint16)).save(path)
     assert read_picture(path)[0].tolist() == [[n] * 3 for n in (0, 1, 128, 255)]
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_captions_are_read_without_the_mark_of_their_coding(coding, tmp_path):
+    write_pictures(tmp_path)
+    text = "\ufeffa café" if coding == "utf-16-be" else "a café"
+    (tmp_path / "b.txt").write_bytes(text.encode(coding))
+    assert open_folder(tmp_path).pictures[1].caption == "a café"
+
+
+def refuse(_path: Path) -> bytes:
+    raise PermissionError
+
+
+@pytest.mark.parametrize("why", ["coding", "disk"])
+def test_a_caption_that_cannot_be_read_is_named(why, tmp_path, monkeypatch):
+    write_pictures(tmp_path)
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "b.txt").write_bytes("a café".encode("cp1252"))
+    if why == "disk":
+        (tmp_path / "b.txt").write_bytes(b"a cup")
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(TrainingFolderError, match=r"b\.txt.*save it as a text file in UTF-8"):
+        open_folder(tmp_path)
