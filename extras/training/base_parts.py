@@ -20,6 +20,7 @@ from ldm_patched.modules.model_base import SDXL, ModelType
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
 from ldm_patched.modules.sd import load_checkpoint_guess_config, read_model_metadata
 from ldm_patched.modules.sd1_clip import ClipTextModel
+from ldm_patched.modules.sdxl_clip import SDXLClipModel
 
 MODEL_FILE = "easel-mini.safetensors"
 SDXL_AREA = 1024 * 1024
@@ -74,14 +75,16 @@ def load_base(path: Path) -> BaseParts:
     policy = DevicePolicy(DeviceFlags(always_cpu=True, all_in_fp32=True))
     model, clip, vae, _ = load_checkpoint_guess_config(path, policy=policy)
     objective = PREDICTIONS.get(model.model.model_type)
-    if not isinstance(model.model, SDXL) or objective is None or clip is None or vae is None:
+    unet, encoders = model.model.diffusion_model, getattr(clip, "cond_stage_model", None)
+    from_words = isinstance(encoders, SDXLClipModel) and unet.config.in_channels == 4
+    if not isinstance(model.model, SDXL) or objective is None or not from_words or vae is None:
         raise TrainingFolderError(
-            f"{path.name} is no whole checkpoint in the layout of SDXL: choose one that is."
+            f"{path.name} is no whole checkpoint in the layout of SDXL's base, as refiners and "
+            "inpainting models are not: choose one that is."
         )
     if objective == "v" and model.model.model_config.sampling_settings.get("zsnr"):
         objective = "v_ztsnr"
-    encoders = clip.cond_stage_model
-    parts = (model.model.diffusion_model, encoders.clip_l, encoders.clip_g, vae.first_stage_model)
+    parts = (unet, encoders.clip_l, encoders.clip_g, vae.first_stage_model)
     for network in parts:
         network.eval().requires_grad_(False)
     return BaseParts(*parts, objective)

@@ -42,6 +42,8 @@ from extras.training.trials import (
 from extras.training.writing import writing
 from ldm_patched.modules.errors import EngineError
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
+from ldm_patched.modules.samplers import SAMPLERS
+from ldm_patched.modules.schedulers import SCHEDULERS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -287,8 +289,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--count", type=whole(1), default=300, help="held-out prompts or pages for each figure")
     add("--steps", type=whole(1), default=20)
     add("--cfg", type=number(0), default=4.0)
-    add("--sampler", default=PaintSettings.sampler)
-    add("--scheduler", default=PaintSettings.scheduler)
+    add("--sampler", choices=SAMPLERS, default=PaintSettings.sampler)
+    add("--scheduler", choices=SCHEDULERS, default=PaintSettings.scheduler)
     add("--batch", type=whole(1), default=PaintSettings.batch, help="pictures at a time")
     add("--cpu", action="store_true", help="use no accelerator")
     add("--json", type=Path, help="also write the figures there")

@@ -333,6 +333,14 @@ def test_numbers_below_one_are_refused(words, capsys):
     assert "a whole number of 1 or more, not '0'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ["--sampler eulr", "--scheduler karas"])
+def test_a_mistyped_name_is_refused_with_those_that_there_are(words, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(words.split())
+    option, name = words.split()
+    assert f"argument {option}: invalid choice: {name!r} (choose from" in capsys.readouterr().err
+
+
 def test_the_sheet_is_a_small_png_with_all_pictures(monkeypatch):
     flat = [np.full((64, 96, 3), (200, 30, 30), np.uint8)] * 9
     data = contact_sheet(flat, ["x"] * 9)

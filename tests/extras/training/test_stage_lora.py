@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from extras.training import stage_makers, train_builtin
 from extras.training.base_parts import MODEL_FILE, sizes_of
+from extras.training.builtin_model import CLIP_G_PREFIX, CLIP_L_PREFIX, UNET_PREFIX
 from extras.training.errors import CheckpointError, TrainingFolderError
 from extras.training.low_rank import LowRankSet
 from extras.training.pages import nearest, page_sizes
@@ -122,6 +123,29 @@ def test_another_base_is_refused_on_resuming(base, tmp_path):
 def test_without_a_base_it_is_said_what_to_do(tmp_path):
     with pytest.raises(TrainingFolderError, match="run the stage `base`"):
         lora(tmp_path / MODEL_FILE, tmp_path)
+
+
+def inpainting(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    first = f"{UNET_PREFIX}input_blocks.0.0.weight"
+    return {**weights, first: torch.zeros(len(weights[first]), 9, 3, 3)}
+
+
+def refiner(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    label, only = f"{UNET_PREFIX}label_emb.0.0.weight", "conditioner.embedders.0.model."
+    narrow = {label: weights[label][:, : 192 + 5 * 256].clone()}
+    one = {n.replace(CLIP_G_PREFIX, only): w for n, w in weights.items() if CLIP_L_PREFIX not in n}
+    return {**one, **narrow}
+
+
+@pytest.mark.parametrize("kind", [inpainting, refiner])
+def test_a_base_that_paints_not_from_words_alone_is_refused(kind, base, tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file(kind(load_file(base)), path)
+    model, clip, *_ = load_checkpoint_guess_config(path, policy=POLICY)
+    assert model is not None
+    assert clip is not None
+    with pytest.raises(TrainingFolderError, match=r"other\.safetensors is no whole checkpoint"):
+        lora(path, tmp_path)
 
 
 def test_a_base_of_zero_terminal_snr_is_trained_at_its_own_levels(base, tmp_path):
