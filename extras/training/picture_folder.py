@@ -52,6 +52,15 @@ class PictureFolder:
         rng = Random(f"size {self.seed} {number}")
         return rng.choices(sizes, [counts[size] for size in sizes])[0]
 
+    def words(self, picture: Pictured) -> str:
+        """What is told of a picture."""
+        return ", ".join(part for part in (self.trigger, picture.caption) if part)
+
+    def prompts(self, count: int) -> tuple[str, ...]:
+        """The first so many different words of the pictures; none at all are one empty prompt."""
+        told = dict.fromkeys(filter(None, map(self.words, self.pictures)))
+        return tuple(told)[:count] or ("",)
+
     def draw_group(self, number: int) -> PageGroup:
         """Random pictures of one size, each with its caption."""
         size, rng = self.group_size(number), Random(f"pictures {self.seed} {number}")
@@ -59,10 +68,9 @@ class PictureFolder:
         images, tokens, numbers = [], [], []
         for picture in (rng.choice(fitting) for _ in range(self.group)):
             image, six = fitted(read_picture(Path(self.folder) / picture.name), size, rng)
-            words = ", ".join(part for part in (self.trigger, picture.caption) if part)
             images.append(image)
             numbers.append(six)
-            tokens.append(framed(caption_ids(words)))
+            tokens.append(framed(caption_ids(self.words(picture))))
         return PageGroup(
             torch.from_numpy(np.stack(images)),
             torch.from_numpy(np.array(tokens, np.int32).reshape(self.group, 1, LENGTH)),

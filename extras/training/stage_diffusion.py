@@ -196,8 +196,9 @@ class DiffusionStage(Stage):
         sigmas = self.sigmas(shown.steps)
         start = (noise * (1.0 + sigmas[0] ** 2) ** 0.5).to(self.device)
         latents = self.sample(model, start, sigmas.to(self.device))
-        with self.autocast():
-            pixels = self.base.vae.decode(LATENT_FORMAT().process_out(latents))
+        with self.autocast():  # one by one: at SDXL's size each takes gigabytes
+            each = LATENT_FORMAT().process_out(latents).split(1)
+            pixels = torch.cat([self.base.vae.decode(one) for one in each])
         return to_pixels(pixels).cpu().numpy()
 
     def sample(self, model: Callable[..., Tensor], start: Tensor, sigmas: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from extras.training.detector import (
     load_detector,
 )
 from extras.training.errors import TrainingError
-from extras.training.pages import GroupSource, PagePlan, page_sizes
+from extras.training.pages import GroupSource, PagePlan, nearest, page_sizes
 from extras.training.picture_folder import open_folder
 from extras.training.run import Stage
 from extras.training.scenes.compose import SIZE_WEIGHTS
@@ -39,6 +39,7 @@ from ldm_patched.modules.model_management import cpu_has_bf16
 
 MODELS = {"mini": builtin.MINI, "toy": builtin.TOY}
 FIRST_LOOK = "blueprint"
+OWN_PROMPTS = 4  # that grids show of one's own pictures, which may be large
 
 
 class Pace(NamedTuple):
@@ -259,13 +260,17 @@ def make_lora_stage(args: argparse.Namespace, device: torch.device, scale: Scale
     # The model has no rows for the words of a look, so none of them can call for it.
     finish = args.finish or FIRST_LOOK
     title, trigger, prefix = finish, "", LoraPlan.prefix
+    place = make_place(args, device)
     capacity = None
     source: GroupSource = _pages(args, finish=finish)
     if args.pictures and args.finish:
         raise TrainingError("--finish is a look of drawn pages: leave it out with --pictures.")
     if args.pictures:
         title, trigger, prefix = _title(args), args.trigger or "", ""
-        source = open_folder(args.pictures, seed=args.seed, trigger=trigger, sizes=sizes_of(base))
+        sizes = sizes_of(base)
+        source = open_folder(args.pictures, seed=args.seed, trigger=trigger, sizes=sizes)
+        shown = Preview(prompts=source.prompts(OWN_PROMPTS), size=nearest(1, 1, sizes))
+        place = replace(place, preview=shown)
         capacity = 8 * len(source.pictures)  # each in some cuts
     elif args.title or args.trigger:
         raise TrainingError("--title and --trigger are for a LoRA of --pictures: add that.")
@@ -274,7 +279,7 @@ def make_lora_stage(args: argparse.Namespace, device: torch.device, scale: Scale
         base,
         source,
         make_window(args, scale, capacity),
-        make_place(args, device),
+        place,
         output=args.output,
     )
 

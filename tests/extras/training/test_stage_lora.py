@@ -18,7 +18,13 @@ from extras.training.builtin_model import CLIP_G_PREFIX, CLIP_L_PREFIX, UNET_PRE
 from extras.training.errors import CheckpointError, TrainingFolderError
 from extras.training.low_rank import LowRankSet
 from extras.training.pages import nearest, page_sizes
-from extras.training.picture_folder import fitted, open_folder, read_picture
+from extras.training.picture_folder import (
+    Pictured,
+    PictureFolder,
+    fitted,
+    open_folder,
+    read_picture,
+)
 from extras.training.scenes.finishes import FINISHES
 from extras.training.scenes.scene import SIZES
 from extras.training.stage_diffusion import Preview
@@ -266,6 +272,33 @@ def test_the_command_line_trains_a_lora_on_a_folder(base, tmp_path, capsys, monk
 
 def asked(*words: str):
     return train_builtin.build_parser().parse_args(["--stage", "lora", *words])
+
+
+def test_grids_of_ones_own_pictures_are_of_their_words_and_size(base, tmp_path):
+    write_pictures(tmp_path)
+    args = asked("--pictures", str(tmp_path), "--trigger", "sks", "--start-from", str(base),
+                 "--folder", str(tmp_path), "--workers", "0")  # fmt: skip
+    stage = stage_makers.STAGES["lora"](args, torch.device("cpu"), stage_makers.SCALES["cpu"])
+    assert stage.place.preview == Preview(prompts=("sks, a red house", "sks"), size=(64, 64))
+    stage.place = replace(stage.place, preview=replace(stage.place.preview, steps=1))
+    decode, rows = stage.base.vae.decode, []
+    stage.base.vae.decode = lambda latents: rows.append(len(latents)) or decode(latents)
+    assert stage.grid().shape == (64, 134, 3)
+    assert rows == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("trigger", "captions", "prompts"),
+    [
+        ("", ("a", "", "b", "a", "c"), ("a", "b")),
+        ("sks", ("", ""), ("sks",)),
+        ("", ("", ""), ("",)),
+    ],
+)
+def test_prompts_are_the_first_words_that_differ(trigger, captions, prompts):
+    pictures = tuple(Pictured("x.png", caption, (64, 64)) for caption in captions)
+    source = PictureFolder(folder="", pictures=pictures, trigger=trigger)
+    assert source.prompts(2) == prompts
 
 
 @pytest.mark.parametrize("title", ["vae", "Text", "detector", "tower", "easel-mini-lcm"])
