@@ -127,14 +127,25 @@ def check_record(place: Path, record: Mapping[str, Any], wanted: Mapping[str, An
 
     Raises CheckpointError.
     """
-    if "primer" in record.get("identity", {}).get("pages", {}):
+    pages, now = _pages(record), _pages(wanted)
+    if "primer" in pages:
         raise CheckpointError(
             f"The checkpoint {place.name} is of a picture book that has changed since, so this run "
             "cannot go on. A model file that it wrote can be begun with: give that to --start-from "
             "and another --folder."
         )
-    if {**record, "frozen": ""} != {**wanted, "frozen": ""}:
+    pictures = now.get("pictures", [])
+    if "folder" in pages:  # once that was told of them, but not what their files hold
+        pictures = [picture[:3] for picture in pictures]
+        wanted = _with_pages(wanted, folder=pages["folder"])
+    alike = [_with_pages({**one, "frozen": ""}, pictures=()) for one in (record, wanted)]
+    if alike[0] != alike[1]:
         raise other_settings(place, record)
+    if pages.get("pictures", []) != pictures:
+        raise CheckpointError(
+            f"The checkpoint {place.name} was made with other pictures or captions than those that "
+            "are there now: put those back, or give another --folder."
+        )
     if record.get("frozen", wanted.get("frozen")) != wanted.get("frozen"):
         raise CheckpointError(
             f"The checkpoint {place.name} was made with another autoencoder, other text encoders, "
@@ -145,10 +156,24 @@ def check_record(place: Path, record: Mapping[str, Any], wanted: Mapping[str, An
 
 def other_settings(place: Path, record: Mapping[str, Any]) -> CheckpointError:
     """What to raise for a checkpoint that another command line made."""
+    if "pictures" in _pages(record):  # with captions, they are many words
+        record = _with_pages(record, pictures=len(_pages(record)["pictures"]))
     return CheckpointError(
         f"The checkpoint {place.name} is of another model or other settings (it was made "
         f"with {json.dumps(record)}): resume with those, or give another --folder."
     )
+
+
+def _pages(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a record says of the pages; nothing for a stage without any."""
+    pages: Mapping[str, Any] = record.get("identity", {}).get("pages", {})
+    return pages
+
+
+def _with_pages(record: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """A record that says something else of the pages."""
+    pages = {**_pages(record), **changes}
+    return {**record, "identity": {**record.get("identity", {}), "pages": pages}}
 
 
 def _damaged(place: Path, why: str) -> str:

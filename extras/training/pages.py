@@ -144,9 +144,12 @@ class PagePlan:
 
 
 def source_record(source: GroupSource) -> dict[str, Any]:
-    """What a checkpoint says of `source`; of what was once the only way, nothing."""
+    """What a checkpoint says of `source`, wherever its files lie; of what was once the only way,
+    nothing."""
     once = {"book": WHOLE, "things": False}
-    return {k: v for k, v in asdict(source).items() if k not in once or v != once[k]}
+    told = {k: v for k, v in asdict(source).items() if k not in once or v != once[k]}
+    told.pop("folder", None)
+    return told
 
 
 def edge_map(image: np.ndarray, rng: Random) -> np.ndarray:

@@ -5,6 +5,7 @@ picture is scaled and cut to the nearest of the sizes that the model was trained
 """
 
 import codecs
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,13 @@ BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Pictured(NamedTuple):
-    """A picture's file name, its caption, and the (width, height) that it is brought to."""
+    """A picture's file name, its caption, the (width, height) that it is brought to, and the
+    SHA-256 of its file."""
 
     name: str
     caption: str
     size: tuple[int, int]
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +101,9 @@ def open_folder(
     found = []
     for path in files:
         height, width = read_picture(path).shape[:2]
-        found.append(Pictured(path.name, _caption(path), nearest(width, height, sizes)))
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found.append(Pictured(path.name, _caption(path), nearest(width, height, sizes), digest))
     return PictureFolder(
         folder=str(folder), pictures=tuple(found), group=group, seed=seed, trigger=trigger
     )

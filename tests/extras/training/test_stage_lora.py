@@ -257,6 +257,47 @@ def test_a_folder_of_pictures_is_a_source(base, tmp_path):
     assert run_of(lora(base, tmp_path, source=source), tmp_path, steps=2).train()
 
 
+def as_once(place: Path) -> None:
+    """Let a checkpoint's record tell the folder, and nothing of what the files hold."""
+    path = place / "checkpoint.json"
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    pages = entry["record"]["identity"]["pages"]
+    assert "folder" not in pages
+    pages.update(folder="one", pictures=[picture[:3] for picture in pages["pictures"]])
+    path.write_text(json.dumps(entry), encoding="utf-8")
+
+
+def test_a_run_on_pictures_goes_on_with_the_same_ones_alone(base, tmp_path):
+    """Wherever they lie."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    write_pictures(one)
+    stage = lora(base, tmp_path, source=open_folder(one, sizes=((64, 64),)))
+    first = run_of(stage, tmp_path)
+    first.prepare()
+    place = first.save()
+    one.rename(two)
+
+    def resumed(**changes) -> None:
+        stage.source = replace(open_folder(two, sizes=((64, 64),)), **changes)
+        run_of(stage, tmp_path, resume=True).prepare()
+
+    resumed()
+    with pytest.raises(CheckpointError, match='other settings.*"pictures": 3,') as refused:
+        resumed(seed=1)
+    assert "a red house" not in str(refused.value)
+    whole = (two / "b.png").read_bytes()
+    Image.new("RGB", (64, 64)).save(two / "b.png")
+    with pytest.raises(CheckpointError, match="other pictures or captions"):
+        resumed()
+    as_once(place)
+    resumed()
+    (two / "b.png").write_bytes(whole)
+    (two / "b.txt").write_text("a blue house", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="other pictures or captions"):
+        resumed()
+
+
 def test_the_command_line_trains_a_lora_on_a_folder(base, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(stage_makers, "Preview", partial(Preview, prompts=("cat",), steps=1))
     write_pictures(tmp_path)
@@ -296,7 +337,7 @@ def test_grids_of_ones_own_pictures_are_of_their_words_and_size(base, tmp_path):
     ],
 )
 def test_prompts_are_the_first_words_that_differ(trigger, captions, prompts):
-    pictures = tuple(Pictured("x.png", caption, (64, 64)) for caption in captions)
+    pictures = tuple(Pictured("x.png", caption, (64, 64), "") for caption in captions)
     source = PictureFolder(folder="", pictures=pictures, trigger=trigger)
     assert source.prompts(2) == prompts
 
