@@ -36,16 +36,17 @@ class TellingUNet(nn.Module):
         width = unet.config.channel_mult[-2] * unet.model_channels
         self.sight = nn.Sequential(nn.Linear(width, 2 * seen), nn.SiLU(), nn.Linear(2 * seen, seen))
         nn.init.zeros_(self.sight[-1].weight)
-        self._inside: list[Tensor] = []
+        self._inside: list[Tensor] | None = None  # while it is to be told from
         unet.output_blocks[level].register_forward_hook(self._look)
 
     def _look(self, _block: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
-        self._inside.append(output)
+        if self._inside is not None:
+            self._inside.append(output)
 
     def forward(self, x: Tensor, **told: Any) -> tuple[Tensor, Tensor]:
         """The UNet's prediction, and (B, N, seen) at the N places of its second level, a
         sixteenth of the picture's sides each way. Keywords are the UNet's."""
-        self._inside.clear()
+        self._inside = inside = []
         prediction = self.unet(x, **told)
-        inside = self._inside.pop()
-        return prediction, self.sight(inside.flatten(2).transpose(1, 2))
+        self._inside = None  # grids call the UNet alone
+        return prediction, self.sight(inside[0].flatten(2).transpose(1, 2))
