@@ -308,13 +308,19 @@ class ImagePromptAttention:
         keys: Tensor,
         options: Mapping[str, Any],
     ) -> Tensor | None:
-        """Added to the scores: nothing for text, log(region) for a prompt's image tokens."""
+        """Added to the scores: nothing for text, log(region · repeats of the text) for a prompt's
+        image tokens. (N, M), with repeats (B, 1 or N, M); None is nothing anywhere."""
         prompts = [self.prompts[i] for i in active]
-        if all(prompt.region is None for prompt in prompts):
+        has_region = any(prompt.region is not None for prompt in prompts)
+        repeats = tuple(options.get("text_repeats") or ()) if prompts else ()
+        is_repeated = any(count > 1 for count in repeats)
+        if not has_region and not is_repeated:
             return None
-        tokens, shape = q.shape[1], options.get("original_shape")
-        total = keys.shape[1]
+        tokens, shape = q.shape[1] if has_region else 1, options.get("original_shape")
+        batch, total = len(q), keys.shape[1]
         key = (active, tokens, tuple(shape or ())[-2:], k.shape[1], total, q.dtype, q.device)
+        if is_repeated:
+            key += (batch, repeats)
         if key not in self._masks:
             mask = torch.zeros(tokens, total)
             start = k.shape[1]
@@ -324,6 +330,10 @@ class ImagePromptAttention:
                     here = region_weights(prompt.region.cpu(), tokens, shape)
                     mask[:, start : start + length] = here.log()[:, None]
                 start += length
+            if is_repeated:  # a text that stands there r times weighs r times as much
+                weights = torch.tensor(repeats).repeat_interleave(batch // len(repeats))
+                mask = mask.repeat(batch, 1, 1)
+                mask[:, :, k.shape[1] :] += weights.log()[:, None, None]
             self._masks[key] = mask.to(q)
         return self._masks[key]
 

@@ -182,9 +182,12 @@ class CondBatcher:
         part, count = _part(x, conditions[0].area), len(batch)
         part, timestep = torch.cat([part] * count), torch.cat([sigma] * count)
         keywords = self._at(timestep, self._network_inputs(conditions))
+        longest = keywords["c_crossattn"].shape[1]
         keywords["transformer_options"] = {
             **model_options.get("transformer_options", {}),
             "cond_or_uncond": kinds,
+            # how often each condition's text stands there, to be as long as the others
+            "text_repeats": [longest // c.inputs["c_crossattn"].cond.shape[1] for c in conditions],
             "sigmas": timestep,
         }
         if conditions[0].control is not None:

@@ -76,7 +76,8 @@ class CONDCrossAttn(CONDRegular):
     def concat(self, others: Sequence[Self]) -> Tensor:
         conds = [self.cond, *(o.cond for o in others)]
         longest = math.lcm(*(c.shape[1] for c in conds))
-        # Repeated tokens leave the softmax-weighted mean as it was, so this padding is exact.
+        # Repeated tokens leave the softmax-weighted mean of a text as it was. What stands beside it
+        # in the same softmax is outweighed: it has to make up for the repeats (see CondBatcher).
         return torch.cat([c.repeat(1, longest // c.shape[1], 1) for c in conds])
 
 

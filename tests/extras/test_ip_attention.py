@@ -91,6 +91,33 @@ def test_after_its_stop_a_prompt_leaves_text_alone():
     assert torch.equal(replace(q, k, v, options()), ip_attention.sdp(q, k, v, options()))
 
 
+@pytest.mark.parametrize("has_region", [False, True])
+def test_texts_that_are_repeated_to_one_length_weigh_as_they_do_alone(has_region):
+    region = torch.zeros(4, 4)
+    region[:, :2] = 1.0
+    pictures = [prompt(100, weight=30.0), prompt(300, weight=30.0, tokens=2)]
+    if has_region:
+        pictures[1] = pictures[1]._replace(region=region)
+    replace = ImagePromptAttention(Step(), pictures).at(0)
+    q, k, v = text(queries=16, tokens=3)
+    shape = {"original_shape": [4, 4, 4, 4]}
+    alone, keys, values = [], [], []
+    for half, tokens in ((0, 2), (1, 3)):
+        rows = slice(2 * half, 2 * half + 2)
+        own = k[rows, :tokens], v[rows, :tokens]
+        alone.append(replace(q[rows], *own, options((half,), **shape)))
+        keys.append(own[0].repeat(1, 6 // tokens, 1))
+        values.append(own[1].repeat(1, 6 // tokens, 1))
+    k, v = torch.cat(keys), torch.cat(values)
+
+    def told(*repeats: int) -> Tensor:
+        return replace(q, k, v, options((0, 1), text_repeats=repeats, **shape))
+
+    torch.testing.assert_close(told(3, 2), torch.cat(alone), atol=1e-5, rtol=0)
+    for wrong in ((1, 1), (2, 3)):
+        assert (told(*wrong) - told(3, 2)).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("mode", ip_attention.MODES)
 def test_nothing_is_joined_again_for_the_same_text(mode, monkeypatch):
     q, k, v = text()

@@ -1,8 +1,12 @@
 """Conditions are evaluated in few calls, and the number of calls never changes the picture."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from extras.ip_attention import ImagePrompt, ImagePromptAttention
 from ldm_patched.modules.cond_batch import CondBatcher, prepare_conditions
 from tests.support.fake_model import FakeModel, prompt
 
@@ -40,6 +44,35 @@ def test_batched_equals_sequential_for_prompts_of_any_length(tokens):
     for a, b in zip(together, apart, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     assert (together[0] - together[1]).abs().max() > 0.1  # the prompts do say different things
+
+
+class Prompted(FakeModel):
+    """Sees an image prompt beside the text, as a UNet's cross-attention does."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        numbers = torch.Generator().manual_seed(5)
+        conds = tuple([torch.randn(1, 3, 8, generator=numbers) for _ in "kv"] for _ in range(2))
+        picture = ImagePrompt(conds, stop=1.0, weight=100.0)
+        self.replace = ImagePromptAttention(SimpleNamespace(current_step=0.0), [picture]).at(0)
+
+    def apply_model(self, x, t, c_crossattn, transformer_options, **_):
+        self.calls.append(transformer_options)
+        q = x.permute(0, 2, 3, 1).flatten(1, 2) @ self.query
+        out = self.replace(q, c_crossattn, c_crossattn, {"n_heads": 1, **transformer_options})
+        return (out @ self.value).transpose(1, 2).reshape(x.shape)
+
+
+@pytest.mark.parametrize("tokens", [(7, 7), (14, 7), (14, 21)])
+def test_batched_equals_sequential_with_an_image_prompt_too(tokens):
+    positive, negative = prompt(1, tokens[0]), prompt(2, tokens[1])
+    model = Prompted()
+    together = predict(model, positive, negative)
+    apart = predict(Prompted(bytes_per_image=100), positive, negative, free_bytes=1)
+    (call,) = model.calls
+    assert [n * tokens[i] for i, n in enumerate(call["text_repeats"])] == [math.lcm(*tokens)] * 2
+    for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
 def test_contexts_of_very_different_length_are_not_padded():
