@@ -188,6 +188,10 @@ class _Joined:
         return same and self.key == key and (k_version, v_version) == (_version(k), _version(v))
 
 
+class _Known(list[_Joined]):
+    """What a layer has joined; other than a list it can be referred to weakly."""
+
+
 @dataclass(eq=False)
 class ImagePromptAttention:
     """What replaces cross-attention in every layer while image prompts are in."""
@@ -200,7 +204,7 @@ class ImagePromptAttention:
 
     def at(self, index: int) -> Callable[[Tensor, Tensor, Tensor, Mapping[str, Any]], Tensor]:
         """The replacement for the layer with this number: f(q, k, v, extra_options) → output."""
-        known: list[_Joined] = []
+        known = _Known()
 
         def patcher(
             n: Tensor, context_attn2: Tensor, value_attn2: Tensor, extra_options: Mapping[str, Any]
@@ -212,7 +216,7 @@ class ImagePromptAttention:
     def _attend(
         self,
         index: int,
-        known: list[_Joined],
+        known: _Known,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -241,7 +245,7 @@ class ImagePromptAttention:
     def _joined(
         self,
         index: int,
-        known: list[_Joined],
+        known: _Known,
         joint: tuple[int, ...],
         apart: tuple[int, ...],
         halves: tuple[int, ...],
@@ -263,7 +267,7 @@ class ImagePromptAttention:
         halves: tuple[int, ...],
         k: Tensor,
         v: Tensor,
-        known: list[_Joined],
+        known: _Known,
     ) -> _Joined:
         """An entry, which is put into `known` for as long as k lives."""
         together = None
@@ -274,9 +278,11 @@ class ImagePromptAttention:
                 torch.cat([v, *(part[1] for part in beside)], dim=1),
             )
         parts = [self._image_part(index, i, halves, k) for i in apart]
+        kept_in = ref(known)  # held, it would hold itself by way of its entries
 
         def forget(gone: ReferenceType[Tensor]) -> None:
-            known[:] = [entry for entry in known if entry.text[0] is not gone]
+            if (entries := kept_in()) is not None:
+                entries[:] = [entry for entry in entries if entry.text[0] is not gone]
 
         text = ref(k, forget), _version(k), ref(v), _version(v)
         entry = _Joined((joint, apart, halves), text, together, parts)

@@ -1,5 +1,6 @@
 """Image prompts in cross-attention, against other renderings of the same description."""
 
+import gc
 import math
 import weakref
 
@@ -271,22 +272,42 @@ def test_an_adapter_of_another_family_is_refused():
         ip_attention.sites_for(Step(), [320, 320, 640])
 
 
-def test_what_was_joined_goes_with_the_text_that_it_was_joined_for():
-    attention = ImagePromptAttention(Step(), [prompt(100), prompt(300)._replace(mode="decoupled")])
-    replace = attention.at(0)
-    joined: list[weakref.ref[Tensor]] = []
+@pytest.fixture
+def joined(monkeypatch):
+    """Weak references to all that torch.cat makes."""
+    made: list[weakref.ref[Tensor]] = []
     cat = torch.cat
 
     def watched(*args, **keywords):
         out = cat(*args, **keywords)
-        joined.append(weakref.ref(out))
+        made.append(weakref.ref(out))
         return out
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "cat", watched)
-        for _ in range(3):
-            q, k, v = text()
-            replace(q, k, v, options())
+    monkeypatch.setattr(torch, "cat", watched)
+    return made
+
+
+BOTH_WAYS = [prompt(100), prompt(300)._replace(mode="decoupled")]
+
+
+def test_what_was_joined_goes_with_the_text_that_it_was_joined_for(joined):
+    replace = ImagePromptAttention(Step(), BOTH_WAYS).at(0)
+    for _ in range(3):
+        q, k, v = text()
+        replace(q, k, v, options())
     assert any(made() is not None for made in joined)
     del q, k, v
     assert not [made for made in joined if made() is not None]
+
+
+def test_what_was_joined_goes_with_its_layer_at_once(joined):
+    replace = ImagePromptAttention(Step(), BOTH_WAYS).at(0)
+    q, k, v = text()  # stays
+    gc.disable()
+    try:
+        replace(q, k, v, options())
+        assert any(made() is not None for made in joined)
+        del replace
+        assert not [made for made in joined if made() is not None]
+    finally:
+        gc.enable()
