@@ -172,7 +172,8 @@ def find_file(
 
 
 def look_for(catalog: Catalog, needed: Needed, context_dim: int | None) -> ModelFile | None:
-    """The file of the known name, else the first one that a word fits; of the right family.
+    """The file of the known name, else the first one that a word fits; of the right family, those
+    that say so before those that say none.
 
     For Easel's own small model those that ship with it come first.
     """
@@ -201,6 +202,7 @@ def look_for(catalog: Catalog, needed: Needed, context_dim: int | None) -> Model
             small and not file.is_builtin,
             not any(word in base(file) for word in needed.rather),
             not is_released(file),
+            context_dim is not None and _family_of(base(file)) != context_dim,
         ),
         default=None,
     )

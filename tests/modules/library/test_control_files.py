@@ -49,6 +49,17 @@ def test_the_known_name_is_preferred_and_the_other_family_passed_over(tmp_path, 
     assert found(768) == names[2]
 
 
+def test_a_file_that_tells_its_family_is_preferred_to_one_that_tells_none(tmp_path, catalog):
+    names = ["flux-depth-controlnet-v3.safetensors", "sai_xl_depth_256lora.safetensors"]
+    names += ["t2i_depth_sd15.safetensors"]
+    put(tmp_path, "controlnet", *names)
+
+    def found(context_dim):
+        return look_for(catalog, NEEDED[Type.DEPTH], context_dim).name
+
+    assert [found(width) for width in (2048, 768, None)] == [names[1], names[2], names[0]]
+
+
 def test_easel_s_own_small_model_takes_what_ships_with_it(tmp_path, catalog):
     endings = ("", "-canny", "-ip-adapter", "-ip-negative", "-clip-vision", "-lcm")
     put(tmp_path, "builtin", *(f"easel-mini{ending}.safetensors" for ending in endings))
