@@ -112,6 +112,17 @@ VISION = Needed(
     (*_LARGER, "vit_l", "vit-l", "vision_l"),
     size=1_260_000_000,
 )
+LARGER_VISION = Needed(
+    ModelFolder.CLIP_VISION,
+    "clip_vision_g.safetensors",
+    ("",),
+    ("vit_h", "vit-h", "vision_h", "vit_l", "vit-l", "vision_l"),
+    rather=_LARGER,
+    size=3_690_000_000,
+    source="https://huggingface.co/comfyanonymous/clip_vision_g/resolve/main/",
+)
+_OF_LARGER_VISION = "ip-adapter_sdxl"
+"""The released adapter that needs it and does not say so."""
 NEGATIVE = Needed(_ADAPTER, "fooocus_ip_negative.safetensors", ("ip_negative", "ip-negative"))
 
 
@@ -143,13 +154,14 @@ def missing_files(
 
 
 def vision_for(adapter: ModelFile | None) -> Needed:
-    """The image encoder for an adapter: ViT-H, or the larger one for those that say so and for
-    those of SDXL that say nothing."""
+    """The image encoder for an adapter: ViT-H, or the larger one for those that say so and for that
+    of SDXL which is known to need it; for others of SDXL that say nothing rather the larger one."""
     name = "" if adapter is None else PurePosixPath(adapter.name).name.casefold()
     says_h = "vit-h" in name or "vit_h" in name
-    silent = _family_of(name) == _SDXL and not says_h
-    is_larger = silent or any(word in name for word in _LARGER)
-    return replace(VISION, without=(), rather=_LARGER) if is_larger else VISION
+    if PurePosixPath(name).stem == _OF_LARGER_VISION or any(word in name for word in _LARGER):
+        return LARGER_VISION
+    is_silent = _family_of(name) == _SDXL and not says_h
+    return replace(VISION, without=(), rather=_LARGER) if is_silent else VISION
 
 
 def find_file(

@@ -5,7 +5,13 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from modules.library.catalog import Catalog
-from modules.library.control_files import FAMILY_WIDTHS, NEGATIVE, VISION, needed_for
+from modules.library.control_files import (
+    FAMILY_WIDTHS,
+    LARGER_VISION,
+    NEGATIVE,
+    VISION,
+    needed_for,
+)
 from modules.settings.performance import Modes
 from modules.settings.presets import Download, ModelFolder
 from modules.spec.errors import NotFound
@@ -37,7 +43,7 @@ def find_known(known: dict[str, Download], name: str) -> Download:
 def _of_image_prompts() -> Iterator[Download]:
     needed = {needed_for(kind, width) for kind in ImagePromptType for width in FAMILY_WIDTHS}
     named = {each for each in needed if each.file}
-    for each in sorted({*named, VISION, NEGATIVE}, key=lambda each: each.file):
+    for each in sorted({*named, VISION, LARGER_VISION, NEGATIVE}, key=lambda each: each.file):
         # Their sizes are known to three figures only, which is no check.
         yield Download(file=each.file, folder=each.folder, url=each.url)
 

@@ -6,6 +6,7 @@ import pytest
 
 from modules.library.catalog import Catalog
 from modules.library.control_files import (
+    LARGER_VISION,
     NEEDED,
     NEGATIVE,
     VISION,
@@ -166,7 +167,7 @@ def test_one_of_the_user_s_own_fits_where_none_is_known(tmp_path, catalog):
 
 def test_every_file_has_a_size_and_an_address():
     of_sd1 = [needed_for(kind, 768) for kind in Type if kind is not Type.CPDS]
-    for needed in [*NEEDED.values(), *of_sd1, VISION]:
+    for needed in [*NEEDED.values(), *of_sd1, VISION, LARGER_VISION]:
         assert needed.size > 9 * 10**7
         assert needed.url.endswith("/" + needed.file)
         assert replace(needed, source="https://x/").url == f"https://x/{needed.file}"
@@ -196,3 +197,14 @@ def test_an_encoder_of_another_size_is_no_help(tmp_path, catalog):
         found = look_for(catalog, vision_for(adapter), width)
         assert found.name == "clip_vision_g.safetensors"
     assert look_for(catalog, vision_for(None), 2048).name == VISION.file
+
+
+def test_the_adapter_that_needs_the_larger_encoder_is_told_so(tmp_path, catalog):
+    path = put(tmp_path, "ipadapter", "ip-adapter_sdxl.safetensors")
+    put(tmp_path, "clip_vision", VISION.file)
+    assert missing_files(catalog, Type.IMAGE_PROMPT, 2048) == [LARGER_VISION]
+    put(tmp_path, "clip_vision", LARGER_VISION.file)
+    assert missing_files(catalog, Type.IMAGE_PROMPT, 2048) == []
+    (tmp_path / "models" / "clip_vision" / LARGER_VISION.file).unlink()
+    (path / "ip-adapter_sdxl.safetensors").rename(path / "my-ip-adapter-xl.safetensors")
+    assert missing_files(catalog, Type.IMAGE_PROMPT, 2048) == []  # which one it needs is not known
