@@ -94,6 +94,25 @@ def test_the_face_is_shown_or_that_there_is_none(visit, server):
     assert (first.face, second.skip_preprocess) == (2, True)
 
 
+def test_with_another_type_a_picture_is_no_map_any_more(visit, server):
+    tab = visit().page
+    open_drawer(tab)
+    drop(tab, "#ip-slot-1", ("a.png", "image/png", hills()))
+    filled(tab, 1)
+    tab.locator("#ip-type-1").select_option("cpds")
+    tab.locator("#ip-slot-1 .ip-adjust").click()
+    mapped(tab)
+    tab.locator("#adjust-skip").check()
+    mapped(tab)
+    tab.locator("#adjust-done").click()
+    before = sent(server, tab)
+    wait_state(tab, "done")
+    tab.locator("#ip-type-1").select_option("canny")
+    after = sent(server, tab)
+    found = [(each.type, each.skip_preprocess) for s in (before, after) for each in s.image_prompts]
+    assert found == [("cpds", True), ("canny", False)]
+
+
 def region_of(server, prompt):
     """The stored region as greys in 0 to 255, (H, W)."""
     return InputStore(server.settings.inputs_path).read(prompt.region)[..., 0]

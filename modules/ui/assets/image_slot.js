@@ -33,7 +33,8 @@ function imageSlot({ place }) {
   type.addEventListener("change", () => {
     const structure = !["image_prompt", "face"].includes(type.value);
     const kept = structure ? { region: null } : {}; // a structure is followed everywhere
-    const usual = { start: 0, stop: null, weight: null, mode: "joint" };
+    // What is a face or a map for one type is none for another.
+    const usual = { start: 0, stop: null, weight: null, mode: "joint", skip_preprocess: false };
     imagePrompts.set(place, { type: type.value, ...usual, ...kept });
   });
   const note = make("div", { className: "ip-note" });
