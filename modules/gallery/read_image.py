@@ -8,7 +8,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from modules.gallery.metadata.carriers import BROKEN_FILE
 from modules.spec import limits
@@ -16,6 +16,8 @@ from modules.spec.errors import LimitError, SpecError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 WHITE = (255, 255, 255, 255)
+BAND = 64
+"""Rows that are turned into pixels at a time."""
 
 
 def read_image(source: bytes | Path, field: str = "") -> np.ndarray:
@@ -68,20 +70,30 @@ def _opened(data: bytes, field: str) -> Image.Image:
 
 
 def _pixels(image: Image.Image, field: str) -> np.ndarray:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16 bits a grey pixel, which Pillow would cut off at 255
-        wide = np.array(upright)
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):  # 16 bits a grey pixel, which Pillow would cut off at 255
+        wide = np.array(image)
         grey = (wide.clip(0, 65_535, out=wide) // 257).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
-    if not upright.has_transparency_data:
-        return np.array(upright.convert("RGB"))
-    clear = upright.convert("RGBA")
-    if clear.getchannel("A").getbbox() is None:
+    if image.has_transparency_data:
+        image = _on_white(image, field)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, BAND):  # the whole at once would stand there three times
+        end = min(top + BAND, image.height)
+        pixels[top:end] = np.asarray(image.crop((0, top, image.width, end)).convert("RGB"))
+    return pixels
+
+
+def _on_white(image: Image.Image, field: str) -> Image.Image:
+    """RGBA, of which RGB is what shows; `image` itself where it is RGBA."""
+    clear = image if image.mode == "RGBA" else image.convert("RGBA")
+    alpha = clear.getchannel("A")
+    if alpha.getbbox() is None:
         raise SpecError(
             "The picture is transparent all over; choose one that shows something.", field
         )
-    ground = Image.new("RGBA", clear.size, WHITE)
-    return np.array(Image.alpha_composite(ground, clear).convert("RGB"))
+    clear.paste(WHITE, mask=ImageChops.invert(alpha))
+    return clear
 
 
 def _no_picture(field: str) -> SpecError:

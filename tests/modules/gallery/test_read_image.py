@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -116,6 +118,52 @@ def test_what_is_transparent_shows_white():
     found = read_image(data_of(image))
     assert tuple(found[0, 7]) == (255, 255, 255)
     assert tuple(found[0, 0]) == RED
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_half_transparent_mixes_with_white(mode):
+    shades = np.arange(256, dtype=np.uint8)
+    clear = np.dstack([*[shades[:, None].repeat(256, 1)] * 3, shades[None].repeat(256, 0)])
+    image = Image.fromarray(clear).convert(mode)
+    expected = 255 + (shades[:, None] - 255.0) * shades / 255  # that grey, so opaque
+    found = read_image(data_of(image)).astype(float)
+    assert np.abs(found - expected[..., None]).max() <= 1
+
+
+PEAK = """
+import io, sys
+from PIL import Image
+from modules.gallery.read_image import read_image
+
+def resident(name):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+
+small = io.BytesIO()
+Image.new("RGBA", (8, 8), (9, 9, 9, 9)).save(small, "PNG")
+read_image(small.getvalue())  # loads the decoder
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak counts from here
+before = resident("VmRSS:")
+for path in sys.argv[1:]:
+    with open(path, "rb") as file:
+        read_image(file.read())
+print(resident("VmHWM:") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_reading_takes_little_more_memory_than_the_picture(tmp_path):
+    paths = []
+    for mode in ("RGB", "RGBA"):
+        image = Image.new("RGB", (2000, 2000), RED)
+        if mode == "RGBA":
+            image.putalpha(99)
+        paths.append(tmp_path / f"{mode}.png")
+        image.save(paths[-1], compress_level=1)
+    command = [sys.executable, "-c", PEAK, *map(str, paths)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert float(out) / 2000**2 < 10  # Pillow's four bytes a pixel, our three, and a band's
 
 
 def test_a_picture_that_shows_nothing_is_refused():
