@@ -5,6 +5,7 @@ turned by EXIF, animated, transparent), what comes out is upright 8-bit RGB of t
 """
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,10 @@ from modules.spec.errors import LimitError, SpecError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 WHITE = (255, 255, 255, 255)
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_TURNED = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
+"""Texts that may say which side is up."""
 BAND = 64
 """Rows that are turned into pixels at a time."""
 
@@ -51,17 +56,37 @@ def image_size(data: bytes, field: str = "") -> tuple[int, int]:
 def image_type(data: bytes) -> str:
     """Media type of a picture that `read_image` reads; of anything else, that of bytes."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(_without_texts(data)), formats=FORMATS) as image:
             kind = str(image.format).lower()
             return f"image/{'jpeg' if kind == 'mpo' else kind}"  # what phones put behind a JPEG
     except BROKEN_FILE:
         return "application/octet-stream"
 
 
+def _without_texts(data: bytes) -> bytes:
+    """A PNG less its texts, since Pillow refuses a picture for a long one. What is no PNG, or has a
+    chunk cut off, stays as it is."""
+    if not data.startswith(_PNG):
+        return data
+    parts, kept_from, at, name = [], 0, len(_PNG), b""
+    while name != b"IEND":
+        if at + 12 > len(data):
+            return data
+        length, name = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            return data
+        if name in _TEXTS and not data.startswith(_TURNED, at + 8):
+            parts.append(data[kept_from:at])
+            kept_from = end
+        at = end
+    return b"".join([*parts, data[kept_from:]]) if parts else data
+
+
 def _opened(data: bytes, field: str) -> Image.Image:
     """The picture, its header read and its size found to be within bounds."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(_without_texts(data)), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(field) from None
     if image.width * image.height > limits.INPUT_PIXELS_MAX:

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from modules.gallery.read_image import image_size, image_type, read_image
 from modules.spec.errors import LimitError, SpecError
@@ -170,6 +170,25 @@ def test_a_picture_that_shows_nothing_is_refused():
     with pytest.raises(SpecError, match="transparent all over") as caught:
         read_image(data_of(Image.new("RGBA", (8, 8), (9, 9, 9, 0))), "image_prompts")
     assert caught.value.field == "image_prompts"
+
+
+@pytest.mark.parametrize("add", ["add_text", "add_itxt"])
+def test_a_long_text_beside_the_picture_is_passed_over(add):
+    texts = PngImagePlugin.PngInfo()
+    getattr(texts, add)("workflow", "x" * 2**21, zip=True)
+    for end in (b"", b"more"):
+        data = data_of(halves(), pnginfo=texts) + end
+        is_halves(read_image(data))
+        assert image_size(data) == (40, 20)
+        assert image_type(data) == "image/png"
+
+
+def test_a_text_may_say_how_a_picture_is_turned():
+    texts = PngImagePlugin.PngInfo()
+    texts.add_itxt("XML:com.adobe.xmp", '<a tiff:Orientation="6"/>')
+    data = data_of(halves().transpose(Image.Transpose.ROTATE_90), pnginfo=texts)
+    is_halves(read_image(data))
+    assert image_size(data) == (40, 20)
 
 
 def test_a_long_thin_picture_is_read():
