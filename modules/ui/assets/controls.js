@@ -206,7 +206,7 @@ const controls = {
     parts.push(say("make.steps", { steps: steps ?? this.shown.steps }));
     const images = imagePrompts.facts ? imagePrompts.inForce() : 0;
     if (images) parts.push(imageCount(images));
-    if (picture) parts.push(say("make.time", { time: duration(picture * count) }));
+    if (picture) parts.push(say("make.time", { time: forecastDuration(picture * count) }));
     if (memory) parts.push(say("make.memory", { size: gigabytes(memory) }));
     const lines = [make("span", { className: "title", text: say("make.title") })];
     lines.push(make("span", { text: parts.join(" · ") }));

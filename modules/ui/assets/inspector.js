@@ -118,7 +118,7 @@ const inspector = {
     if (combinations > 1) {
       parts.push(say("inspect.combinations", { count: combinations.toLocaleString("en") }));
     }
-    if (seconds) parts.push(say("make.time", { time: duration(seconds * pictures) }));
+    if (seconds) parts.push(say("make.time", { time: forecastDuration(seconds * pictures) }));
     setText($("inspect-summary"), pictures ? parts.join(" · ") : "");
   },
 

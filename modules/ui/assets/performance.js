@@ -67,7 +67,7 @@ const performanceMode = {
     const { forced = {}, missing, modes = {}, memory_modes: memory = {} } = this.answer;
     for (const input of document.querySelectorAll("#performance input")) {
       const seconds = modes[input.value];
-      input.parentElement.dataset.time = seconds ? `~${duration(Math.max(1, seconds))}` : "";
+      input.parentElement.dataset.time = seconds ? `~${forecastDuration(seconds)}` : "";
       const bytes = memory[input.value];
       input.parentElement.title = bytes ? say("make.memory", { size: gigabytes(bytes) }) : "";
     }

@@ -21,6 +21,9 @@ function duration(seconds) {
   return say("minutes", { minutes: Math.floor(whole / 60), seconds: whole % 60 });
 }
 
+/** As duration, of what is to come: never "0 s". */
+const forecastDuration = (seconds) => duration(Math.max(1, seconds));
+
 /** 5200000000 → "5.2". */
 const gigabytes = (bytes) => (bytes / 1e9).toFixed(1);
 
