@@ -1,28 +1,64 @@
-"""Representation alignment (Yu et al. 2024, arXiv:2410.06940): while a UNet learns to denoise, it
-also learns to tell, from its noised input and the words, what a detector sees at each place of the
-clean page. What things are is a small part of the error of latents, and is learnt late from that
-alone."""
+"""What brings out the things of a page, which are a small part of the error of its latents and are
+learnt late from that alone.
 
+Representation alignment (Yu et al. 2024, arXiv:2410.06940): while a UNet learns to denoise, it also
+learns to tell, from its noised input and what it is told, what a detector sees at each place of the
+clean page. Emphasis: errors count more where things are.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from extras.training.detector import Detector
 from ldm_patched.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 ALIGNMENT_WEIGHT = 0.5
 """Of what is not told, beside the loss of the latents; the paper's."""
 
 
-def untold(told: Tensor, features: Tensor) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """teacher: what it sees in a page is to be told, too; emphasis: how much more errors count
+    where a thing is."""
+
+    teacher: Detector | None = None
+    emphasis: float = 1.0
+
+    def frozen(self) -> dict[str, Tensor]:
+        """The teacher's weights, by name."""
+        taught = self.teacher.state_dict() if self.teacher else {}
+        return {f"teacher.{name}": weight for name, weight in taught.items()}
+
+    @torch.no_grad()
+    def seen(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 (B, H, W, 3) → "seen" (B, C, H/16, W/16), if there is a teacher."""
+        return {} if self.teacher is None else {"seen": self.teacher.features(images)}
+
+    def counts(self, things: Tensor) -> dict[str, Tensor]:
+        """(B, H, W), 1 where a thing is → "emphasis" (B, H/8, W/8), 1 on average in each page, if
+        there is any."""
+        if self.emphasis == 1.0:
+            return {}
+        covered = F.avg_pool2d(things.float(), 8)
+        covered = F.max_pool2d(covered, 3, stride=1, padding=1)  # outlines have two sides
+        counts = 1.0 + (self.emphasis - 1.0) * covered
+        return {"emphasis": counts / counts.mean(dim=(1, 2), keepdim=True)}
+
+
+def untold(told: Tensor, features: Tensor, counts: Tensor | None = None) -> Tensor:
     """The share of the features' variance that is not told: 1 for no idea, 0 for all of it.
 
     told, features: (B, N, C) of N places; each channel is brought to mean 0 and deviation 1 first.
+    counts: how much the error at each place counts, (B, N).
     """
     features = features.float()
     deviation, mean = torch.std_mean(features, dim=(0, 1), keepdim=True)
-    return F.mse_loss(told.float(), (features - mean) / (deviation + 1e-4))
+    missed = (told.float() - (features - mean) / (deviation + 1e-4)).square()
+    return (missed if counts is None else missed * counts[..., None]).mean()
 
 
 class TellingUNet(nn.Module):

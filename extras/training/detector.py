@@ -36,6 +36,8 @@ class FactNetwork(nn.Module):
     """
 
     seen: Tensor | None = None
+    places_aside: int = 0
+    """How many places it tells that of in a row and in a column."""
 
     file: str
     """The name of what its training leaves."""
@@ -144,6 +146,7 @@ class FactTower(FactNetwork):
         self.embeds = nn.Linear(config.projection, len(fact_index()))
         nn.init.constant_(self.embeds.bias, RARE)
         self.hidden = LocalFacts(config.width, places=config.positions)
+        self.places_aside = config.image_size // config.patch
         self.sight = nn.Linear(config.width, seen) if seen else None
         if self.sight is not None:
             nn.init.zeros_(self.sight.weight)  # hidden states are large

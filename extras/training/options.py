@@ -45,9 +45,9 @@ BASE = ("base",)
 WITH_WINDOW = ("base", "detector", "tower", "lora", "fewstep", "ip", "control")
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     "--book": BASE,
-    "--levels": BASE,
-    "--align": ("base", "tower"),
-    "--emphasis": BASE,
+    "--levels": ("base", "ip"),
+    "--align": ("base", "tower", "ip"),
+    "--emphasis": ("base", "tower", "ip"),
     "--keep-pages": BASE,
     "--objective": BASE,
     "--weighting": BASE,

@@ -1,23 +1,20 @@
 """Stage 2: the UNet and both text encoders, from nothing, on latents of the picture book."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from extras.training import builtin_model as builtin
-from extras.training.alignment import ALIGNMENT_WEIGHT, TellingUNet, untold
+from extras.training.alignment import Lessons
 from extras.training.base_parts import MODEL_FILE, continued_base, fresh_base
 from extras.training.detector import Detector
 from extras.training.kept_pages import KeptPages
 from extras.training.objectives import key_tensors
-from extras.training.pages import PageGroup, PagePlan, source_record
+from extras.training.pages import PagePlan, source_record
 from extras.training.stage_diffusion import DiffusionStage, Workplace
 from extras.training.window import WindowPlan
 
@@ -60,7 +57,7 @@ class BaseStage(DiffusionStage):
     ) -> None:
         """teacher: what it sees in a page is told by the UNet as well, see alignment.py. output: a
         second folder for the result."""
-        self.sizes, self.plan, self.teacher, self.output = sizes, plan, teacher, output
+        self.sizes, self.plan, self.output = sizes, plan, output
         pages = replace(pages, things=plan.emphasis != 1.0)
         torch.manual_seed(place.seed)
         how = {"objective": plan.objective, "use_checkpoint": plan.use_checkpoint}
@@ -81,34 +78,11 @@ class BaseStage(DiffusionStage):
             loss_type=plan.loss_type,
             offset_noise=plan.offset_noise,
             text_dropout=None if plan.frozen_text else plan.ucg,
+            lessons=Lessons(teacher=teacher, emphasis=plan.emphasis),
         )
-        self._told: Tensor | None = None
-        if teacher is None:
-            self.forward = torch.compile(base.unet) if plan.compile else base.unet
-            return
-        telling = TellingUNet(base.unet, teacher.width).to(place.device)
-        self.model["sight"] = telling.sight
-        self._telling = torch.compile(telling) if plan.compile else telling
-        self.forward = self._tell
-
-    def _tell(self, x: Tensor, **told: Any) -> Tensor:
-        prediction, self._told = self._telling(x, **told)
-        return prediction
-
-    def rows(self, group: PageGroup) -> dict[str, Tensor]:
-        """Latents, and where asked for what the teacher sees, (G, N, C), and how much each place
-        counts, (G, H/8, W/8), 1 on average."""
-        found = super().rows(group)
-        if self.teacher is not None:
-            with torch.no_grad(), self.autocast():
-                found["seen"] = self.teacher.features(group.images.to(self.device))
-            found["seen"] = found["seen"].flatten(2).transpose(1, 2)
-        if self.plan.emphasis != 1.0:
-            covered = F.avg_pool2d(group.things.to(self.device).float(), 8)
-            covered = F.max_pool2d(covered, 3, stride=1, padding=1)  # outlines have two sides
-            counts = 1.0 + (self.plan.emphasis - 1.0) * covered
-            found["emphasis"] = counts / counts.mean(dim=(1, 2), keepdim=True)
-        return found
+        self.model.update(self.learn_to_tell(compiled=plan.compile))
+        if plan.compile and self.lessons.teacher is None:
+            self.forward = torch.compile(base.unet)
 
     def kept_pages(self) -> KeptPages | None:
         """Where what `rows` gives of these pages may be already."""
@@ -116,27 +90,11 @@ class BaseStage(DiffusionStage):
             return None
         source = {**source_record(self.source), "bf16": self.place.bf16}
         makers: list[nn.Module] = [self.base.vae]
-        if self.teacher is not None:
-            makers.append(self.teacher)
+        if self.lessons.teacher is not None:
+            makers.append(self.lessons.teacher)
         if self.plan.emphasis != 1.0:
             source["emphasis"] = self.plan.emphasis
         return KeptPages(self.place.keep_pages, source, *makers)
-
-    def compute_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The latents' loss, and, beside it, that of what the teacher sees."""
-        latents, seen = self.loss_of(step)
-        if self.teacher is None:
-            return latents, {}
-        missed = untold(self._told, seen["seen"])
-        return latents + ALIGNMENT_WEIGHT * missed, {"latents": latents, "untold": missed}
-
-    def paint(self, prompts: Sequence[str], *, seed: int = 0) -> np.ndarray:
-        """See DiffusionStage; not compiled, since a grid has rows of its own."""
-        compiled, self.forward = self.forward, self.base.unet
-        try:
-            return super().paint(prompts, seed=seed)
-        finally:
-            self.forward = compiled
 
     def identity(self) -> dict[str, Any]:
         plan = asdict(replace(self.plan, compile=False, start_from=None))
@@ -150,9 +108,8 @@ class BaseStage(DiffusionStage):
         parts: dict[str, nn.Module] = {"vae": base.vae}
         if self.plan.frozen_text:
             parts |= {"clip_l": base.clip_l, "clip_g": base.clip_g}
-        if self.teacher is not None:
-            parts["teacher"] = self.teacher
-        return {f"{p}.{n}": w for p, net in parts.items() for n, w in net.state_dict().items()}
+        own = {f"{p}.{n}": w for p, net in parts.items() for n, w in net.state_dict().items()}
+        return {**own, **self.lessons.frozen()}
 
     def file(self) -> dict[str, Tensor]:
         """The whole model in SDXL's layout, from the weights now in `model`."""

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from extras.training import builtin_model as builtin
+from extras.training.alignment import ALIGNMENT_WEIGHT, Lessons, TellingUNet, untold
 from extras.training.base_parts import BaseParts
 from extras.training.caption_tokens import caption_ids, framed
 from extras.training.conditioner import ClipEmbedder, ConcatTimestepEmbedderND, GeneralConditioner
@@ -81,9 +83,12 @@ class DiffusionStage(Stage):
         offset_noise: float = 0.05,
         text_dropout: float | None = None,
         levels: str = "",
+        lessons: Lessons = Lessons(),
     ) -> None:
         """weighting, levels: see make_loss. text_dropout: how often each text encoder's output is
-        zeroed while both are trained; None trains neither."""
+        zeroed while both are trained; None trains neither. lessons: with a teacher, subclasses
+        train what `learn_to_tell` gives as well."""
+        self.lessons = lessons
         self.base, self.source, self.window_plan, self.place = base, source, window, place
         self.device = place.device
         objective = OBJECTIVES[base.objective]
@@ -93,6 +98,8 @@ class DiffusionStage(Stage):
         self.conditioner = sdxl_conditioner(base.clip_l, base.clip_g, text_dropout)
         self.conditioner.to(self.device)
         self.forward: Callable[..., Tensor] = base.unet
+        self._telling: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self._told: Tensor | None = None
         self.window: LatentWindow | None = None
 
     @property
@@ -119,8 +126,13 @@ class DiffusionStage(Stage):
         return None
 
     def rows(self, group: PageGroup) -> dict[str, Tensor]:
-        """What the window keeps of each picture: its latents, and what subclasses add."""
-        return {"latents": self.encode(group.images.to(self.device, non_blocking=True))}
+        """What the window keeps of each picture: its latents, for the lessons what the teacher
+        sees, (G, N, C), and how much each place counts, and what subclasses add."""
+        images = group.images.to(self.device, non_blocking=True)
+        with self.autocast():
+            seen = {k: t.flatten(2).transpose(1, 2) for k, t in self.lessons.seen(images).items()}
+        counts = self.lessons.counts(group.things.to(self.device))
+        return {"latents": self.encode(images), **seen, **counts}
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -152,16 +164,32 @@ class DiffusionStage(Stage):
         with self.autocast():
             return self.conditioner(batch)
 
-    def compute_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.loss_of(step)[0], {}
+    def learn_to_tell(self, *, compiled: bool = False) -> dict[str, nn.Module]:
+        """What is to be trained so that the UNet tells what the lessons' teacher sees, by name."""
+        if self.lessons.teacher is None:
+            return {}
+        telling = TellingUNet(self.base.unet, self.lessons.teacher.width).to(self.device)
+        self._telling = torch.compile(telling) if compiled else telling
+        self.forward = self._tell
+        return {"sight": telling.sight}
 
-    def loss_of(self, step: int) -> tuple[Tensor, Batch]:
-        """The mean loss of the step's batch, and what the batch has beside latents."""
+    def _tell(self, x: Tensor, **told: Any) -> Tensor:
+        prediction, self._told = self._telling(x, **told)
+        return prediction
+
+    def compute_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The latents' loss, and, beside it, that of what the teacher sees."""
         self.window.advance(step)
         batch = self.window.batch(step)
-        latents = batch.pop("latents")
-        losses = self.loss(self.network, self.denoiser, self.condition, latents, batch)
-        return losses.mean(), batch
+        clean = batch.pop("latents")
+        latents = self.loss(self.network, self.denoiser, self.condition, clean, batch).mean()
+        if self._telling is None:
+            return latents, {}
+        counts = batch.get("emphasis")
+        if counts is not None:  # of the teacher's places, two by two of the latents'
+            counts = F.avg_pool2d(counts, 2).flatten(1)
+        missed = untold(self._told, batch["seen"], counts)
+        return latents + ALIGNMENT_WEIGHT * missed, {"latents": latents, "untold": missed}
 
     # --- Looking ------------------------------------------------------------------------------
 
@@ -172,9 +200,17 @@ class DiffusionStage(Stage):
         numbers = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(tokens), -1)
         return conditions(torch.from_numpy(np.stack(tokens)).long(), numbers, self.device)
 
-    @torch.no_grad()
     def paint(self, prompts: Sequence[str], *, seed: int = 0) -> np.ndarray:
         """Pictures of prompts, uint8 (B, H, W, 3), as the preview says."""
+        # Nothing is told, and nothing compiled: a grid has rows of its own.
+        trained, self.forward = self.forward, self.base.unet
+        try:
+            return self._paint(prompts, seed)
+        finally:
+            self.forward = trained
+
+    @torch.no_grad()
+    def _paint(self, prompts: Sequence[str], seed: int) -> np.ndarray:
         shown, count = self.place.preview, len(prompts)
         width, height = shown.size
         rates = [embedder.ucg_rate for embedder in self.conditioner.embedders]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from extras.training import picturebook
-from extras.training.alignment import untold
-from extras.training.detector import Detector, FactNetwork
+from extras.training.alignment import Lessons, untold
+from extras.training.detector import FactNetwork
 from extras.training.facts import fact_loss, readings, right, shares
 from extras.training.pages import PageGroup, PagePlan, source_record
 from extras.training.run import Stage
@@ -58,15 +58,16 @@ class FactsStage(Stage):
         place: Workplace,
         *,
         held_out: int = HELD_OUT,
-        teacher: Detector | None = None,
+        lessons: Lessons = Lessons(),
         output: Path | None = None,
     ) -> None:
         """output: another folder for the network. held_out: pages to measure its accuracy on.
-        teacher: what it sees is learned as well, by a network that can tell it."""
+        lessons: for a network that can tell what the teacher sees."""
+        pages = replace(pages, things=lessons.emphasis != 1.0)
         self.name, self.pages, self.place, self.device = name, pages, place, place.device
         self.held_out = held_out
         self.model = network.to(self.device, memory_format=torch.channels_last)
-        self.teacher, self.output = teacher, output
+        self.lessons, self.output = lessons, output
         self.window_plan = window
         self.window: LatentWindow | None = None
 
@@ -75,13 +76,12 @@ class FactsStage(Stage):
         return self.window_plan.batch
 
     def identity(self) -> dict[str, Any]:
-        taught = {"taught": True} if self.teacher else {}  # once there was no teacher
+        taught = {"emphasis": self.lessons.emphasis} if self.lessons.teacher else {}
         return {"stage": self.name, "pages": source_record(self.pages),
                 "window": asdict(self.window_plan), **taught}  # fmt: skip
 
     def frozen(self) -> dict[str, Tensor]:
-        taught = self.teacher.state_dict() if self.teacher else {}
-        return {f"teacher.{name}": weight for name, weight in taught.items()}
+        return self.lessons.frozen()
 
     def begin(self, step: int) -> None:
         self.window = LatentWindow(
@@ -94,33 +94,32 @@ class FactsStage(Stage):
         )
 
     def rows(self, group: PageGroup) -> dict[str, Tensor]:
-        """What the window keeps: the pages themselves, and their facts."""
-        return {"images": group.images.to(self.device), "facts": group.facts.to(self.device)}
+        """What the window keeps: the pages themselves, their facts, and, at each place that the
+        network tells of, what the teacher sees, (G, C, n, n), and how much it counts, (G, n, n)."""
+        images = group.images.to(self.device)
+        rows = {"images": images, "facts": group.facts.to(self.device)}
+        if self.lessons.teacher is not None:
+            with self.place.autocast():
+                found = self.lessons.seen(images)
+            found |= self.lessons.counts(group.things.to(self.device))
+            side = self.model.places_aside
+            rows |= {name: F.adaptive_avg_pool2d(t.float(), side) for name, t in found.items()}
+        return rows
 
     def compute_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The facts' cross-entropy, mean over the readouts, and the error of what is seen."""
         self.window.advance(step)
         batch = self.window.batch(step)
-        images, facts = batch["images"], batch["facts"]
         with self.place.autocast():
-            logits = self.model(images)
-        losses = {name: fact_loss(values, facts) for name, values in logits.items()}
+            logits = self.model(batch["images"])
+        losses = {name: fact_loss(values, batch["facts"]) for name, values in logits.items()}
         loss = torch.stack(list(losses.values())).mean()
-        if self.teacher is not None:
-            losses["seen"] = self.unseen(self.teacher, images)
+        if self.lessons.teacher is not None:
+            counts = batch["emphasis"].flatten(1) if "emphasis" in batch else None
+            features = batch["seen"].flatten(2).transpose(1, 2)
+            losses["seen"] = untold(self.model.seen, features, counts)
             loss = loss + SIGHT_WEIGHT * losses["seen"]
         return loss, losses
-
-    def unseen(self, teacher: Detector, images: Tensor) -> Tensor:
-        """The share of the teacher's features' variance that the network does not tell."""
-        told = self.model.seen
-        side = round(told.shape[1] ** 0.5)
-        with (
-            torch.no_grad(),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.place.bf16),
-        ):
-            features = F.adaptive_avg_pool2d(teacher.features(images), side).float()
-        return untold(told, features.flatten(2).transpose(1, 2))
 
     def finish(self) -> list[Path]:
         """Write the network in half precision, and its accuracy on held-out pages as JSON.

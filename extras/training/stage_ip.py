@@ -6,7 +6,7 @@ trained as if it were not there, and written that much larger.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +26,8 @@ from extras.ip_attention import (
 from extras.ip_networks import DIM_HEAD
 from extras.resampler import Resampler
 from extras.training import picturebook
-from extras.training.detector import TOWER_FILE, load_tower, tower_pixels
+from extras.training.alignment import Lessons
+from extras.training.detector import TOWER_FILE, Detector, load_tower, tower_pixels
 from extras.training.grids import tile
 from extras.training.pages import PageGroup, PagePlan
 from extras.training.stage_diffusion import Workplace
@@ -43,12 +44,15 @@ ALWAYS = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePromptPlan:
-    """The adapter's sizes. picture_dropout: how often the picture is "no picture"."""
+    """The adapter's sizes. picture_dropout: how often the picture is "no picture". levels: see
+    make_loss; emphasis: see Lessons."""
 
     width: int = 256
     depth: int = 2
     tokens: int = 8
     picture_dropout: float = 0.1
+    levels: str = ""
+    emphasis: float = 1.0
 
 
 class ImagePromptNetwork(nn.Module):
@@ -122,23 +126,32 @@ class ImagePromptStage(AdapterStage):
         window: WindowPlan,
         place: Workplace,
         *,
+        teacher: Detector | None = None,
         output: Path | None = None,
     ) -> None:
-        """See AdapterStage. Raises TrainingFolderError without the stage `tower`'s result."""
-        super().__init__("ip", base_file, source, window, place, output=output)
+        """See AdapterStage. teacher: see Lessons. Raises TrainingFolderError without the stage
+        `tower`'s result."""
+        lessons = Lessons(teacher=teacher, emphasis=plan.emphasis)
+        source = replace(source, things=plan.emphasis != 1.0)
+        super().__init__(
+            "ip", base_file, source, window, place, output=output,
+            levels=plan.levels, lessons=lessons,
+        )  # fmt: skip
         self.plan = plan
         self.tower = load_tower(place.folder / TOWER_FILE).to(self.device)
         self.sites = own_sites(self.base.unet.config)
         network = ImagePromptNetwork(plan, self.base.unet.config, self.tower.config.width)
         told = super().condition(super().preview_batch(place.preview.prompts, place.preview.size))
         network.begin_from(self.base.unet, float(told["crossattn"].float().std()))
-        self.adapter = self.model = network.to(self.device)
+        self.adapter = network.to(self.device)
+        self.model = nn.ModuleDict({"adapter": self.adapter, **self.learn_to_tell()})
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "plan": asdict(self.plan)}
 
     def frozen(self) -> dict[str, Tensor]:
-        return {f"tower.{name}": weight for name, weight in self.tower.state_dict().items()}
+        tower = {f"tower.{name}": weight for name, weight in self.tower.state_dict().items()}
+        return {**tower, **self.lessons.frozen()}
 
     def rows(self, group: PageGroup) -> dict[str, Tensor]:
         return {**super().rows(group), "features": self.features(group.images.to(self.device))}

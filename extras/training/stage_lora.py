@@ -40,10 +40,13 @@ class AdapterStage(DiffusionStage):
         place: Workplace,
         *,
         output: Path | None = None,
+        **learning: Any,
     ) -> None:
-        """base_file: the checkpoint; output: another folder for the results."""
+        """base_file: the checkpoint; output: another folder for the results; learning: more of
+        what DiffusionStage takes."""
         self.name, self.output = name, output
-        super().__init__(load_base(base_file).to(place.device), source, window, place)
+        base = load_base(base_file).to(place.device)
+        super().__init__(base, source, window, place, **learning)
         digest = hashlib.sha256()
         with base_file.open("rb") as file:
             while block := file.read(2**20):

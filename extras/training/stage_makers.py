@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from extras.training import builtin_model as builtin
+from extras.training.alignment import Lessons
 from extras.training.base_parts import MODEL_FILE, sizes_of
 from extras.training.detector import (
     MINI_TOWER,
@@ -178,9 +179,13 @@ def make_text_stage(args: argparse.Namespace, device: torch.device, scale: Scale
 
 
 def make_facts_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> FactsStage:
-    """A network that tells the facts of pages, as the command line says. Raises
-    TrainingFolderError for the detector to align with."""
+    """A network that tells the facts of pages, as the command line says. Raises TrainingError, for
+    the detector to align with as well."""
     toy, teacher = args.size == "toy", _teacher(args, device)
+    if args.emphasis != 1.0 and teacher is None:
+        raise TrainingError(
+            f"The stage {args.stage} has --emphasis only with --align: add that, or leave it out."
+        )
     if args.stage == "detector":
         network: FactNetwork = Detector((8, 8, 8, 8)) if toy else Detector()
     else:
@@ -192,7 +197,7 @@ def make_facts_stage(args: argparse.Namespace, device: torch.device, scale: Scal
         # Pages are kept as they are here, 200 kB each, not as latents.
         replace(make_window(args, scale, scale.capacity // 8), reuse=first(args.reuse, 3.0)),
         make_place(args, device),
-        teacher=teacher,
+        lessons=Lessons(teacher=teacher, emphasis=args.emphasis),
         output=args.output,
     )
 
@@ -316,14 +321,15 @@ def make_fewstep_stage(
 
 def make_ip_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> ImagePromptStage:
     """Image prompts as the command line says."""
-    toy = args.size == "toy"
+    sizes = ImagePromptPlan(width=64, depth=1) if args.size == "toy" else ImagePromptPlan()
     return ImagePromptStage(
-        ImagePromptPlan(width=64, depth=1) if toy else ImagePromptPlan(),
+        replace(sizes, levels=args.levels, emphasis=args.emphasis),
         args.start_from or args.folder / MODEL_FILE,
         _pages(args),
         # Often without words, so that the picture alone is enough.
-        replace(make_window(args, scale), dropout=0.4),
+        replace(make_window(args, scale), dropout=0.6),
         make_place(args, device),
+        teacher=_teacher(args, device),
         output=args.output,
     )
 

@@ -85,10 +85,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--objective", choices=sorted(OBJECTIVES), default="eps", help="base: what is predicted")
     weighting = "base: of noise levels in the loss"
     add("--weighting", choices=sorted(WEIGHTINGS), default="", help=weighting)
-    add("--levels", choices=LEVELS, default="", help="base: of noise, that are trained on most")
+    add("--levels", choices=LEVELS, default="", help="base, ip: of noise, that are trained on most")
     add("--loss", choices=LOSS_TYPES, default="l2", help="base: of the denoised latents")
     add("--offset-noise", type=number(0), default=0.05, help="base: one more for a whole channel")
-    aligned = "base, tower: learn what the detector in this folder sees, too"
+    aligned = "base, tower, ip: learn what the detector in this folder sees, too"
     add("--align", type=Path, metavar="FOLDER", help=aligned)
     things = "base: how much more the error counts where a thing is"
     add("--emphasis", type=number(0, above=True), default=BasePlan.emphasis, help=things)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from extras.training.alignment import TellingUNet, untold
+from extras.training.alignment import Lessons, TellingUNet, untold
 from extras.training.builtin_model import MINI, TOY, make_unet
 
 
@@ -17,6 +17,29 @@ def test_what_is_not_told_is_a_share_of_what_there_is_to_tell():
     assert float(untold(torch.zeros_like(features), features)) == pytest.approx(1.0, abs=0.02)
     right[..., 1] = 0.0  # nothing of one channel in three
     assert float(untold(right, features)) == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_what_is_not_told_counts_as_much_as_its_place():
+    features = torch.randn(40, 9, 3)
+    told = (features - features.mean(dim=(0, 1))) / features.std(dim=(0, 1))
+    told[:, 4] = 0.0  # nothing of one place in nine
+    counts = torch.full((40, 9), 0.75)
+    counts[:, 4] = 3.0
+    assert float(untold(told, features)) == pytest.approx(1 / 9, rel=0.2)
+    assert float(untold(told, features, counts)) == pytest.approx(3 / 9, rel=0.2)
+
+
+def test_errors_count_more_where_things_are_and_as_much_in_all():
+    things = torch.zeros(2, 64, 96, dtype=torch.uint8)
+    things[0, 16:24, 32:40] = 1
+    assert Lessons().counts(things) == {}
+    counts = Lessons(emphasis=4.0).counts(things)["emphasis"]
+    assert counts.shape == (2, 8, 12)
+    assert counts.mean(dim=(1, 2)).tolist() == pytest.approx([1.0, 1.0])
+    assert torch.equal(counts[1], torch.ones(8, 12))
+    more = counts[0] / counts[0].min()
+    assert float(more[2, 4]) == pytest.approx(4.0)
+    assert int((more > 3.9).sum()) == 9  # with the places around it
 
 
 @pytest.mark.parametrize("sizes", [TOY, MINI])

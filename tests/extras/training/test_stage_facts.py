@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from extras.ip_store import clip_preprocess, squash
 from extras.training import picturebook
+from extras.training.alignment import Lessons, untold
 from extras.training.detector import (
     DETECTOR_FILE,
     TOWER_FILE,
@@ -57,7 +59,7 @@ def facts_run(folder: Path, name: str, **changes) -> Run:
     stage = FactsStage(
         name, network(name), PAGES, WINDOW,
         Workplace(folder=folder, device=torch.device("cpu"), bf16=False), held_out=6,
-        teacher=TEACHER if name == "taught tower" else None,
+        lessons=Lessons(teacher=TEACHER, emphasis=3.0) if name == "taught tower" else Lessons(),
     )  # fmt: skip
     return Run(stage, replace(PLAN, folder=folder, **changes), StringIO())
 
@@ -135,7 +137,7 @@ def test_another_teacher_is_refused_on_resuming(tmp_path):
     first.save()
     facts_run(tmp_path, "taught tower", resume=True).prepare()
     again = facts_run(tmp_path, "taught tower", resume=True)
-    again.stage.teacher = Detector((8, 8, 8, 16))
+    again.stage.lessons = Lessons(teacher=Detector((8, 8, 8, 16)), emphasis=3.0)
     with pytest.raises(CheckpointError, match="another detector"):
         again.prepare()
 
@@ -168,12 +170,18 @@ def test_learns_the_facts_of_a_few_pages(name, tmp_path):
 
 def test_the_tower_learns_what_a_detector_sees(tmp_path):
     run = facts_run(tmp_path, "taught tower", steps=70, warmup=1, learning_rate=8e-3)
-    images = few_pages(run)["images"]
+    batch = few_pages(run)
+    counts = batch["emphasis"].flatten(1)
+    assert counts.shape == (4, 4 * 4)  # of the tower's places, whatever the page's ratio
+    assert counts.mean(dim=1).tolist() == pytest.approx([1.0] * 4, abs=1e-2)
+    assert float(counts.max() / counts.min()) > 1.5
+    whole = F.adaptive_avg_pool2d(TEACHER.features(batch["images"]), 4)
+    torch.testing.assert_close(batch["seen"], whole, atol=2e-2, rtol=1e-2)
 
     @torch.no_grad()
     def unseen() -> float:
-        run.stage.model(images)
-        return float(run.stage.unseen(TEACHER, images))
+        run.stage.model(batch["images"])
+        return float(untold(run.stage.model.seen, whole.flatten(2).transpose(1, 2), counts))
 
     assert unseen() > 0.9  # of the variance
     assert run.train()

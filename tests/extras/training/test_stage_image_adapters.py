@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from extras.ip_adapter import IPAdapterStore, patch_model
 from extras.training import picturebook
 from extras.training.base_parts import MODEL_FILE
-from extras.training.detector import TOWER_FILE, TOY_TOWER, FactTower
+from extras.training.detector import TOWER_FILE, TOY_TOWER, Detector, FactTower
 from extras.training.errors import CheckpointError, TrainingFolderError
 from extras.training.stage_control import CONTROL_FILE, ControlStage
 from extras.training.stage_ip import (
@@ -51,12 +51,25 @@ def ip(folder: Path, _place: Path | None = None) -> ImagePromptStage:
     return ImagePromptStage(PLAN, folder / MODEL_FILE, PAGES, WINDOW, place(folder))
 
 
+def aligned_ip(folder: Path, _place: Path | None = None) -> ImagePromptStage:
+    plan = replace(PLAN, levels="middle", emphasis=3.0)
+    return ImagePromptStage(
+        plan, folder / MODEL_FILE, PAGES, WINDOW, place(folder), teacher=teacher()
+    )
+
+
+def teacher(seed: int = 0) -> Detector:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Detector((8, 8, 8, 16)).eval().requires_grad_(False)
+
+
 def control(folder: Path, _place: Path | None = None) -> ControlStage:
     pages = replace(PAGES, edges=True)
     return ControlStage(folder / MODEL_FILE, pages, WINDOW, place(folder), rank=4)
 
 
-@pytest.mark.parametrize("make", [ip, control])
+@pytest.mark.parametrize("make", [ip, aligned_ip, control])
 def test_resumes_to_the_weights_of_an_uninterrupted_run(make, folder, tmp_path):
     assert_resumes(lambda _folder: make(folder), tmp_path)
 
@@ -73,12 +86,39 @@ def test_another_image_encoder_is_refused_on_resuming(folder, tmp_path):
         run_of(stage, tmp_path, resume=True).prepare()
 
 
-@pytest.mark.parametrize(("make", "share"), [(ip, 0.96), (control, 0.9)])
+def test_another_teacher_is_refused_on_resuming(folder, tmp_path):
+    stage = aligned_ip(folder)
+    first = run_of(stage, tmp_path)
+    first.prepare()
+    first.save()
+    stage.lessons = replace(stage.lessons, teacher=teacher(1))
+    with pytest.raises(CheckpointError, match="another"):
+        run_of(stage, tmp_path, resume=True).prepare()
+
+
+def test_what_the_teacher_sees_is_learnt_by_way_of_the_picture(folder):
+    stage = aligned_ip(folder)
+    stage.begin(0)
+    stage.window.advance(0)
+    batch = stage.window.batch(0)
+    places = batch["latents"].shape[-2] * batch["latents"].shape[-1] // 4
+    assert batch["seen"].shape == (2, places, 16)
+    stage.window.advance = lambda _step: None
+    stage.window.batch = lambda _step: dict(batch)
+    with torch.no_grad():
+        stage.model["sight"][-1].weight.normal_()
+    stage.compute_loss(0)[1]["untold"].backward()
+    assert all(weight.grad is not None for weight in stage.adapter.image_proj.parameters())
+    assert stage.model["sight"][0].weight.grad.any()
+    assert not any(weight.requires_grad for weight in stage.base.unet.parameters())
+
+
+@pytest.mark.parametrize(("make", "share"), [(ip, 0.96), (aligned_ip, 0.96), (control, 0.9)])
 def test_learns_one_batch(make, share, folder, tmp_path):
     assert learns_one_batch(make(folder), tmp_path, steps=20, rate=1e-2, share=share)
 
 
-@pytest.mark.parametrize("make", [ip, control])
+@pytest.mark.parametrize("make", [ip, aligned_ip, control])
 def test_grids_show_what_was_given_and_what_came(make, folder):
     assert make(folder).grid().shape == (134, 134, 3)
 

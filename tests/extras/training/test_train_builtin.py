@@ -53,8 +53,8 @@ def test_the_command_line_trains_resumes_and_ends(tmp_path, capsys):
 @pytest.mark.parametrize("stage", ["vae", "lora"])
 @pytest.mark.parametrize(
     "words",
-    ["--book primer", "--levels middle", "--keep-pages x", "--objective v", "--weighting v",
-     "--loss l1", "--offset-noise 0.1", "--frozen-text", "--checkpointing", "--emphasis 2"],
+    ["--book primer", "--keep-pages x", "--objective v", "--weighting v",
+     "--loss l1", "--offset-noise 0.1", "--frozen-text", "--checkpointing"],
 )  # fmt: skip
 def test_what_is_of_the_base_is_refused_for_another_stage(words, stage, tmp_path, capsys):
     line = ["--stage", stage, "--size", "toy", *words.split(), "--folder", str(tmp_path / "run")]
@@ -68,7 +68,8 @@ def test_what_is_of_the_base_is_refused_for_another_stage(words, stage, tmp_path
     [("lora", "--compile", "vae, decoder and base"),
      ("vae", "--rank 4", "lora, fewstep and control"), ("text", "--reuse 2", "base, detector"),
      ("ip", "--title x", "lora alone"), ("vae", "--output x", "decoder, base, detector"),
-     ("control", "--size toy", "vae, text"), ("ip", "--align x", "base and tower")],
+     ("control", "--size toy", "vae, text"), ("control", "--align x", "base, tower and ip"),
+     ("vae", "--levels middle", "base and ip"), ("lora", "--emphasis 2", "base, tower and ip")],
 )  # fmt: skip
 def test_an_option_of_other_stages_is_refused(stage, words, whose, tmp_path, capsys):
     assert train_builtin.main(["--stage", stage, *words.split(), "--folder", str(tmp_path)]) == 1
@@ -110,12 +111,21 @@ def test_every_command_line_of_the_page_is_taken():
         refuse_foreign(parser, parser.parse_args(shlex.split(line)))
 
 
-@pytest.mark.parametrize("stage", ["tower", "base"])
+@pytest.mark.parametrize("stage", ["tower", "base", "ip"])
 def test_a_folder_without_a_detector_to_align_with_is_named(stage, tmp_path, capsys):
     line = ["--stage", stage, "--size", "toy", "--device", "cpu", "--folder", str(tmp_path),
             "--align", str(tmp_path / "elsewhere")]  # fmt: skip
     assert train_builtin.main(line) == 1
     assert "'elsewhere' has no sound detector.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["tower", "ip"])
+def test_emphasis_that_would_do_nothing_is_refused(stage, tmp_path, capsys):
+    line = ["--stage", stage, "--size", "toy", "--device", "cpu", "--folder", str(tmp_path),
+            "--emphasis", "3"]  # fmt: skip
+    assert train_builtin.main(line) == 1
+    alone = "has --emphasis only with --align" in capsys.readouterr().err
+    assert alone == (stage == "tower")
 
 
 def test_pieces_fit_on_the_pages(tmp_path, capsys):
