@@ -56,7 +56,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "--frozen-text": BASE,
     "--optimizer": ("base", "tower", "ip", "control"),
     "--checkpointing": BASE,
-    "--compile": ("vae", "decoder", "base"),
+    "--compile": ("vae", "decoder", "base", "detector", "tower"),
     "--side": ("vae", "decoder"),
     "--capacity": WITH_WINDOW,
     "--reuse": WITH_WINDOW,

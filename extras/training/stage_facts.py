@@ -59,6 +59,7 @@ class FactsStage(Stage):
         *,
         held_out: int = HELD_OUT,
         lessons: Lessons = Lessons(),
+        compile_network: bool = False,
         output: Path | None = None,
     ) -> None:
         """output: another folder for the network. held_out: pages to measure its accuracy on.
@@ -67,6 +68,7 @@ class FactsStage(Stage):
         self.name, self.pages, self.place, self.device = name, pages, place, place.device
         self.held_out = held_out
         self.model = network.to(self.device, memory_format=torch.channels_last)
+        self._trained = torch.compile(self.model) if compile_network else self.model
         self.lessons, self.output = lessons, output
         self.window_plan = window
         self.window: LatentWindow | None = None
@@ -111,7 +113,7 @@ class FactsStage(Stage):
         self.window.advance(step)
         batch = self.window.batch(step)
         with self.place.autocast():
-            logits = self.model(batch["images"])
+            logits = self._trained(batch["images"])
         losses = {name: fact_loss(values, batch["facts"]) for name, values in logits.items()}
         loss = torch.stack(list(losses.values())).mean()
         if self.lessons.teacher is not None:

@@ -198,6 +198,7 @@ def make_facts_stage(args: argparse.Namespace, device: torch.device, scale: Scal
         replace(make_window(args, scale, scale.capacity // 8), reuse=first(args.reuse, 3.0)),
         make_place(args, device),
         lessons=Lessons(teacher=teacher, emphasis=args.emphasis),
+        compile_network=args.compile,
         output=args.output,
     )
 

@@ -90,13 +90,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--offset-noise", type=number(0), default=0.05, help="base: one more for a whole channel")
     aligned = "base, tower, ip: learn what the detector in this folder sees, too"
     add("--align", type=Path, metavar="FOLDER", help=aligned)
-    things = "base: how much more the error counts where a thing is"
+    things = "base, tower, ip: how much more the error counts where a thing is"
     add("--emphasis", type=number(0, above=True), default=BasePlan.emphasis, help=things)
     add("--frozen-text", action="store_true", help="base: train the UNet alone")
     add("--size", choices=sorted(MODELS), default="mini", help="of new networks; toy is for tests")
     add("--float32", action="store_true", help="never compute in bfloat16")
     add("--checkpointing", action="store_true", help="base: save memory, compute more")
-    faster = "vae, decoder, base: compile first: minutes, then faster"
+    faster = "vae, decoder, base, detector, tower: compile first: minutes, then faster"
     add("--compile", action="store_true", help=faster)
     add("--grid-minutes", type=number(0), default=5.0, help="0 draws none on the way")
     add("--checkpoint-minutes", type=number(0), default=4.0)

@@ -65,7 +65,7 @@ def test_what_is_of_the_base_is_refused_for_another_stage(words, stage, tmp_path
 
 @pytest.mark.parametrize(
     ("stage", "words", "whose"),
-    [("lora", "--compile", "vae, decoder and base"),
+    [("lora", "--compile", "vae, decoder, base, detector and tower"),
      ("vae", "--rank 4", "lora, fewstep and control"), ("text", "--reuse 2", "base, detector"),
      ("ip", "--title x", "lora alone"), ("vae", "--output x", "decoder, base, detector"),
      ("control", "--size toy", "vae, text"), ("control", "--align x", "base, tower and ip"),
