@@ -84,6 +84,11 @@ IMAGE_TEXTS: Mapping[str, Mapping[str, str]] = {
         "adjust.skip": "Take it as it is",
         "adjust.skip.help": "Looks for no edges, structure or face: the picture is a map or a face "
         "already",
+        "adjust.decoupled": "Add to the words",
+        "adjust.decoupled.help": "Adds the picture to what the words give, as the IP-Adapter paper "
+        "does, instead of weighing it together with them",
+        "adjust.start": "Start at",
+        "adjust.start.help": "The part of the painting before it counts; 0 is from the beginning",
         "region.canvas": "The picture to be, with the region where this image prompt counts",
         "region.help": "Paint where in the picture to be this one counts; without paint it counts "
         "everywhere.",

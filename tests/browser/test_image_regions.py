@@ -113,6 +113,37 @@ def test_with_another_type_a_picture_is_no_map_any_more(visit, server):
     assert found == [("cpds", True), ("canny", False)]
 
 
+def test_where_it_counts_is_also_when_and_how(visit, server):
+    tab = visit(**PHONE).page
+    open_drawer(tab)
+    drop(tab, "#ip-slot-1", ("a.png", "image/png", hills()))
+    filled(tab, 1)
+    tab.locator("#ip-slot-1 .ip-adjust").click()
+    assert float(tab.locator("#adjust-start").get_attribute("max")) == 0.5  # the usual stop
+    slide(tab, "#adjust-start", 0.25)
+    assert tab.locator(".adjust-field:has(#adjust-start) output").text_content() == "0.25"
+    tab.locator("#adjust-decoupled").check()
+    photograph(tab, "image-prompt-start-phone")
+    tab.locator("#adjust-done").click()
+    tab.wait_for_function("() => document.querySelector('#ip-stop-1').min === '0.25'")
+    tab.locator("#ip-slot-1 .ip-adjust").click()
+    assert tab.locator("#adjust-decoupled").is_checked()
+    assert tab.locator("#adjust-start").input_value() == "0.25"
+    tab.locator("#adjust-done").click()
+    tab.locator("#input-image-close").click()
+    (prompt,) = sent(server, tab).image_prompts
+    assert (prompt.start, prompt.mode) == (0.25, "decoupled")
+    wait_state(tab, "done")
+    open_drawer(tab)
+    tab.locator("#ip-type-1").select_option("cpds")  # it has no such choice
+    tab.locator("#ip-slot-1 .ip-adjust").click()
+    assert tab.locator("#adjust-decoupled").count() == 0
+    tab.locator("#adjust-done").click()
+    tab.locator("#input-image-close").click()
+    (prompt,) = sent(server, tab).image_prompts
+    assert (prompt.start, prompt.mode) == (0.0, "joint")
+
+
 def region_of(server, prompt):
     """The stored region as greys in 0 to 255, (H, W)."""
     return InputStore(server.settings.inputs_path).read(prompt.region)[..., 0]

@@ -179,37 +179,47 @@ const adjust = {
     const fields = [];
     if (entry.type === "canny") fields.push(this.number("canny_low", 64, 255), this.number("canny_high", 128, 255));
     if (entry.type === "face") fields.push(this.number("face", 1, imagePrompts.facts.faces));
-    if (FOUND_IN.has(entry.type)) fields.push(this.skip());
-    else if (entry.type !== "image_prompt") fields.push(make("p", { text: say(`ip.help.${entry.type}`) }));
+    if (FOUND_IN.has(entry.type)) {
+      fields.push(this.check("skip", entry.skip_preprocess, (on) => ({ skip_preprocess: on })));
+    } else if (entry.type !== "image_prompt") {
+      fields.push(make("p", { text: say(`ip.help.${entry.type}`) }));
+    }
+    if (["image_prompt", "face"].includes(entry.type)) {
+      const mode = (on) => ({ mode: on ? "decoupled" : "joint" });
+      fields.push(this.check("decoupled", entry.mode === "decoupled", mode));
+    }
+    fields.push(this.number("start", 0, imagePrompts.share(entry, "stop"), { least: 0, step: 0.01 }));
     $("adjust-fields").replaceChildren(...fields);
   },
 
-  /** A slider for a threshold, or a number for which face. */
-  number(name, usual, most) {
+  /** A slider for a threshold or the start, or a number for which face. */
+  number(name, usual, most, { least = 1, step = 1 } = {}) {
     const row = make("label", { className: "adjust-field", text: say(`adjust.${name}`) });
     row.title = say(`adjust.${name}.help`);
     const box = make("input", { id: `adjust-${name.replace("_", "-")}` });
     const value = this.entry[name] ?? usual;
-    Object.assign(box, { type: name === "face" ? "number" : "range", min: 1, max: most, step: 1, value });
-    const shown = make("output", { text: name === "face" ? "" : String(value) });
+    Object.assign(box, { type: name === "face" ? "number" : "range", min: least, max: most, step, value });
+    const written = (value) => (name === "face" ? "" : step < 1 ? value.toFixed(2) : String(value));
+    const shown = make("output", { text: written(value) });
     box.addEventListener("input", () => {
       const number = box.valueAsNumber;
-      if (!Number.isInteger(number)) return; // not typed to the end
-      if (name !== "face") setText(shown, String(number));
-      this.set({ [name]: clamp(number, 1, most) });
+      if (Number.isNaN(number) || (step === 1 && !Number.isInteger(number))) return; // not typed to the end
+      setText(shown, written(number));
+      this.set({ [name]: clamp(number, least, most) });
     });
     row.append(box, shown);
     return row;
   },
 
-  skip() {
+  /** A box to tick; `change` gives what it changes of the entry. */
+  check(name, on, change) {
     const row = make("label", { className: "adjust-check" });
-    row.title = say("adjust.skip.help");
-    const box = make("input", { id: "adjust-skip" });
+    row.title = say(`adjust.${name}.help`);
+    const box = make("input", { id: `adjust-${name}` });
     box.type = "checkbox";
-    box.checked = Boolean(this.entry.skip_preprocess);
-    box.addEventListener("change", () => this.set({ skip_preprocess: box.checked }));
-    row.append(box, make("span", { text: say("adjust.skip") }));
+    box.checked = Boolean(on);
+    box.addEventListener("change", () => this.set(change(box.checked)));
+    row.append(box, make("span", { text: say(`adjust.${name}`) }));
     return row;
   },
 
