@@ -6,7 +6,7 @@ learns to tell, from its noised input and what it is told, what a detector sees 
 clean page. Emphasis: errors count more where things are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from extras.training.detector import Detector
+from extras.training.pages import PagePlan
 from ldm_patched.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 ALIGNMENT_WEIGHT = 0.5
@@ -27,6 +28,10 @@ class Lessons:
 
     teacher: Detector | None = None
     emphasis: float = 1.0
+
+    def pages(self, plan: PagePlan) -> PagePlan:
+        """The pages of a plan, with what the emphasis needs."""
+        return replace(plan, things=self.emphasis != 1.0)
 
     def frozen(self) -> dict[str, Tensor]:
         """The teacher's weights, by name."""
@@ -53,7 +58,8 @@ def untold(told: Tensor, features: Tensor, counts: Tensor | None = None) -> Tens
     """The share of the features' variance that is not told: 1 for no idea, 0 for all of it.
 
     told, features: (B, N, C) of N places; each channel is brought to mean 0 and deviation 1 first.
-    counts: how much the error at each place counts, (B, N).
+    counts: how much the error at each place counts, (B, N); no idea is then more than 1 where
+    features vary most at the places that count most.
     """
     features = features.float()
     deviation, mean = torch.std_mean(features, dim=(0, 1), keepdim=True)

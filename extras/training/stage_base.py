@@ -58,7 +58,7 @@ class BaseStage(DiffusionStage):
         """teacher: what it sees in a page is told by the UNet as well, see alignment.py. output: a
         second folder for the result."""
         self.sizes, self.plan, self.output = sizes, plan, output
-        pages = replace(pages, things=plan.emphasis != 1.0)
+        lessons = Lessons(teacher=teacher, emphasis=plan.emphasis)
         torch.manual_seed(place.seed)
         how = {"objective": plan.objective, "use_checkpoint": plan.use_checkpoint}
         if plan.start_from:
@@ -70,7 +70,7 @@ class BaseStage(DiffusionStage):
         self.model = nn.ModuleDict(parts)
         super().__init__(
             base,
-            pages,
+            lessons.pages(pages),
             window,
             place,
             weighting=plan.weighting,
@@ -78,7 +78,7 @@ class BaseStage(DiffusionStage):
             loss_type=plan.loss_type,
             offset_noise=plan.offset_noise,
             text_dropout=None if plan.frozen_text else plan.ucg,
-            lessons=Lessons(teacher=teacher, emphasis=plan.emphasis),
+            lessons=lessons,
         )
         self.model.update(self.learn_to_tell(compiled=plan.compile))
         if plan.compile and self.lessons.teacher is None:
@@ -101,7 +101,10 @@ class BaseStage(DiffusionStage):
         for name, once in (("levels", ""), ("emphasis", 1.0)):
             if plan[name] == once:  # nothing of it, as before there was a choice
                 del plan[name]
-        return {**super().identity(), "sizes": asdict(self.sizes), "plan": plan}
+        # Once the emphasis was on the latents alone.
+        both = self.lessons.teacher is not None and "emphasis" in plan
+        told = {"told": "with emphasis"} if both else {}
+        return {**super().identity(), "sizes": asdict(self.sizes), "plan": plan, **told}
 
     def frozen(self) -> dict[str, Tensor]:
         base = self.base

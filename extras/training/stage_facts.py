@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,8 @@ class FactsStage(Stage):
     ) -> None:
         """output: another folder for the network. held_out: pages to measure its accuracy on.
         lessons: for a network that can tell what the teacher sees."""
-        pages = replace(pages, things=lessons.emphasis != 1.0)
-        self.name, self.pages, self.place, self.device = name, pages, place, place.device
+        self.name, self.pages, self.place = name, lessons.pages(pages), place
+        self.device = place.device
         self.held_out = held_out
         self.model = network.to(self.device, memory_format=torch.channels_last)
         self._trained = torch.compile(self.model) if compile_network else self.model
@@ -78,7 +78,9 @@ class FactsStage(Stage):
         return self.window_plan.batch
 
     def identity(self) -> dict[str, Any]:
-        taught = {"emphasis": self.lessons.emphasis} if self.lessons.teacher else {}
+        taught: dict[str, Any] = {"taught": True} if self.lessons.teacher else {}
+        if self.lessons.emphasis != 1.0:  # each as before there was a choice
+            taught["emphasis"] = self.lessons.emphasis
         return {"stage": self.name, "pages": source_record(self.pages),
                 "window": asdict(self.window_plan), **taught}  # fmt: skip
 

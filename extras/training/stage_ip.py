@@ -6,7 +6,7 @@ trained as if it were not there, and written that much larger.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,9 +132,8 @@ class ImagePromptStage(AdapterStage):
         """See AdapterStage. teacher: see Lessons. Raises TrainingFolderError without the stage
         `tower`'s result."""
         lessons = Lessons(teacher=teacher, emphasis=plan.emphasis)
-        source = replace(source, things=plan.emphasis != 1.0)
         super().__init__(
-            "ip", base_file, source, window, place, output=output,
+            "ip", base_file, lessons.pages(source), window, place, output=output,
             levels=plan.levels, lessons=lessons,
         )  # fmt: skip
         self.plan = plan

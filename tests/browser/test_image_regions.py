@@ -130,6 +130,7 @@ def test_where_it_counts_is_also_when_and_how(visit, server):
     assert tab.locator("#adjust-decoupled").is_checked()
     assert tab.locator("#adjust-start").input_value() == "0.25"
     tab.locator("#adjust-done").click()
+    tab.wait_for_selector("#ip-slot-1 .ip-adjust.on")
     tab.locator("#input-image-close").click()
     (prompt,) = sent(server, tab).image_prompts
     assert (prompt.start, prompt.mode) == (0.25, "decoupled")

@@ -199,11 +199,11 @@ const adjust = {
     const box = make("input", { id: `adjust-${name.replace("_", "-")}` });
     const value = this.entry[name] ?? usual;
     Object.assign(box, { type: name === "face" ? "number" : "range", min: least, max: most, step, value });
-    const written = (value) => (name === "face" ? "" : step < 1 ? value.toFixed(2) : String(value));
+    const written = (number) => (name === "face" ? "" : step < 1 ? number.toFixed(2) : String(number));
     const shown = make("output", { text: written(value) });
     box.addEventListener("input", () => {
       const number = box.valueAsNumber;
-      if (Number.isNaN(number) || (step === 1 && !Number.isInteger(number))) return; // not typed to the end
+      if (name === "face" && !Number.isInteger(number)) return; // not typed to the end
       setText(shown, written(number));
       this.set({ [name]: clamp(number, least, most) });
     });

@@ -79,14 +79,14 @@ function updateSlot(slot, { entry, place, sending, trouble }) {
     updateType(slot.querySelector("select"), entry.type);
     const more = slot.querySelector(".ip-adjust");
     setText(more, say(`ip.adjust.${entry.type}`));
-    more.classList.toggle("on", Boolean(entry.region));
+    more.classList.toggle("on", Boolean(entry.region || entry.start || entry.mode === "decoupled"));
     const told = say(`ip.adjust.${entry.type}.of`, { number: place + 1 });
     more.title = entry.region ? `${told}; ${say("region.painted")}` : told;
     more.setAttribute("aria-label", more.title);
     for (const name of SHARES) {
       const slider = slot.querySelector(`#ip-${name}-${place + 1}`);
       const value = imagePrompts.share(entry, name);
-      if (name === "stop") slider.min = entry.start ?? 0; // of the API or a preset
+      if (name === "stop") slider.min = entry.start ?? 0;
       slider.value = value;
       setText(slider.nextElementSibling, Number(value).toFixed(2));
     }

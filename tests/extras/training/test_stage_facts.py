@@ -131,6 +131,38 @@ def test_resumes_to_the_weights_of_an_uninterrupted_run(name, tmp_path):
         assert torch.equal(tensor, second._tensors()[key]), key
 
 
+def test_a_compiled_network_learns_the_same(monkeypatch, tmp_path):
+    compiled = []
+
+    def compile_network(network):
+        compiled.append(network)
+        return lambda images: network(images)
+
+    monkeypatch.setattr(torch, "compile", compile_network)
+    torch.manual_seed(0)
+    stage = FactsStage(
+        "tower", network("taught tower"), PAGES, WINDOW,
+        Workplace(folder=tmp_path, device=torch.device("cpu"), bf16=False),
+        lessons=Lessons(teacher=TEACHER, emphasis=3.0), compile_network=True,
+    )  # fmt: skip
+    plain = facts_run(tmp_path, "taught tower").stage
+    losses = []
+    for each in (stage, plain):
+        each.begin(0)
+        losses.append(each.compute_loss(0)[0].item())
+    assert compiled == [stage.model]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_runs_from_before_the_emphasis_go_on(tmp_path):
+    stage = facts_run(tmp_path, "taught tower").stage
+    assert stage.identity()["emphasis"] == 3.0
+    stage.lessons = replace(stage.lessons, emphasis=1.0)
+    assert stage.identity()["taught"] is True
+    assert "emphasis" not in stage.identity()
+    assert "taught" not in facts_run(tmp_path, "tower").stage.identity()
+
+
 def test_another_teacher_is_refused_on_resuming(tmp_path):
     first = facts_run(tmp_path, "taught tower")
     first.prepare()
@@ -184,6 +216,8 @@ def test_the_tower_learns_what_a_detector_sees(tmp_path):
         return float(untold(run.stage.model.seen, whole.flatten(2).transpose(1, 2), counts))
 
     assert unseen() > 0.9  # of the variance
+    trained = run.stage.compute_loss(0)[1]["seen"]
+    assert trained.item() == pytest.approx(unseen(), rel=1e-2)
     assert run.train()
     assert unseen() < 0.5
     path, _ = run.finish()

@@ -13,6 +13,7 @@ from extras.training import picturebook
 from extras.training.base_parts import MODEL_FILE
 from extras.training.detector import TOWER_FILE, TOY_TOWER, Detector, FactTower
 from extras.training.errors import CheckpointError, TrainingFolderError
+from extras.training.noise import NearestSampling
 from extras.training.stage_control import CONTROL_FILE, ControlStage
 from extras.training.stage_ip import (
     IP_FILE,
@@ -94,6 +95,25 @@ def test_another_teacher_is_refused_on_resuming(folder, tmp_path):
     stage.lessons = replace(stage.lessons, teacher=teacher(1))
     with pytest.raises(CheckpointError, match="another"):
         run_of(stage, tmp_path, resume=True).prepare()
+
+
+def test_what_is_told_counts_as_much_as_its_place(folder):
+    stage = aligned_ip(folder)
+    stage.begin(0)
+    stage.window.advance(0)
+    batch = stage.window.batch(0)
+    stage.window.advance = lambda _step: None
+
+    @torch.no_grad()
+    def missed() -> float:
+        stage.window.batch = lambda _step: dict(batch)
+        return float(stage.compute_loss(0)[1]["untold"])
+
+    before = missed()  # nothing is told yet, so that noise does not matter
+    batch["emphasis"] = batch["emphasis"] * 2.0
+    assert missed() == pytest.approx(2.0 * before, rel=1e-3)
+    assert isinstance(stage.loss.sigma_sampler, NearestSampling)
+    assert not isinstance(ip(folder).loss.sigma_sampler, NearestSampling)
 
 
 def test_what_the_teacher_sees_is_learnt_by_way_of_the_picture(folder):

@@ -564,6 +564,10 @@ def test_a_base_with_a_teacher_learns_what_it_sees(with_vae):
 def test_base_runs_from_before_the_levels_go_on_and_those_with_them_say_so(with_vae):
     plain = base_run(with_vae).stage
     assert not {"levels", "emphasis"} & plain.identity()["plan"].keys()
+    for teacher, emphasis in ((None, 3.0), (small_detector(), 1.0)):
+        stage = base_run(with_vae, BasePlan(emphasis=emphasis), teacher).stage
+        assert "told" not in stage.identity()
+    assert "told" in base_run(with_vae, BasePlan(emphasis=3.0), small_detector()).stage.identity()
     stage = base_run(with_vae, BasePlan(levels="middle")).stage
     assert stage.identity()["plan"]["levels"] == "middle"
     assert isinstance(stage.loss.sigma_sampler, NearestSampling)
