@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageChops, ImageStat
 
 from extras.training import picturebook
+from extras.training.detector import load_detector
 from extras.training.evaluate import edge_f1, edges
+from extras.training.facts import readings, right
 from extras.training.scenes.scene import Scene, Thing
 from tests.browser.conftest import SCREENSHOTS, generate, task_of, wait_next
 from tests.browser.pictures import drop, encoded, filled, open_drawer, slide
@@ -153,6 +156,15 @@ def apart(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(small[0] - small[1]).mean())
 
 
+def judged(picture: np.ndarray, scene: Scene) -> dict[str, bool]:
+    """Whether the subject, its colour, the place and the style are those of the scene, as the
+    detector sees them."""
+    detector = load_detector(REPOSITORY / "extras" / "training", torch.device("cpu"))
+    with torch.no_grad():
+        logits = detector(torch.from_numpy(picture.copy())[None])["facts"]
+    return right(readings(logits)[0], scene)
+
+
 def strip(rows: Sequence[Sequence[np.ndarray]], side: int = 128) -> Image.Image:
     sheet = Image.new("RGB", (len(rows[0]) * (side + 8) - 8, len(rows) * (side + 8) - 8), "white")
     for y, row in enumerate(rows):
@@ -169,9 +181,8 @@ def test_an_image_prompt_without_words_counts_by_its_weight(visit, fresh_clone):
     slide(tab, "#ip-stop-1", 1.0)
     for_docs = bool(os.environ.get("EASEL_WRITE_DOCS"))
     weights = (0.0, 0.1, 0.3, 0.6, 1.0, 1.5) if for_docs else (0.0, 0.6, 1.5)
-    shown = PAGES if for_docs else PAGES[:1]
     rows = []
-    for scene in shown:
+    for scene in PAGES:
         reference = page(scene)
         if scene is not PAGES[0]:
             drop(tab, "#ip-slot-1", ("next.png", "image/png", encoded(Image.fromarray(reference))))
@@ -180,6 +191,8 @@ def test_an_image_prompt_without_words_counts_by_its_weight(visit, fresh_clone):
         for weight in weights:
             slide(tab, "#ip-weight-1", weight)
             made.append(painted_after(tab, fresh_clone))
+        assert not judged(made[0], scene)["subject"]  # at weight 0
+        assert all(judged(made[-1], scene).values())
         far = [apart(picture, reference) for picture in made]
         # Once the picture is followed, more weight may still change what is painted.
         assert all(later < earlier + 4.0 for earlier, later in pairwise(far))
