@@ -29,7 +29,7 @@ IMAGE_TEXTS: Mapping[str, Mapping[str, str]] = {
         "ip.not.sent": "A picture could not be taken, so nothing was sent: look at the image "
         "prompts, then press Generate again.",
         "ip.lost": "This picture is not stored any more; choose it again.",
-        "ip.narrow": "Only the middle of so narrow a picture counts.",
+        "ip.narrow": "Only a part of so narrow a picture is followed, the middle.",
         "ip.type": "Type of image prompt {number}",
         "ip.type.image_prompt": "Image Prompt",
         "ip.type.canny": "PyraCanny",

@@ -237,7 +237,9 @@ def test_turned_and_narrow_pictures_are_shown_as_they_are_seen(visit):
     filled(tab, 2)
     size = "document.querySelector('#ip-slot-%d img')"
     assert tab.evaluate(f"[{size % 1}.naturalWidth, {size % 1}.naturalHeight]") == [100, 300]
-    tab.wait_for_selector("#ip-slot-2 .ip-note:has-text('Only the middle')")
+    assert "narrow" not in tab.locator("#ip-slot-2 .ip-note").inner_text()  # it counts whole
+    tab.locator("#ip-type-2").select_option("cpds")
+    tab.wait_for_selector("#ip-slot-2 .ip-note:has-text('Only a part of so narrow')")
     photograph(tab, "image-prompts-odd-desktop")
 
 

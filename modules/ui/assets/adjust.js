@@ -184,7 +184,7 @@ const adjust = {
     } else if (entry.type !== "image_prompt") {
       fields.push(make("p", { text: say(`ip.help.${entry.type}`) }));
     }
-    if (["image_prompt", "face"].includes(entry.type)) {
+    if (!isStructure(entry.type)) {
       const mode = (on) => ({ mode: on ? "decoupled" : "joint" });
       fields.push(this.check("decoupled", entry.mode === "decoupled", mode));
     }

@@ -4,6 +4,9 @@ const ALWAYS_OFFERED = new Set(["image_prompt", "canny", "cpds", "face"]); // th
 const TOUCH = matchMedia("(hover: none)"); // nothing is dragged there
 const NARROW = 4; // sides as 1 to this: then most of it is not seen
 
+/** Whether a picture of this type is followed, filling the picture to be; others count whole. */
+const isStructure = (type) => !["image_prompt", "face"].includes(type);
+
 /** An empty slot; `updateSlot` fills it. */
 function imageSlot({ place }) {
   const number = place + 1;
@@ -31,8 +34,7 @@ function imageSlot({ place }) {
   remove.addEventListener("click", () => imagePrompts.remove(place));
   const type = make("select", { id: `ip-type-${number}`, label: say("ip.type", { number }) });
   type.addEventListener("change", () => {
-    const structure = !["image_prompt", "face"].includes(type.value);
-    const kept = structure ? { region: null } : {}; // a structure is followed everywhere
+    const kept = isStructure(type.value) ? { region: null } : {}; // it is followed everywhere
     // What is a face or a map for one type is none for another.
     const usual = { start: 0, stop: null, weight: null, mode: "joint", skip_preprocess: false };
     imagePrompts.set(place, { type: type.value, ...usual, ...kept });
@@ -111,7 +113,7 @@ function updateType(choice, type) {
 function drawNote(slot, entry, trouble) {
   const missing = entry && imagePrompts.missing ? imagePrompts.missing[entry.type] : []; // null: none would fit
   const sentence =
-    trouble || (entry && slot.lost && say("ip.lost")) || (entry && slot.narrow && say("ip.narrow")) || "";
+    trouble || (entry && slot.lost && say("ip.lost")) || (entry && slot.narrow && isStructure(entry.type) && say("ip.narrow")) || "";
   const note = slot.querySelector(".ip-note");
   const key = JSON.stringify([sentence, missing]);
   if (note.dataset.key === key) return;

@@ -153,7 +153,9 @@ def test_weight_stop_softness_and_thresholds_matter(studio):
     put_control(studio)
     entry = {"image": put(studio), "type": "canny"}
     base = pixels(studio, [entry], steps=4)
-    for change in ({"weight": 0.4}, {"stop": 1.0}, {"start": 0.3}, {"skip_preprocess": True}):
+    fewer_edges = {"canny_low": 200, "canny_high": 255}
+    changes = ({"weight": 0.4}, {"stop": 1.0}, {"start": 0.3}, {"skip_preprocess": True})
+    for change in (*changes, fewer_edges):
         changed = pixels(studio, [{**entry, **change}], steps=4)
         assert not np.array_equal(base, changed), change
     assert differ(base, pixels(studio, [entry], steps=4, control_softness=0.9))
@@ -303,6 +305,16 @@ def test_a_picture_without_that_face_is_said(studio):
         content_of(portrait)
     alone = Picture(ImagePrompt(image="a" * 64, type="face"), draw_face())
     assert content_of(alone).shape == (512, 512, 3)
+
+
+def test_of_two_faces_the_one_that_was_chosen_is_cropped():
+    both = np.full((400, 700, 3), 200, dtype=np.uint8)
+    both[50:350, 20:320] = draw_face(300)
+    both[100:300, 420:620] = draw_face(200)[..., ::-1]  # blue
+    for face, red in ((1, 1.0), (2, -1.0)):
+        prompt = ImagePrompt(image="a" * 64, type="face", face=face)
+        crop = content_of(Picture(prompt, both))[128:384, 128:384].astype(float)
+        assert red * (crop[..., 0] - crop[..., 2]).mean() > 30.0
 
 
 def test_content_and_structure_go_together(studio):
