@@ -15,13 +15,18 @@ import numpy as np
 from extras.training.captions import caption
 from extras.training.scenes import layout, places, subjects
 from extras.training.scenes.brush import FIXED, Brush, Mark, Shape, mix, ring, subject_inks
-from extras.training.scenes.compose import alphabet_scene, primer_scene, scene_from_seed
+from extras.training.scenes.compose import (
+    alphabet_scene,
+    pair_scene,
+    primer_scene,
+    scene_from_seed,
+)
 from extras.training.scenes.scene import SIZES, Box, Sample, Scene, SceneTruth, Thing
 from extras.training.scenes.stage import SUBJECT_LIGHT, Stage
 from extras.training.scenes.styles import render
 
 __all__ = ["SIZES", "Sample", "Scene", "SceneTruth", "Thing", "alphabet_scene", "draw",
-           "draw_scene", "primer_scene", "scene_from_seed"]  # fmt: skip
+           "draw_scene", "pair_scene", "primer_scene", "scene_from_seed"]  # fmt: skip
 
 _WATER = frozenset({"sea", "lake"})
 

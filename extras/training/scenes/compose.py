@@ -1,5 +1,6 @@
 """From a seed to a Scene: what is combined with what, and how often."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 
@@ -8,6 +9,7 @@ from extras.training.scenes.scene import SIZES, Scene, Thing
 
 _STYLE_WEIGHTS = {"flat": 22, "cartoon": 14, "watercolor": 14, "crayon": 10, "line art": 10,
                   "chalk": 8, "pixel art": 11, "neon": 11}  # fmt: skip
+_KIND_WEIGHTS = {"one": 52, "some": 16, "two": 30, "none": 2}
 SIZE_WEIGHTS = (34.0, 12, 12, 11, 11, 10, 10)
 """How often each of SIZES is taken."""
 _PRIMER_STYLES = {"flat": 44, "cartoon": 28, "watercolor": 8, "crayon": 3, "line art": 4,
@@ -22,10 +24,18 @@ _GROUND_COLORS = {"meadow": {"green"}, "forest": {"green"}, "hills": {"green", "
 
 def scene_from_seed(seed: int, *, size: tuple[int, int] | None = None) -> Scene:
     """The scene of a seed. The same seed gives the same scene in any process, for any `size`."""
-    rng = Random(f"scene {seed}")
+    return _scene(Random(f"scene {seed}"), _KIND_WEIGHTS, seed, size)
+
+
+def pair_scene(seed: int, *, size: tuple[int, int] | None = None) -> Scene:
+    """The scene of a seed in which there are always two groups of things."""
+    return _scene(Random(f"pair {seed}"), {"two": 100}, seed, size)
+
+
+def _scene(rng: Random, kinds: Mapping[str, int], seed: int, size: tuple[int, int] | None) -> Scene:
     drawn_size = rng.choices(SIZES, SIZE_WEIGHTS)[0]
     style = rng.choices(list(_STYLE_WEIGHTS), list(_STYLE_WEIGHTS.values()))[0]
-    kind = rng.choices(("one", "some", "two", "none"), (52, 16, 30, 2))[0]
+    kind = rng.choices(list(kinds), list(kinds.values()))[0]
     subject = rng.choice(list(words.SUBJECTS))
     place = _place(rng, subject)
     if kind == "none":
