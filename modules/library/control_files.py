@@ -123,7 +123,10 @@ LARGER_VISION = Needed(
 )
 _OF_LARGER_VISION = "ip-adapter_sdxl"
 """The released adapter that needs it and does not say so."""
-NEGATIVE = Needed(_ADAPTER, "fooocus_ip_negative.safetensors", ("ip_negative", "ip-negative"))
+NEGATIVE = Needed(
+    _ADAPTER, "fooocus_ip_negative.safetensors", ("ip_negative", "ip-negative"), size=65_600
+)
+"""Of SDXL's "plus" adapters; without it an adapter's own picture of nothing is taken."""
 
 
 def needed_for(kind: ImagePromptType, context_dim: int | None = None) -> Needed:
@@ -143,13 +146,16 @@ def missing_files(
 ) -> list[Needed] | None:
     """What `kind` still needs with a network whose texts are that wide (None: not known).
 
-    None where it is missing and none is known that would fit.
+    None where it is missing and none is known that would fit. With SDXL's adapter comes the
+    negative embedding, for which alone nothing waits.
     """
     own = needed_for(kind, context_dim)
     needed = [own]
     if not kind.is_structure:
         needed.append(vision_for(look_for(catalog, own, context_dim)))
     missing = [each for each in needed if look_for(catalog, each, context_dim) is None]
+    if own in missing and own.folder == _ADAPTER and context_dim in (None, _SDXL):
+        missing += [NEGATIVE] if look_for(catalog, NEGATIVE, context_dim) is None else []
     return missing if all(each.file for each in missing) else None
 
 

@@ -52,7 +52,7 @@ IMAGE_TEXTS: Mapping[str, Mapping[str, str]] = {
         "ip.missing": "Before it can count, this type needs:",
         "ip.none": "No file of this type is known for this checkpoint's family; choose another "
         "type or another checkpoint.",
-        "ip.into": "{size} GB, into {folder}",
+        "ip.into": "{size}, into {folder}",
         "ip.look.again": "Look again",
         "ip.adjust.image_prompt": "Region",
         "ip.adjust.image_prompt.of": "Where and when image prompt {number} counts",

@@ -251,6 +251,7 @@ def test_missing_files_are_named_where_they_are_needed_and_block_nothing(visit, 
     assert tab.locator("#ip-slot-1 .needed > :is(a, small)").all_inner_texts() == [
         *("ip-adapter-plus_sdxl_vit-h.bin", "1.0 GB, into models/ipadapter"),
         *("clip_vision_vit_h.safetensors", "1.3 GB, into models/clip_vision"),
+        *("fooocus_ip_negative.safetensors", "66 kB, into models/ipadapter"),
     ]
     tab.wait_for_selector("#ip-slot-1 .needed .fetch:has-text('Download (1.0 GB)')")
     assert tab.locator("#ip-type-1 option").all_inner_texts() == [

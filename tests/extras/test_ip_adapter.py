@@ -243,6 +243,37 @@ def test_without_a_fitting_negative_the_adapter_s_own_is_used(files, tmp_path):
         assert store._adapters[str(files["plain"])].ip_adapter.ip_layers is layers
 
 
+def test_without_a_negative_a_plus_adapter_looks_at_a_picture_of_zeros(files):
+    store = ip_adapter.IPAdapterStore(POLICY)
+    store.load_ip_adapter(files["tower"], None, files["plus"])
+    unconds = store.preprocess(picture(0), files["plus"])[1]
+    entry = store._adapters[str(files["plus"])]
+    tower = store._towers[str(files["tower"])][1]
+    seen = tower.encode(
+        torch.zeros(1, 3, tower.config.image_size, tower.config.image_size)
+    ).penultimate_hidden_states
+    expected = entry.ip_adapter.ip_layers(entry.ip_adapter.image_proj_model(seen))
+    for found, wanted in zip(unconds, expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("size", [(5000, 1), (1, 5000), (1, 1)])
+def test_a_picture_of_any_shape_has_keys_and_values(store, files, size):
+    conds, _ = store.preprocess(picture(4, size), files["plus"])
+    assert all(bool(tensor.isfinite().all()) for tensor in conds)
+    other, _ = store.preprocess(255 - picture(4, size), files["plus"])
+    assert not torch.allclose(conds[0], other[0])
+
+
+def test_keys_and_values_have_the_network_s_precision(files):
+    policy = DevicePolicy(DeviceFlags(always_cpu=True, unet_in_bf16=True))
+    store = ip_adapter.IPAdapterStore(policy)
+    store.load_ip_adapter(files["tower"], files["negative"], files["plus"])
+    conds, unconds = store.preprocess(picture(0), files["plus"])
+    assert {tensor.dtype for tensor in (*conds, *unconds)} == {policy.unet_compute_dtype}
+    assert policy.unet_compute_dtype is torch.bfloat16
+
+
 def test_the_same_picture_runs_nothing_again(store, files):
     first = store.preprocess(picture(0), files["plus"])
     assert store.runs == 1

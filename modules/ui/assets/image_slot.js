@@ -132,7 +132,7 @@ function drawNote(slot, entry, trouble) {
 
 function neededFile(needed) {
   const { folder, size } = needed;
-  const facts = say("ip.into", { size: (size / 1e9).toFixed(1), folder: `models/${folder}` });
+  const facts = say("ip.into", { size: inBytes(size), folder: `models/${folder}` });
   const row = fetchable("div", needed, facts);
   row.classList.add("needed");
   return row;

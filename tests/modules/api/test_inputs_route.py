@@ -161,7 +161,8 @@ def test_what_each_type_needs_is_told_until_it_is_there(server):
     usual = {name: (entry["stop"], entry["weight"]) for name, entry in before.items()}
     assert usual["image_prompt"] == (0.5, 0.6)
     assert usual["face"] == (0.9, 0.75)
-    assert [need["folder"] for need in before["face"]["missing"]] == ["ipadapter", "clip_vision"]
+    needed = ["ipadapter", "clip_vision", "ipadapter"]  # the last is the negative embedding
+    assert [need["folder"] for need in before["face"]["missing"]] == needed
     assert before["canny"]["missing"][0]["file"] == "control-lora-canny-rank128.safetensors"
     folder = server.context.settings.models_path / "controlnet"
     folder.mkdir(parents=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
@@ -90,6 +91,13 @@ def test_sixteen_bits_keep_their_tones():
     found = read_image(data_of(Image.fromarray(ramp), "PNG"))
     assert found.shape == (4, 256, 3)
     assert np.abs(found[0, :, 0].astype(int) - np.arange(256)).max() <= 1
+
+
+def test_sixteen_bits_a_colour_keep_their_colours():
+    wide = (np.asarray(halves())[..., ::-1].astype(np.uint16)) * 257
+    png = cv2.imencode(".png", wide)[1].tobytes()
+    assert png[24:26] == b"\x10\x02"  # sixteen bits, red, green and blue
+    is_halves(read_image(png), tolerance=1)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -82,14 +82,21 @@ def test_easel_s_own_small_model_takes_what_ships_with_it(tmp_path, catalog):
 
 
 def test_what_is_missing_is_told_with_where_it_goes(tmp_path, catalog):
-    assert missing_files(catalog, Type.IMAGE_PROMPT) == [NEEDED[Type.IMAGE_PROMPT], VISION]
+    own = NEEDED[Type.IMAGE_PROMPT]
+    assert missing_files(catalog, Type.IMAGE_PROMPT) == [own, VISION, NEGATIVE]
     assert missing_files(catalog, Type.CANNY) == [NEEDED[Type.CANNY]]
     with pytest.raises(ModelMissing, match=r"needs .*canny.* in models/controlnet"):
         find_file(catalog, NEEDED[Type.CANNY], Type.CANNY)
     put(tmp_path, "clip_vision", "tower.safetensors")
     put(tmp_path, "controlnet", "my_canny.safetensors")
-    assert missing_files(catalog, Type.IMAGE_PROMPT) == [NEEDED[Type.IMAGE_PROMPT]]
+    assert missing_files(catalog, Type.IMAGE_PROMPT) == [own, NEGATIVE]
     assert missing_files(catalog, Type.CANNY, 2048) == []
+    assert NEGATIVE not in (missing_files(catalog, Type.IMAGE_PROMPT, 768) or ())
+    put(tmp_path, "ipadapter", own.file)
+    assert missing_files(catalog, Type.IMAGE_PROMPT) == []  # it counts without, too
+    assert missing_files(catalog, Type.FACE) == [NEEDED[Type.FACE], NEGATIVE]
+    put(tmp_path, "ipadapter", NEGATIVE.file)
+    assert missing_files(catalog, Type.FACE) == [NEEDED[Type.FACE]]
 
 
 @pytest.mark.parametrize("width", [None, 2048])

@@ -1,21 +1,24 @@
 """Image prompts from the request to the picture: files found, maps made, nothing left behind."""
 
 import io
+import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from extras import ip_attention
 from ldm_patched.controlnet import cldm
 from ldm_patched.modules import control_networks
+from ldm_patched.modules import sample as sampling
 from ldm_patched.t2ia.adapter import Adapter, AdapterConfig
 from modules.async_worker import run_task
 from modules.gallery.inputs import InputStore
 from modules.gallery.recipe import read_full_recipe
 from modules.library.control_files import NEEDED
+from modules.spec import limits
 from modules.spec.errors import SpecError
 from modules.spec.flags import TaskState
 from modules.spec.image_prompt import ImagePrompt, ImagePromptMode
@@ -288,6 +291,22 @@ def test_the_same_picture_runs_no_tower_again(studio):
     assert store.runs == runs
 
 
+@pytest.mark.parametrize("mode", ["joint", "decoupled"])
+def test_a_run_joins_keys_and_values_once(studio, mode, monkeypatch):
+    put_adapter(studio)
+    joined = []
+    join = ip_attention.ImagePromptAttention._join
+
+    def counted(self, index, *rest):
+        joined.append(index)
+        return join(self, index, *rest)
+
+    monkeypatch.setattr(ip_attention.ImagePromptAttention, "_join", counted)
+    run(studio, [{"image": put(studio), "mode": mode, "stop": 0.7}], steps=6)
+    layers = len(ip_attention.own_sites(network_config(studio)))
+    assert sorted(joined) == list(range(layers))
+
+
 def test_a_face_takes_the_adapter_for_faces(studio):
     put_adapter(studio)
     put_adapter(studio, "ip-adapter-plus-face.safetensors", seed=5)
@@ -327,6 +346,45 @@ def test_content_and_structure_go_together(studio):
     assert differ(both, pixels(studio, [edges]))
 
 
+def test_both_go_with_a_painting_that_begins_from_another(studio, monkeypatch):
+    """What image-to-image does: a part of the schedule, and a mask of what is painted."""
+    put_adapter(studio)
+    put_control(studio)
+    start = torch.linspace(-3, 3, 4 * 8 * 8).reshape(1, 4, 8, 8)
+    mask = torch.zeros(8, 8)
+    mask[:, 4:] = 1.0
+    found = []
+    engine = sampling.sample
+
+    def from_another(unet, noise, steps, *settings, **more):
+        *settings, _empty = settings
+        made = engine(unet, noise, steps, *settings, start, denoise=0.5, noise_mask=mask, **more)
+        found.append(made)
+        return made
+
+    monkeypatch.setattr(sampling, "sample", from_another)
+    content = {"image": put(studio), "stop": 1.0, "weight": 1.0}
+    edges = {"image": put(studio), "type": "canny", "stop": 1.0}
+    size = {"width": 64, "height": 64, "steps": 4}
+    for entries in ([], [content], [edges], [content, edges]):
+        assert run(studio, entries, **size).state is TaskState.DONE
+    for made in found:
+        torch.testing.assert_close(made[..., :4], start[..., :4])
+    painted = [made[..., 4:] for made in found]
+    for i, one in enumerate(painted):
+        assert all((one - other).abs().max() > 1e-3 for other in painted[:i])
+
+
+def test_as_many_as_a_task_may_have_count(studio):
+    put_adapter(studio)
+    put_control(studio)
+    content = [{"image": put(studio, (15 * n, 40, 200)), "stop": 1.0} for n in range(12)]
+    edges = [{"image": put(studio, (15 * n, 40, 200)), "type": "canny"} for n in range(4)]
+    entries = [*content, *edges]
+    assert len(entries) == limits.IMAGE_PROMPTS_PER_TASK
+    assert differ(pixels(studio, entries), pixels(studio, entries[:-5]))
+
+
 # --- what goes wrong --------------------------------------------------------------------------
 
 
@@ -339,6 +397,27 @@ def test_a_file_of_another_family_is_neither_asked_for_nor_taken(studio, kind, p
     assert f"needs a file in models/{place} that is made for this checkpoint" in task.message
     assert str(studio.settings.root) not in task.message
     assert run(studio).state is TaskState.DONE
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": -1}, "layers, but this checkpoint's network needs"),
+        ({"wider": 2}, "wide, but this checkpoint's network needs"),
+        ({"text": 2 * TINY.context}, "made for another family|made for"),
+    ],
+)
+def test_an_adapter_for_another_network_is_said_whatever_its_name(studio, change, message):
+    put_adapter(studio, "my-ip-adapter.safetensors")
+    before = pixels(studio)
+    path = folder(studio, "ipadapter") / "my-ip-adapter.safetensors"
+    widths = [w.shape[0] for k, w in load_file(path).items() if k.endswith("to_k_ip.weight")]
+    widths = [change.get("wider", 1) * w for w in widths[: change.get("layers")]]
+    write_adapter(path, widths, change.get("text", TINY.context), seed=3)
+    task = run(studio, [{"image": put(studio)}])
+    assert (task.state, task.code) == (TaskState.FAILED, "E_MODEL_UNSUPPORTED"), task.message
+    assert re.search(message, task.message)
+    assert not differ(pixels(studio), before)
 
 
 def test_without_an_image_encoder_it_is_named(studio):
