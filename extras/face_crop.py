@@ -24,6 +24,8 @@ BORDER = (135, 133, 132)
 SEARCH_SIDE = 1024
 SMALLEST = 0.05  # of the shorter side
 NEIGHBOURS = 5
+TILTS = (0.0, 25.0, -25.0, 45.0, -45.0)
+"""By how many degrees the picture is turned, one after the other, until a face stands upright."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,25 @@ class Face:
         first, second = ((left + x * width, top + y * height) for x, y in EYES_IN_BOX)
         return first, second
 
+    def enlarged(self, factor: float) -> "Face":
+        """In a picture so many times as large."""
+        return self.moved(np.array([[factor, 0.0, 0.0], [0.0, factor, 0.0]]))
+
+    def moved(self, matrix: np.ndarray) -> "Face":
+        """After a similarity of the plane, (2, 3). Of what is turned no box is upright, so that
+        its eyes are kept, found or guessed."""
+        left, top, width, height = self.box
+        scale = math.hypot(*matrix[:, 0])
+        middle = matrix @ (left + width / 2, top + height / 2, 1.0)
+        w, h = scale * width, scale * height
+        box = (float(middle[0]) - w / 2, float(middle[1]) - h / 2, w, h)
+        is_turned = abs(matrix[1, 0]) > 1e-9
+        eyes = self.points if is_turned else self.eyes
+        if eyes is None:
+            return Face(box)
+        first, second = (matrix @ (*eye, 1.0) for eye in eyes)
+        return Face(box, ((float(first[0]), float(first[1])), (float(second[0]), float(second[1]))))
+
 
 _searching = threading.Lock()  # a classifier keeps what it works on in itself
 
@@ -52,7 +73,10 @@ def _cascade(name: str) -> "cv2.CascadeClassifier":
 
 
 def find_faces(image: np.ndarray) -> list[Face]:
-    """The frontal faces of a uint8 (H, W, 3) picture, the largest first; none gives []."""
+    """The frontal faces of a uint8 (H, W, 3) picture, the largest first; none gives [].
+
+    Tilted ones are looked for only where none is upright.
+    """
     height, width = image.shape[:2]
     factor = min(1.0, SEARCH_SIDE / max(height, width))
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -60,6 +84,25 @@ def find_faces(image: np.ndarray) -> list[Face]:
     grey = cv2.equalizeHist(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
     if min(grey.shape) < 24:
         return []
+    found = next((faces for tilt in TILTS if (faces := _tilted(grey, tilt))), [])
+    faces = [face.enlarged(1.0 / factor) for face in found]
+    return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
+
+
+def _tilted(grey: np.ndarray, tilt: float) -> list[Face]:
+    """The faces that stand upright once the picture is turned clockwise by `tilt` degrees."""
+    if not tilt:
+        return _upright(grey)
+    height, width = grey.shape
+    side = math.ceil(math.hypot(width, height))  # so that no corner is lost
+    turn = cv2.getRotationMatrix2D((width / 2, height / 2), -tilt, 1.0)
+    turn[:, 2] += (side - width) / 2, (side - height) / 2
+    turned = cv2.warpAffine(grey, turn, (side, side), borderValue=128)
+    back = cv2.invertAffineTransform(turn)
+    return [face.moved(back) for face in _upright(turned)]
+
+
+def _upright(grey: np.ndarray) -> list[Face]:
     least = max(24, int(SMALLEST * min(grey.shape)))
     boxes = _search(
         "frontalface_alt2",
@@ -68,11 +111,7 @@ def find_faces(image: np.ndarray) -> list[Face]:
         minNeighbors=NEIGHBOURS,
         minSize=(least, least),
     )
-    faces = [
-        Face(tuple(float(n) / factor for n in box), _eyes(grey, [int(n) for n in box], factor))
-        for box in boxes
-    ]
-    return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
+    return [Face(tuple(map(float, box)), _eyes(grey, [int(n) for n in box])) for box in boxes]
 
 
 def _search(name: str, grey: np.ndarray, **how: Any) -> Sequence[Sequence[int]]:
@@ -82,7 +121,7 @@ def _search(name: str, grey: np.ndarray, **how: Any) -> Sequence[Sequence[int]]:
 
 
 def _eyes(
-    grey: np.ndarray, box: list[int], factor: float
+    grey: np.ndarray, box: list[int]
 ) -> tuple[tuple[float, float], tuple[float, float]] | None:
     """The likeliest pair in the upper part of a face: one on each side, about level."""
     left, top, width, height = box
@@ -101,7 +140,7 @@ def _eyes(
                 best, smallest = (a, b), tilt
     if best is None:
         return None
-    first, second = ((float(left + x) / factor, float(top + y) / factor) for x, y in best)
+    first, second = ((float(left + x), float(top + y)) for x, y in best)
     return first, second
 
 

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from extras.training.detector import load_detector
 from extras.training.evaluate import edge_f1, edges
 from extras.training.facts import readings, right
 from extras.training.scenes.scene import Scene, Thing
+from modules.gallery.inputs import InputStore
 from tests.browser.conftest import SCREENSHOTS, generate, task_of, wait_next
 from tests.browser.pictures import drop, encoded, filled, open_drawer, slide
 from tests.support.page_server import REPOSITORY, RunningPage
@@ -216,6 +218,43 @@ def test_regions_are_styled_each_by_its_picture(visit, fresh_clone):
     for side, own, other in ((left, 0, 1), (right, 1, 0)):
         wanted, unwanted = (color(pictures[i]) for i in (own, other))
         assert np.abs(side - wanted).sum() < np.abs(side - unwanted).sum()
+
+
+def test_a_painted_region_takes_the_picture_s_colour_and_the_rest_keeps_its_own(visit, fresh_clone):
+    tab = visit(at=fresh_clone).page
+    words = "a blue boat on the sea"
+    free = painted_after(tab, fresh_clone, words)
+    reference = page(Scene(things=(), place_color="red", size=(128, 128)))
+    dropped(tab, reference)
+    slide(tab, "#ip-stop-1", 1.0)
+    slide(tab, "#ip-weight-1", 1.5)
+    tab.locator("#ip-slot-1 .ip-adjust").click()
+    tab.wait_for_selector("#adjust-frame[data-ready=true]")
+    box = tab.locator("#adjust canvas").bounding_box()
+    for y in (0.05, 0.15, 0.25, 0.35):
+        tab.mouse.move(box["x"] + 4, box["y"] + y * box["height"])
+        tab.mouse.down()
+        tab.mouse.move(box["x"] + box["width"] - 4, box["y"] + y * box["height"], steps=4)
+        tab.mouse.up()
+    tab.locator("#adjust-done").click()
+    tab.wait_for_selector("#ip-slot-1 .ip-adjust.on")
+    led = painted_after(tab, fresh_clone, words)
+    (prompt,) = fresh_clone.pool.view(task_of(tab)).spec.image_prompts
+    store = InputStore(fresh_clone.settings.inputs_path)
+    region = cv2.resize(store.read(prompt.region)[..., 0], (128, 128)) > 127
+    margin = np.ones((17, 17), np.uint8)  # the autoencoder's pixels are eight wide
+    inside = cv2.erode(region.astype(np.uint8), margin) > 0
+    outside = cv2.dilate(region.astype(np.uint8), margin) == 0
+    assert min(inside.mean(), outside.mean()) > 0.15
+    strip([[reference, free, led]]).save(shown_in("image-prompt-region-painted.png"))
+
+    def nearer(area: np.ndarray) -> float:
+        """How much of the way from what is free to the reference's colour."""
+        before, after = (np.abs(color(p[area]) - color(reference)).sum() for p in (free, led))
+        return 1.0 - after / before
+
+    assert nearer(inside) > 0.5
+    assert abs(nearer(outside)) < 0.2
 
 
 def test_a_map_of_edges_is_followed(visit, fresh_clone):

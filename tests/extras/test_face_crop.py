@@ -17,6 +17,16 @@ def test_a_face_is_found_with_its_eyes(size, tilt):
     assert top < size / 2 < top + height
 
 
+@pytest.mark.parametrize("tilt", [-55.0, -30.0, 30.0, 55.0])
+def test_a_tilted_head_is_found_and_comes_out_upright(tilt):
+    image = draw_face(300, tilt)
+    (face,) = find_faces(image)
+    assert np.abs(np.array(face.points) - eyes_of(300, tilt)).max() < 0.05 * 300
+    (again,) = find_faces(crop_face(image, face))
+    (left, right) = again.points
+    assert abs(right[1] - left[1]) < 0.1 * (right[0] - left[0])
+
+
 @pytest.mark.parametrize("tilt", [0.0, 15.0])
 def test_a_crop_has_the_eyes_where_the_data_set_has_them(tilt):
     image = draw_face(300, tilt)
