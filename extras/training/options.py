@@ -44,6 +44,7 @@ def number(low: float, *, above: bool = False) -> Callable[[str], float]:
 BASE = ("base",)
 WITH_WINDOW = ("base", "detector", "tower", "lora", "fewstep", "ip", "control")
 ONLY_FOR: dict[str, tuple[str, ...]] = {
+    "--adapter": ("ip", "control"),
     "--book": BASE,
     "--levels": ("base", "ip"),
     "--align": ("base", "tower", "ip"),

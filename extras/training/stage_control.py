@@ -18,7 +18,7 @@ from extras.training.grids import tile
 from extras.training.low_rank import LowRankSet
 from extras.training.pages import PageGroup, PagePlan, edge_map
 from extras.training.stage_diffusion import Workplace
-from extras.training.stage_lora import AdapterStage
+from extras.training.stage_lora import AdapterStage, weights_like
 from extras.training.window import Batch, WindowPlan
 from extras.training.writing import half
 from ldm_patched.controlnet.cldm import ControlNet
@@ -52,6 +52,17 @@ class ControlStage(AdapterStage):
         own = {name: getattr(self.control, name).requires_grad_(True) for name in OWN_PARTS}
         self.control.to(self.device, memory_format=torch.channels_last)
         self.model = nn.ModuleDict({**own, "added": self.added}).to(self.device)
+
+    def begin_with(self, path: Path) -> None:
+        """Go on from a control-LoRA, such as one for an earlier base. Raises what `weights_like`
+        does."""
+        file = weights_like(path, self.file())
+        own = {name: weight for name, weight in file.items() if name.startswith(OWN_PARTS)}
+        self.control.load_state_dict(own, strict=False)
+        with torch.no_grad():
+            for name, pair in self.added.by_name():
+                pair.up.weight.copy_(file[f"{name}.up"])
+                pair.down.weight.copy_(file[f"{name}.down"])
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "rank": self.rank}

@@ -31,7 +31,7 @@ from extras.training.detector import TOWER_FILE, Detector, load_tower, tower_pix
 from extras.training.grids import tile
 from extras.training.pages import PageGroup, PagePlan
 from extras.training.stage_diffusion import Workplace
-from extras.training.stage_lora import AdapterStage
+from extras.training.stage_lora import AdapterStage, weights_like
 from extras.training.window import Batch, WindowPlan
 from extras.training.writing import half
 from ldm_patched.ldm.modules.diffusionmodules.unet_config import UNetConfig
@@ -114,6 +114,17 @@ class ImagePromptNetwork(nn.Module):
             weights[f"{root}.to_v_ip.weight"] = value.weight
         return weights
 
+    @torch.no_grad()
+    def take(self, file: Mapping[str, Tensor]) -> None:
+        """What `file` gave."""
+        root = "image_proj."
+        proj = {n.removeprefix(root): w for n, w in file.items() if n.startswith(root)}
+        self.image_proj.load_state_dict(proj)
+        for number, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            root = f"ip_adapter.{2 * number + 1}"
+            key.weight.copy_(file[f"{root}.to_k_ip.weight"] / self.gain(key))
+            value.weight.copy_(file[f"{root}.to_v_ip.weight"])
+
 
 class ImagePromptStage(AdapterStage):
     """See the module's docstring."""
@@ -144,6 +155,16 @@ class ImagePromptStage(AdapterStage):
         network.begin_from(self.base.unet, float(told["crossattn"].float().std()))
         self.adapter = network.to(self.device)
         self.model = nn.ModuleDict({"adapter": self.adapter, **self.learn_to_tell()})
+
+    def begin_with(self, path: Path) -> None:
+        """Go on from an adapter, such as one for an earlier base, and the negative embedding
+        beside it. Raises what `weights_like` does."""
+        weights = weights_like(path, self.adapter.file())
+        embedding = {"data": self.adapter.negative}
+        negative = weights_like(path.with_name(NEGATIVE_FILE), embedding)
+        self.adapter.take(weights)
+        with torch.no_grad():
+            self.adapter.negative.copy_(negative["data"])
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "plan": asdict(self.plan)}

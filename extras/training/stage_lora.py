@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from extras.training.base_parts import load_base
+from extras.training.errors import TrainingFolderError
 from extras.training.low_rank import LowRankSet, in_transformers, kohya_file
 from extras.training.pages import GroupSource
 from extras.training.stage_diffusion import DiffusionStage, Workplace
 from extras.training.window import WindowPlan
 from extras.training.writing import half
+from ldm_patched.modules.utils import load_torch_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,25 @@ class AdapterStage(DiffusionStage):
     def places(self, name: str) -> list[Path]:
         """Where a result of this name goes."""
         return [folder / name for folder in (self.place.folder, self.output) if folder]
+
+
+def weights_like(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an earlier result, float32, if they have the names and shapes of `wanted`.
+
+    Raises TrainingFolderError, and EngineErrors for a file that is damaged.
+    """
+    if not path.is_file():
+        raise TrainingFolderError(
+            f"There is no {path.name} in {path.parent.name!r}: name a file that this stage left "
+            "before, or leave --adapter out."
+        )
+    found = load_torch_file(path)
+    if {n: w.shape for n, w in found.items()} != {n: w.shape for n, w in wanted.items()}:
+        raise TrainingFolderError(
+            f"{path.name} is not of this stage and for a model of these sizes: name a file that "
+            "this stage left before, or leave --adapter out."
+        )
+    return {name: weight.float() for name, weight in found.items()}
 
 
 class LoraStage(AdapterStage):

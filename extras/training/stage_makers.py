@@ -323,7 +323,7 @@ def make_fewstep_stage(
 def make_ip_stage(args: argparse.Namespace, device: torch.device, scale: Scale) -> ImagePromptStage:
     """Image prompts as the command line says."""
     sizes = ImagePromptPlan(width=64, depth=1) if args.size == "toy" else ImagePromptPlan()
-    return ImagePromptStage(
+    stage = ImagePromptStage(
         replace(sizes, levels=args.levels, emphasis=args.emphasis),
         args.start_from or args.folder / MODEL_FILE,
         _pages(args),
@@ -333,13 +333,16 @@ def make_ip_stage(args: argparse.Namespace, device: torch.device, scale: Scale) 
         teacher=_teacher(args, device),
         output=args.output,
     )
+    if args.adapter:
+        stage.begin_with(args.adapter)
+    return stage
 
 
 def make_control_stage(
     args: argparse.Namespace, device: torch.device, scale: Scale
 ) -> ControlStage:
     """Control by edges as the command line says."""
-    return ControlStage(
+    stage = ControlStage(
         args.start_from or args.folder / MODEL_FILE,
         _pages(args, edges=True),
         replace(make_window(args, scale), dropout=0.2),
@@ -347,6 +350,9 @@ def make_control_stage(
         rank=first(args.rank, 32),
         output=args.output,
     )
+    if args.adapter:
+        stage.begin_with(args.adapter)
+    return stage
 
 
 STAGES: dict[str, Callable[[argparse.Namespace, torch.device, Scale], Stage]] = {

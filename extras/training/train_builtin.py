@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--folder", type=Path, default=ROOT / ".easel" / "training", help="the run's folder")
     add("--output", type=Path, help="of what ships: a second folder for the result")
     add("--start-from", type=Path, help=f"the model to begin with or to adapt (not {MODEL_FILE})")
+    add("--adapter", type=Path, help="ip, control: begin with this file, made for another base")
     add("--finish", choices=sorted(FINISHES), help=f"lora: the look (default: {FIRST_LOOK})")
     add("--pictures", type=Path, help="lora: a folder of pictures and .txt captions instead")
     add("--trigger", help="lora: words put before the captions of --pictures")

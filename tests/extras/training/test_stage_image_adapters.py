@@ -23,6 +23,7 @@ from extras.training.stage_ip import (
 )
 from extras.training.writing import half
 from ldm_patched.modules.controlnet import load_controlnet
+from ldm_patched.modules.errors import EngineError
 from ldm_patched.modules.sd import load_checkpoint_guess_config
 from tests.extras.training.adapter_runs import (
     PAGES,
@@ -227,6 +228,38 @@ def test_the_program_follows_maps_with_the_control_as_it_was_trained(folder, tmp
         bare = model.model.apply_model(x, sigma, **keywords)
     torch.testing.assert_close(ours, theirs, atol=2e-2, rtol=2e-2)
     assert float((ours - bare).abs().max()) > 0.2
+
+
+@pytest.mark.parametrize("make", [ip, control])
+def test_a_stage_goes_on_from_what_it_left(make, folder, tmp_path):
+    old, new = make(folder), make(folder)
+    old.place = replace(old.place, folder=tmp_path)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for weight in old.model.parameters():
+            weight.normal_(std=0.1)
+    path = old.finish()[0]
+    new.begin_with(path)
+    ours, theirs = (dict(stage.model.named_parameters()) for stage in (new, old))
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], atol=2e-4, rtol=1e-3)  # of float16
+
+
+@pytest.mark.parametrize("make", [ip, control])
+def test_what_is_no_adapter_of_the_stage_is_said(make, folder, tmp_path):
+    stage = make(folder)
+    before = {name: weight.clone() for name, weight in stage.model.named_parameters()}
+    (tmp_path / NEGATIVE_FILE).write_bytes(b"")
+    for path, message in (
+        (folder / "none.safetensors", "There is no none.safetensors"),
+        (folder / TOWER_FILE, "is not of this stage|There is no easel-mini-ip-negative"),
+        (tmp_path / NEGATIVE_FILE, "is empty|damaged|no weight file"),
+    ):
+        with pytest.raises((TrainingFolderError, EngineError), match=message):
+            stage.begin_with(path)
+    for name, weight in stage.model.named_parameters():
+        assert torch.equal(weight, before[name])
 
 
 def test_what_is_not_trained_stays_as_it_is(folder, tmp_path):
