@@ -3,6 +3,7 @@ small CLIP image encoder that image prompts look through."""
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -38,6 +39,8 @@ class FactNetwork(nn.Module):
     seen: Tensor | None = None
     places_aside: int = 0
     """How many places it tells that of in a row and in a column."""
+    looks: tuple[tuple[int, int], ...] = ((0, 0),)
+    """By how many pixels, down and right, a picture is moved each time that `tell` looks at it."""
 
     file: str
     """The name of what its training leaves."""
@@ -45,6 +48,19 @@ class FactNetwork(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits by readout; the first is the network's word, the others only help to train."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def tell(self, image: np.ndarray) -> Tensor:
+        """The logits of one picture, uint8 (H, W, 3) → (1, F): their mean over all looks."""
+        height, width = image.shape[:2]
+        reach = max(abs(way) for look in self.looks for way in look)
+        room = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
+        seen = [
+            room[reach - down :, reach - right :][:height, :width] for down, right in self.looks
+        ]
+        device = next(self.parameters()).device
+        logits = next(iter(self(torch.from_numpy(np.stack(seen)).to(device)).values()))
+        return logits.float().mean(dim=0, keepdim=True)
 
     def result(self) -> dict[str, Tensor]:
         """What is written of it."""
@@ -93,6 +109,7 @@ class Detector(FactNetwork):
     """
 
     file = DETECTOR_FILE
+    looks = ((0, 0), (2, 2), (-2, -2), (3, -1), (-1, 3))
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 112, 160)) -> None:
         """widths: of the features at a half, a quarter, an eighth and a sixteenth of the sides."""

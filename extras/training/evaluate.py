@@ -28,7 +28,7 @@ from extras.training.options import number, whole
 from extras.training.pages import nearest
 from extras.training.painter import FEWSTEP_FILE, Order, Painter, PaintSettings
 from extras.training.stage_control import CONTROL_FILE
-from extras.training.stage_facts import accuracy
+from extras.training.stage_facts import HELD_OUT, accuracy
 from extras.training.stage_ip import IP_FILE, NEGATIVE_FILE
 from extras.training.trials import (
     Trial,
@@ -80,10 +80,13 @@ class Row:
 
 
 class Evaluation:
-    """The rows of the table. count: held-out prompts or pages for each of them."""
+    """The rows of the table. count: held-out prompts or pages for each of them; pages: those that
+    the detector's own accuracy is measured on."""
 
-    def __init__(self, painter: Painter, detector: Detector, count: int = 300) -> None:
-        self.painter, self.detector, self.count = painter, detector, count
+    def __init__(
+        self, painter: Painter, detector: Detector, count: int = 300, pages: int = HELD_OUT
+    ) -> None:
+        self.painter, self.detector, self.count, self.pages = painter, detector, count, pages
         self._single: list[Trial] = []
         self._right: dict[str, tuple[float, int]] = {}
 
@@ -100,13 +103,7 @@ class Evaluation:
 
     def read(self, images: Sequence[np.ndarray]) -> list[Reading]:
         """What the detector takes pictures for."""
-        device = next(self.detector.parameters()).device
-        found = []
-        with torch.no_grad():
-            for image in images:
-                logits = self.detector(torch.from_numpy(image)[None].to(device))["facts"]
-                found += readings(logits)
-        return found
+        return [reading for image in images for reading in readings(self.detector.tell(image))]
 
     def judged(self, trials: Sequence[Trial], painter: Painter) -> dict[str, tuple[float, int]]:
         """Shares that are right among what the prompts claim."""
@@ -128,7 +125,7 @@ class Evaluation:
 
     def judge(self) -> list[Row]:
         """The detector on pages of the book."""
-        found = accuracy(self.detector, range(self.count), self.painter.sizes)
+        found = accuracy(self.detector, range(self.pages), self.painter.sizes)
         return [_row(found, key, f"detector on held-out pages: {key}", 0.97) for key in PARTS]
 
     def prompts(self) -> list[Row]:
@@ -287,6 +284,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--models", type=Path, default=builtin, help="the folder with the files")
     add("--detector", type=Path, default=HERE, help="the folder with detector.safetensors")
     add("--count", type=whole(1), default=300, help="held-out prompts or pages for each figure")
+    add("--pages", type=whole(1), default=HELD_OUT, help="for the detector's own accuracy")
     add("--steps", type=whole(1), default=20)
     add("--cfg", type=number(0), default=4.0)
     add("--sampler", choices=SAMPLERS, default=PaintSettings.sampler)
@@ -318,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _write(args.sheet, contact_sheet(painter.paint(orders), prompts))
             return 0
         detector = load_detector(args.detector, policy.device)
-        rows = Evaluation(painter, detector, args.count).rows()
+        rows = Evaluation(painter, detector, args.count, args.pages).rows()
         sys.stdout.write(table(rows) + "\n")
         if args.json:
             _write(args.json, json.dumps([asdict(row) for row in rows], indent=1).encode())

@@ -24,7 +24,6 @@ HELD_OUT = 1000
 """Pages, by seeds from 0 on, on which a finished network's accuracy is measured."""
 
 
-@torch.no_grad()
 def accuracy(
     network: FactNetwork, seeds: range, sizes: Sequence[tuple[int, int]]
 ) -> dict[str, tuple[float, int]]:
@@ -33,12 +32,10 @@ def accuracy(
 
     sizes: (width, height), taken in turn.
     """
-    device = next(network.parameters()).device
     rows = []
     for seed in seeds:
         sample = picturebook.draw(seed, size=sizes[seed % len(sizes)])
-        logits = next(iter(network(torch.from_numpy(sample.image)[None].to(device)).values()))
-        rows.append(right(readings(logits)[0], sample.truth.scene))
+        rows.append(right(readings(network.tell(sample.image))[0], sample.truth.scene))
     return shares(rows)
 
 

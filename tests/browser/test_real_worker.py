@@ -162,9 +162,7 @@ def judged(picture: np.ndarray, scene: Scene) -> dict[str, bool]:
     """Whether the subject, its colour, the place and the style are those of the scene, as the
     detector sees them."""
     detector = load_detector(REPOSITORY / "extras" / "training", torch.device("cpu"))
-    with torch.no_grad():
-        logits = detector(torch.from_numpy(picture.copy())[None])["facts"]
-    return right(readings(logits)[0], scene)
+    return right(readings(detector.tell(picture))[0], scene)
 
 
 def strip(rows: Sequence[Sequence[np.ndarray]], side: int = 128) -> Image.Image:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from extras.training import page_workers, picturebook
 from extras.training import pages as pages_module
 from extras.training.caption_tokens import END_TOKEN, START_TOKEN, caption_ids, strew, used_ids
+from extras.training.facts import fact_index
 from extras.training.interrupts import ENDINGS
 from extras.training.page_workers import draw_groups
 from extras.training.pages import PageGroup, PagePlan
@@ -90,6 +91,19 @@ def test_the_primer_shows_one_subject_in_clear_weather():
     easy = replace(PLAN, book="primer")
     assert same(easy.draw_group(5), easy.draw_group(5))
     assert not torch.equal(easy.draw_group(5).images, PLAN.draw_group(5).images)
+
+
+def test_pairs_show_two_groups_on_most_pages():
+    scenes = [picturebook.pair_scene(seed, size=(64, 64)) for seed in range(300)]
+    assert {len(scene.things) for scene in scenes} == {2}
+    for place in (0, 1):
+        assert {scene.things[place].subject for scene in scenes} == set(words.SUBJECTS)
+    assert {scene.style for scene in scenes} == set(words.STYLES)
+    assert picturebook.pair_scene(7, size=(64, 64)) == scenes[7]
+    facts = replace(PLAN, group=120, captions=0, book="pairs").draw_group(5).facts
+    index = fact_index()
+    shown = facts[:, [index[(subject,)] for subject in words.SUBJECTS]].sum(dim=1)
+    assert 0.5 < float((shown == 2).float().mean()) < 0.75
 
 
 def test_the_alphabet_shows_one_flat_subject_that_fills_the_middle():

@@ -251,12 +251,33 @@ def test_a_finished_detector_comes_back_and_tells_its_accuracy(tmp_path):
 
 def test_a_perfect_network_has_full_accuracy():
     class Knowing(Detector):
-        def forward(self, images):  # noqa: ARG002
-            return {"facts": logits_of(picturebook.scene_from_seed(next(seeds)))}
+        def tell(self, image):  # noqa: ARG002
+            return logits_of(picturebook.scene_from_seed(next(seeds)))
 
     seeds = iter(range(20, 30))
     found = accuracy(Knowing((8, 8, 8, 8)), range(20, 30), PAGES.sizes)
     assert {share for share, _ in found.values()} == {1.0}
+
+
+def test_a_detector_looks_more_than_once():
+    image = picturebook.draw(4, size=(96, 64)).image
+    detector = Detector((8, 8, 8, 8))
+    with torch.no_grad():
+        for weight in detector.parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) / 9)
+
+        def at(rows, columns):
+            clipped = image[np.clip(rows, 0, 63)][:, np.clip(columns, 0, 95)]
+            return detector(torch.from_numpy(clipped)[None])["facts"]
+
+        rows, columns = np.arange(64), np.arange(96)
+        looks = [at(rows - down, columns - right) for down, right in Detector.looks]
+    torch.testing.assert_close(detector.tell(image), torch.stack(looks).mean(dim=0))
+    assert not torch.allclose(looks[0], looks[1])
+    tower = FactTower(TOY_TOWER)
+    with torch.no_grad():
+        told = tower(torch.from_numpy(image)[None])["embeds"]
+    torch.testing.assert_close(tower.tell(image), told)
 
 
 def test_without_a_detector_it_is_said_what_to_do(tmp_path):
