@@ -21,11 +21,12 @@ face adapters are trained on."""
 EYES_IN_BOX = ((0.31, 0.39), (0.69, 0.39))
 """Where a frontal face has them in the detector's box, for faces whose eyes are not found."""
 BORDER = (135, 133, 132)
-SEARCH_SIDE = 1024
 SMALLEST = 0.05  # of the shorter side
+SMALLEST_SIDE = 24  # what the cascades take
 NEIGHBOURS = 5
-TILTS = (0.0, 25.0, -25.0, 45.0, -45.0)
-"""By how many degrees the picture is turned, one after the other, until a face stands upright."""
+SEARCHES = ((0.0, 1024), (25.0, 512), (-25.0, 512), (45.0, 512), (-45.0, 512))
+"""By how many degrees a picture is turned, one after the other, until a face stands upright, and
+the longer side that it is searched at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,6 @@ class Face:
         left, top, width, height = self.box
         first, second = ((left + x * width, top + y * height) for x, y in EYES_IN_BOX)
         return first, second
-
-    def enlarged(self, factor: float) -> "Face":
-        """In a picture so many times as large."""
-        return self.moved(np.array([[factor, 0.0, 0.0], [0.0, factor, 0.0]]))
 
     def moved(self, matrix: np.ndarray) -> "Face":
         """After a similarity of the plane, (2, 3). Of what is turned no box is upright, so that
@@ -77,33 +74,37 @@ def find_faces(image: np.ndarray) -> list[Face]:
 
     Tilted ones are looked for only where none is upright.
     """
-    height, width = image.shape[:2]
-    factor = min(1.0, SEARCH_SIDE / max(height, width))
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    grey = cv2.equalizeHist(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
-    if min(grey.shape) < 24:
-        return []
-    found = next((faces for tilt in TILTS if (faces := _tilted(grey, tilt))), [])
-    faces = [face.enlarged(1.0 / factor) for face in found]
-    return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
-
-
-def _tilted(grey: np.ndarray, tilt: float) -> list[Face]:
-    """The faces that stand upright once the picture is turned clockwise by `tilt` degrees."""
-    if not tilt:
-        return _upright(grey)
     height, width = grey.shape
-    side = math.ceil(math.hypot(width, height))  # so that no corner is lost
+    for tilt, longest in SEARCHES:
+        factor = min(1.0, longest / max(height, width))
+        size = max(1, round(width * factor)), max(1, round(height * factor))
+        if min(size) < SMALLEST_SIDE:
+            continue
+        small = cv2.equalizeHist(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
+        least = max(SMALLEST_SIDE, int(SMALLEST * min(size)))
+        turn, side = _turning(size, tilt)
+        turned = cv2.warpAffine(small, turn, (side, side), borderValue=128) if tilt else small
+        back = cv2.invertAffineTransform(turn) / factor
+        if faces := [face.moved(back) for face in _upright(turned, least)]:
+            return sorted(faces, key=lambda face: -face.box[2] * face.box[3])
+    return []
+
+
+def _turning(size: tuple[int, int], tilt: float) -> tuple[np.ndarray, int]:
+    """What turns a picture (width, height) by `tilt` degrees into the middle of a square, (2, 3),
+    and the side of that, in which no corner is lost. Without a tilt it stays where it is."""
+    width, height = size
+    if not tilt:
+        return np.eye(2, 3), max(size)
+    side = math.ceil(math.hypot(width, height))
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), -tilt, 1.0)
     turn[:, 2] += (side - width) / 2, (side - height) / 2
-    turned = cv2.warpAffine(grey, turn, (side, side), borderValue=128)
-    back = cv2.invertAffineTransform(turn)
-    return [face.moved(back) for face in _upright(turned)]
+    return turn, side
 
 
-def _upright(grey: np.ndarray) -> list[Face]:
-    least = max(24, int(SMALLEST * min(grey.shape)))
+def _upright(grey: np.ndarray, least: int) -> list[Face]:
+    """The faces that stand upright, so many pixels wide at least."""
     boxes = _search(
         "frontalface_alt2",
         grey,

@@ -10,7 +10,7 @@ from modules.api.context import ServerContext
 from modules.api.thumbnails import MIME_TYPE, SIDE, Thumbnails, as_webp
 from modules.gallery.maps import map_of
 from modules.gallery.read_image import image_type
-from modules.library.control_files import Needed, missing_files
+from modules.library.control_files import Needed, missing_files, optional_files
 from modules.library.text_width import text_width
 from modules.spec import limits
 from modules.spec.errors import ModelMissing
@@ -96,7 +96,7 @@ def control_types(context: ServerContext, checkpoint: str = "") -> list[dict[str
 
     `missing`: for the family of `checkpoint`, as {"file", "folder", "size", "url"} each; None where
     no file of the type is known for it, and nothing for a checkpoint whose family shows only once
-    it is loaded.
+    it is loaded. `optional`: likewise, of files that it does without, though not as well.
     """
     width, is_told = None, True
     try:
@@ -111,6 +111,7 @@ def control_types(context: ServerContext, checkpoint: str = "") -> list[dict[str
             "stop": kind.stop,
             "weight": kind.weight,
             "missing": _in_json(missing_files(context.catalog, kind, width) if is_told else []),
+            "optional": _in_json(optional_files(context.catalog, kind, width) if is_told else []),
         }
         for kind in ImagePromptType
     ]

@@ -146,17 +146,27 @@ def missing_files(
 ) -> list[Needed] | None:
     """What `kind` still needs with a network whose texts are that wide (None: not known).
 
-    None where it is missing and none is known that would fit. With SDXL's adapter comes the
-    negative embedding, for which alone nothing waits.
+    None where it is missing and none is known that would fit.
     """
     own = needed_for(kind, context_dim)
     needed = [own]
     if not kind.is_structure:
         needed.append(vision_for(look_for(catalog, own, context_dim)))
     missing = [each for each in needed if look_for(catalog, each, context_dim) is None]
-    if own in missing and own.folder == _ADAPTER and context_dim in (None, _SDXL):
-        missing += [NEGATIVE] if look_for(catalog, NEGATIVE, context_dim) is None else []
     return missing if all(each.file for each in missing) else None
+
+
+def optional_files(
+    catalog: Catalog, kind: ImagePromptType, context_dim: int | None = None
+) -> list[Needed]:
+    """What is not there and would serve `kind` without being needed: the negative embedding, for a
+    "plus" adapter of SDXL, there or still to come."""
+    own = needed_for(kind, context_dim)
+    if own.folder != _ADAPTER or context_dim not in (None, _SDXL):
+        return []
+    adapter = look_for(catalog, own, context_dim)
+    is_plus = "plus" in (own.file if adapter is None else adapter.name).casefold()
+    return [NEGATIVE] if is_plus and look_for(catalog, NEGATIVE, context_dim) is None else []
 
 
 def vision_for(adapter: ModelFile | None) -> Needed:

@@ -50,6 +50,7 @@ IMAGE_TEXTS: Mapping[str, Mapping[str, str]] = {
         "ip.weight.of": "Weight of image prompt {number}",
         "ip.weight.help": "How strongly it counts; 0 not at all, 0.5 to 1 is usual",
         "ip.missing": "Before it can count, this type needs:",
+        "ip.optional": "Better with, but not needed:",
         "ip.none": "No file of this type is known for this checkpoint's family; choose another "
         "type or another checkpoint.",
         "ip.into": "{size}, into {folder}",

@@ -1,9 +1,11 @@
 """Faces are found where they are drawn, and come out upright with their eyes in place."""
 
+import cv2
 import numpy as np
 import pytest
 
 from extras.face_crop import BORDER, LEFT_EYE, RIGHT_EYE, Face, crop_face, find_faces
+from extras.training import picturebook
 from tests.support.drawn_face import draw_face, eyes_of
 
 
@@ -25,6 +27,23 @@ def test_a_tilted_head_is_found_and_comes_out_upright(tilt):
     (again,) = find_faces(crop_face(image, face))
     (left, right) = again.points
     assert abs(right[1] - left[1]) < 0.1 * (right[0] - left[0])
+
+
+@pytest.mark.parametrize("tilt", [0.0, 30.0])
+def test_in_a_large_picture_a_face_is_where_it_is(tilt):
+    size = 1500
+    image = cv2.resize(draw_face(512, tilt), (size, size), interpolation=cv2.INTER_LINEAR)
+    (face,) = find_faces(image)
+    assert np.abs(np.array(face.points) - np.array(eyes_of(512, tilt)) * size / 512).max() < 75.0
+    left, top, width, height = face.box
+    assert abs(left + width / 2 - size / 2) < 0.15 * size
+    assert abs(top + height / 2 - size / 2) < 0.15 * size
+    assert 0.4 * size < width < size
+
+
+def test_a_drawn_page_has_no_face():
+    faces = [find_faces(picturebook.draw(seed, size=(256, 256)).image) for seed in range(8)]
+    assert not any(faces)
 
 
 @pytest.mark.parametrize("tilt", [0.0, 15.0])

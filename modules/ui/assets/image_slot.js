@@ -115,7 +115,8 @@ function drawNote(slot, entry, trouble) {
   const sentence =
     trouble || (entry && slot.lost && say("ip.lost")) || (entry && slot.narrow && isStructure(entry.type) && say("ip.narrow")) || "";
   const note = slot.querySelector(".ip-note");
-  const key = JSON.stringify([sentence, missing]);
+  const optional = (entry && imagePrompts.optional[entry.type]) ?? [];
+  const key = JSON.stringify([sentence, missing, optional]);
   if (note.dataset.key === key) return;
   note.dataset.key = key;
   const bad = sentence !== say("ip.narrow");
@@ -123,6 +124,11 @@ function drawNote(slot, entry, trouble) {
   if (!missing || missing.length) {
     parts.push(make("p", { text: say(missing ? "ip.missing" : "ip.none"), className: "bad" }));
     parts.push(...(missing ?? []).map(neededFile));
+  }
+  if (optional.length) {
+    parts.push(make("p", { text: say("ip.optional") }), ...optional.map(neededFile));
+  }
+  if (!missing || missing.length) {
     const again = make("button", { className: "text-button", text: say("ip.look.again") });
     again.addEventListener("click", () => imagePrompts.load());
     parts.push(again);

@@ -9,6 +9,7 @@ const imagePrompts = {
   list: new HiddenList("image-prompts-value"),
   facts: null, // of the panel: types with their usual stop and weight, bounds
   missing: null, // files that each type still needs, by type; null until they are known
+  optional: {}, // files that each type counts better with and does without, by type
   checkpoint: undefined, // the one that `missing` is told for
   slots: IMAGE_SLOTS,
   sending: 0, // pictures that are on their way to the server
@@ -51,6 +52,7 @@ const imagePrompts = {
       const { types } = await call(`/api/controls?checkpoint=${encodeURIComponent(checkpoint)}`);
       if (turn !== this.asked) return;
       this.missing = Object.fromEntries(types.map(({ type, missing }) => [type, missing]));
+      this.optional = Object.fromEntries(types.map(({ type, optional }) => [type, optional]));
     } catch {
       if (turn === this.asked) this.checkpoint = undefined; // ask again at the next change
       return; // the page says elsewhere that nobody answers

@@ -161,8 +161,9 @@ def test_what_each_type_needs_is_told_until_it_is_there(server):
     usual = {name: (entry["stop"], entry["weight"]) for name, entry in before.items()}
     assert usual["image_prompt"] == (0.5, 0.6)
     assert usual["face"] == (0.9, 0.75)
-    needed = ["ipadapter", "clip_vision", "ipadapter"]  # the last is the negative embedding
-    assert [need["folder"] for need in before["face"]["missing"]] == needed
+    assert [need["folder"] for need in before["face"]["missing"]] == ["ipadapter", "clip_vision"]
+    assert [need["size"] for need in before["face"]["optional"]] == [65_600]
+    assert before["canny"]["optional"] == []
     assert before["canny"]["missing"][0]["file"] == "control-lora-canny-rank128.safetensors"
     folder = server.context.settings.models_path / "controlnet"
     folder.mkdir(parents=True)

@@ -14,6 +14,7 @@ from modules.library.control_files import (
     look_for,
     missing_files,
     needed_for,
+    optional_files,
     vision_for,
 )
 from modules.settings.config import load_settings
@@ -83,20 +84,27 @@ def test_easel_s_own_small_model_takes_what_ships_with_it(tmp_path, catalog):
 
 def test_what_is_missing_is_told_with_where_it_goes(tmp_path, catalog):
     own = NEEDED[Type.IMAGE_PROMPT]
-    assert missing_files(catalog, Type.IMAGE_PROMPT) == [own, VISION, NEGATIVE]
+    assert missing_files(catalog, Type.IMAGE_PROMPT) == [own, VISION]
     assert missing_files(catalog, Type.CANNY) == [NEEDED[Type.CANNY]]
     with pytest.raises(ModelMissing, match=r"needs .*canny.* in models/controlnet"):
         find_file(catalog, NEEDED[Type.CANNY], Type.CANNY)
     put(tmp_path, "clip_vision", "tower.safetensors")
     put(tmp_path, "controlnet", "my_canny.safetensors")
-    assert missing_files(catalog, Type.IMAGE_PROMPT) == [own, NEGATIVE]
+    assert missing_files(catalog, Type.IMAGE_PROMPT) == [own]
     assert missing_files(catalog, Type.CANNY, 2048) == []
-    assert NEGATIVE not in (missing_files(catalog, Type.IMAGE_PROMPT, 768) or ())
-    put(tmp_path, "ipadapter", own.file)
-    assert missing_files(catalog, Type.IMAGE_PROMPT) == []  # it counts without, too
-    assert missing_files(catalog, Type.FACE) == [NEEDED[Type.FACE], NEGATIVE]
+
+
+def test_the_negative_embedding_is_offered_until_it_is_there(tmp_path, catalog):
+    adapters = (Type.IMAGE_PROMPT, Type.FACE)
+    for kind in adapters:
+        assert optional_files(catalog, kind) == optional_files(catalog, kind, 2048) == [NEGATIVE]
+        assert optional_files(catalog, kind, 768) == optional_files(catalog, kind, 192) == []
+    assert optional_files(catalog, Type.CANNY, 2048) == []
+    put(tmp_path, "ipadapter", NEEDED[Type.FACE].file, "ip-adapter_sdxl_vit-h.safetensors")
+    assert optional_files(catalog, Type.FACE, 2048) == [NEGATIVE]
+    assert optional_files(catalog, Type.IMAGE_PROMPT, 2048) == []  # it is for "plus" alone
     put(tmp_path, "ipadapter", NEGATIVE.file)
-    assert missing_files(catalog, Type.FACE) == [NEEDED[Type.FACE]]
+    assert optional_files(catalog, Type.FACE, 2048) == []
 
 
 @pytest.mark.parametrize("width", [None, 2048])
