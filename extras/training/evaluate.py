@@ -80,8 +80,8 @@ class Row:
 
 
 class Evaluation:
-    """The rows of the table. count: held-out prompts or pages for each of them; pages: those that
-    the detector's own accuracy is measured on."""
+    """The rows of the table. pages: held-out ones that the detector's own accuracy is measured on;
+    count: held-out prompts or pages for each of the other rows."""
 
     def __init__(
         self, painter: Painter, detector: Detector, count: int = 300, pages: int = HELD_OUT
@@ -283,8 +283,18 @@ def build_parser() -> argparse.ArgumentParser:
     builtin = ROOT / "models" / "builtin"
     add("--models", type=Path, default=builtin, help="the folder with the files")
     add("--detector", type=Path, default=HERE, help="the folder with detector.safetensors")
-    add("--count", type=whole(1), default=300, help="held-out prompts or pages for each figure")
-    add("--pages", type=whole(1), default=HELD_OUT, help="for the detector's own accuracy")
+    add(
+        "--count",
+        type=whole(1),
+        default=300,
+        help="held-out prompts or pages for each other figure",
+    )
+    add(
+        "--pages",
+        type=whole(1),
+        default=HELD_OUT,
+        help="held-out pages for the detector's own accuracy",
+    )
     add("--steps", type=whole(1), default=20)
     add("--cfg", type=number(0), default=4.0)
     add("--sampler", choices=SAMPLERS, default=PaintSettings.sampler)

@@ -31,13 +31,13 @@ BOOKS = {
     "alphabet": picturebook.alphabet_scene,
     "primer": picturebook.primer_scene,
     "reader": picturebook.scene_from_seed,
-    "pairs": picturebook.pair_scene,
     WHOLE: picturebook.scene_from_seed,
+    "pairs": picturebook.pair_scene,
 }
 """Which scenes a run is shown, from the easiest on."""
 _SUBJECT_PART = 0.84  # of a page of the alphabet, each way
 _REPEATED = {"primer": ("alphabet", 0.4), "reader": ("primer", 0.5), "pairs": ("reader", 0.45)}
-"""Which easier book the pages of a book are from, and how many, so that no shape is forgotten."""
+"""Which easier book pages of a book are from, too, and how many, so that nothing is forgotten."""
 
 
 def page_sizes(area: int) -> tuple[tuple[int, int], ...]:

@@ -54,8 +54,7 @@ class ControlStage(AdapterStage):
         self.model = nn.ModuleDict({**own, "added": self.added}).to(self.device)
 
     def begin_with(self, path: Path) -> None:
-        """Go on from a control-LoRA, such as one for an earlier base. Raises what `weights_like`
-        does."""
+        """See AdapterStage."""
         file = weights_like(path, self.file())
         own = {name: weight for name, weight in file.items() if name.startswith(OWN_PARTS)}
         self.control.load_state_dict(own, strict=False)

@@ -115,15 +115,15 @@ class ImagePromptNetwork(nn.Module):
         return weights
 
     @torch.no_grad()
-    def take(self, file: Mapping[str, Tensor]) -> None:
-        """What `file` gave."""
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Set the weights from tensors that are named and scaled as `file` gives them."""
         root = "image_proj."
-        proj = {n.removeprefix(root): w for n, w in file.items() if n.startswith(root)}
+        proj = {n.removeprefix(root): w for n, w in weights.items() if n.startswith(root)}
         self.image_proj.load_state_dict(proj)
         for number, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
             root = f"ip_adapter.{2 * number + 1}"
-            key.weight.copy_(file[f"{root}.to_k_ip.weight"] / self.gain(key))
-            value.weight.copy_(file[f"{root}.to_v_ip.weight"])
+            key.weight.copy_(weights[f"{root}.to_k_ip.weight"] / self.gain(key))
+            value.weight.copy_(weights[f"{root}.to_v_ip.weight"])
 
 
 class ImagePromptStage(AdapterStage):
@@ -138,17 +138,18 @@ class ImagePromptStage(AdapterStage):
         place: Workplace,
         *,
         teacher: Detector | None = None,
+        tower_folder: Path | None = None,
         output: Path | None = None,
     ) -> None:
-        """See AdapterStage. teacher: see Lessons. Raises TrainingFolderError without the stage
-        `tower`'s result."""
+        """See AdapterStage. teacher: see Lessons; tower_folder: None is the run's. Raises
+        TrainingFolderError without the stage `tower`'s result there."""
         lessons = Lessons(teacher=teacher, emphasis=plan.emphasis)
         super().__init__(
             "ip", base_file, lessons.pages(source), window, place, output=output,
             levels=plan.levels, lessons=lessons,
         )  # fmt: skip
         self.plan = plan
-        self.tower = load_tower(place.folder / TOWER_FILE).to(self.device)
+        self.tower = load_tower((tower_folder or place.folder) / TOWER_FILE).to(self.device)
         self.sites = own_sites(self.base.unet.config)
         network = ImagePromptNetwork(plan, self.base.unet.config, self.tower.config.width)
         told = super().condition(super().preview_batch(place.preview.prompts, place.preview.size))
@@ -157,8 +158,7 @@ class ImagePromptStage(AdapterStage):
         self.model = nn.ModuleDict({"adapter": self.adapter, **self.learn_to_tell()})
 
     def begin_with(self, path: Path) -> None:
-        """Go on from an adapter, such as one for an earlier base, and the negative embedding
-        beside it. Raises what `weights_like` does."""
+        """See AdapterStage; the negative embedding is taken from beside the adapter."""
         weights = weights_like(path, self.adapter.file())
         embedding = {"data": self.adapter.negative}
         negative = weights_like(path.with_name(NEGATIVE_FILE), embedding)

@@ -16,7 +16,7 @@ from extras.training.low_rank import LowRankSet, in_transformers, kohya_file
 from extras.training.pages import GroupSource
 from extras.training.stage_diffusion import DiffusionStage, Workplace
 from extras.training.window import WindowPlan
-from extras.training.writing import half
+from extras.training.writing import half, reason
 from ldm_patched.modules.utils import load_torch_file
 
 
@@ -57,6 +57,11 @@ class AdapterStage(DiffusionStage):
         self.base_hash = digest.hexdigest()
         torch.manual_seed(place.seed)
 
+    def begin_with(self, path: Path) -> None:
+        """Go on from what this stage left in `path`, such as for an earlier base; what a stage
+        learns beside it begins anew. Raises what `weights_like` does."""
+        raise NotImplementedError
+
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "base": self.base_hash}
 
@@ -70,16 +75,18 @@ def weights_like(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises TrainingFolderError, and EngineErrors for a file that is damaged.
     """
-    if not path.is_file():
+    try:
+        found = load_torch_file(path)
+    except OSError as error:
         raise TrainingFolderError(
-            f"There is no {path.name} in {path.parent.name!r}: name a file that this stage left "
-            "before, or leave --adapter out."
-        )
-    found = load_torch_file(path)
+            f"{path.name} in {path.absolute().parent.name!r} could not be read ({reason(error)}): "
+            "with --adapter, name a file that this stage left before; an IP-Adapter has its "
+            "negative embedding beside it."
+        ) from error
     if {n: w.shape for n, w in found.items()} != {n: w.shape for n, w in wanted.items()}:
         raise TrainingFolderError(
-            f"{path.name} is not of this stage and for a model of these sizes: name a file that "
-            "this stage left before, or leave --adapter out."
+            f"{path.name} is not of this stage, or not for a model of these sizes and this --rank: "
+            "name a file that this stage left before, or leave --adapter out."
         )
     return {name: weight.float() for name, weight in found.items()}
 

@@ -331,6 +331,8 @@ def make_ip_stage(args: argparse.Namespace, device: torch.device, scale: Scale) 
         replace(make_window(args, scale), dropout=0.6),
         make_place(args, device),
         teacher=_teacher(args, device),
+        # An adapter knows the image encoder that it was trained with and no other.
+        tower_folder=args.adapter.parent if args.adapter else None,
         output=args.output,
     )
     if args.adapter:

@@ -54,7 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--folder", type=Path, default=ROOT / ".easel" / "training", help="the run's folder")
     add("--output", type=Path, help="of what ships: a second folder for the result")
     add("--start-from", type=Path, help=f"the model to begin with or to adapt (not {MODEL_FILE})")
-    add("--adapter", type=Path, help="ip, control: begin with this file, made for another base")
+    add(
+        "--adapter", type=Path, help="ip, control: go on from this file of theirs, for another base"
+    )
     add("--finish", choices=sorted(FINISHES), help=f"lora: the look (default: {FIRST_LOOK})")
     add("--pictures", type=Path, help="lora: a folder of pictures and .txt captions instead")
     add("--trigger", help="lora: words put before the captions of --pictures")
@@ -69,7 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
     page = "side of a square page in pixels: 128 on a slow CPU"
     add("--page", type=whole(64, 1024, step=32), default=256, help=page)
     add("--square", action="store_true", help="square pages only: there is one size to compile for")
-    add("--book", choices=BOOKS, default=WHOLE, help="base: easy pages first; see docs/training.md")
+    add(
+        "--book", choices=BOOKS, default=WHOLE, help="base: from easy to hard; see docs/training.md"
+    )
     side = "vae, decoder: train on square pieces of this side, a multiple of 8 (0: whole pages)"
     add("--side", type=whole(0, step=8), help=side)
     add("--learning-rate", type=number(0, above=True))

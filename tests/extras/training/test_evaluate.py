@@ -327,7 +327,7 @@ def test_lines_of_the_table():
     assert Row("c", 0.0, 0.9, 0).line() == "| c | nothing to judge | 0 |"
 
 
-@pytest.mark.parametrize("words", ["--count 0", "--batch 0", "--steps 0"])
+@pytest.mark.parametrize("words", ["--count 0", "--pages 0", "--batch 0", "--steps 0"])
 def test_numbers_below_one_are_refused(words, capsys):
     with pytest.raises(SystemExit):
         evaluate.main(words.split())
@@ -370,10 +370,17 @@ def test_the_command_line_writes_the_sheet_or_names_what_is_missing(models, tmp_
 
 
 def test_the_command_line_prints_the_table(models, tmp_path, capsys):
-    report = tmp_path / "figures.json"
+    report, asked = tmp_path / "figures.json", []
+
+    def rows(evaluation):
+        asked.append((evaluation.count, evaluation.pages))
+        return [Row("a", 0.5, 0.0, 2)]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Evaluation, "rows", lambda _self: [Row("a", 0.5, 0.0, 2)])
+        patch.setattr(Evaluation, "rows", rows)
         line = ["--cpu", "--models", str(models), "--detector", str(models)]
+        line += ["--count", "4", "--pages", "7"]
         assert evaluate.main([*line, "--json", str(report)]) == 0
+    assert asked == [(4, 7)]
     assert "| a | 50.0 % | 2 |" in capsys.readouterr().out
     assert json.loads(report.read_text())[0]["figure"] == 0.5

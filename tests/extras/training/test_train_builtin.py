@@ -69,7 +69,8 @@ def test_what_is_of_the_base_is_refused_for_another_stage(words, stage, tmp_path
      ("vae", "--rank 4", "lora, fewstep and control"), ("text", "--reuse 2", "base, detector"),
      ("ip", "--title x", "lora alone"), ("vae", "--output x", "decoder, base, detector"),
      ("control", "--size toy", "vae, text"), ("control", "--align x", "base, tower and ip"),
-     ("vae", "--levels middle", "base and ip"), ("lora", "--emphasis 2", "base, tower and ip")],
+     ("vae", "--levels middle", "base and ip"), ("lora", "--emphasis 2", "base, tower and ip"),
+     ("lora", "--adapter x", "ip and control")],
 )  # fmt: skip
 def test_an_option_of_other_stages_is_refused(stage, words, whose, tmp_path, capsys):
     assert train_builtin.main(["--stage", stage, *words.split(), "--folder", str(tmp_path)]) == 1
@@ -105,7 +106,7 @@ def test_every_command_line_of_the_page_is_taken():
     while found := re.search(r'^(\w)="(.*)"\n', shell, re.MULTILINE):
         shell = shell.replace(found[0], "").replace(f"${found[1]} ", f"{found[2]} ")
     lines = re.findall(r"train-builtin ([^&;)\n]*--stage [^&;)\n]*)", shell)
-    assert len(lines) == 25
+    assert len(lines) == 27
     parser = train_builtin.build_parser()
     for line in lines:
         refuse_foreign(parser, parser.parse_args(shlex.split(line)))

@@ -378,11 +378,12 @@ def test_both_go_with_a_painting_that_begins_from_another(studio, monkeypatch):
 def test_as_many_as_a_task_may_have_count(studio):
     put_adapter(studio)
     put_control(studio)
-    content = [{"image": put(studio, (15 * n, 40, 200)), "stop": 1.0} for n in range(12)]
-    edges = [{"image": put(studio, (15 * n, 40, 200)), "type": "canny"} for n in range(4)]
-    entries = [*content, *edges]
-    assert len(entries) == limits.IMAGE_PROMPTS_PER_TASK
-    assert differ(pixels(studio, entries), pixels(studio, entries[:-5]))
+    content = [{"image": put(studio, (20 * n, 40, 200)), "stop": 1.0} for n in range(12)]
+    edges = [{"image": put(studio, (250 - 60 * n, 255, 9)), "type": "canny"} for n in range(4)]
+    assert len(content) + len(edges) == limits.IMAGE_PROMPTS_PER_TASK
+    found = pixels(studio, [*content, *edges])
+    assert differ(found, pixels(studio, [*content[:-1], *edges]))
+    assert differ(found, pixels(studio, [*content, *edges[:-1]]))
 
 
 # --- what goes wrong --------------------------------------------------------------------------
@@ -404,7 +405,7 @@ def test_a_file_of_another_family_is_neither_asked_for_nor_taken(studio, kind, p
     [
         ({"layers": -1}, "layers, but this checkpoint's network needs"),
         ({"wider": 2}, "wide, but this checkpoint's network needs"),
-        ({"text": 2 * TINY.context}, "made for another family|made for"),
+        ({"text": 2 * TINY.context}, "made for another family"),
     ],
 )
 def test_an_adapter_for_another_network_is_said_whatever_its_name(studio, change, message):
