@@ -106,7 +106,7 @@ def test_every_command_line_of_the_page_is_taken():
     while found := re.search(r'^(\w)="(.*)"\n', shell, re.MULTILINE):
         shell = shell.replace(found[0], "").replace(f"${found[1]} ", f"{found[2]} ")
     lines = re.findall(r"train-builtin ([^&;)\n]*--stage [^&;)\n]*)", shell)
-    assert len(lines) == 27
+    assert len(lines) == 28
     parser = train_builtin.build_parser()
     for line in lines:
         refuse_foreign(parser, parser.parse_args(shlex.split(line)))
