@@ -107,6 +107,7 @@ def differ(one, other):
         ("canny", "x-Canny.safetensors"),
         ("cpds", "cpds_a.safetensors"),
         ("depth", "depth.safetensors"),
+        ("lineart", "my-sketch.safetensors"),
     ],
 )
 def test_structure_changes_the_picture_and_leaves_no_trace(studio, kind, name):
@@ -378,7 +379,8 @@ def test_both_go_with_a_painting_that_begins_from_another(studio, monkeypatch):
 def test_as_many_as_a_task_may_have_count(studio):
     put_adapter(studio)
     put_control(studio)
-    content = [{"image": put(studio, (20 * n, 40, 200)), "stop": 1.0} for n in range(12)]
+    how = {"stop": 1.0, "weight": 1.0, "mode": "decoupled"}  # together they count little each
+    content = [{"image": put(studio, (20 * n, 40, 200)), **how} for n in range(12)]
     edges = [{"image": put(studio, (250 - 60 * n, 255, 9)), "type": "canny"} for n in range(4)]
     assert len(content) + len(edges) == limits.IMAGE_PROMPTS_PER_TASK
     found = pixels(studio, [*content, *edges])
