@@ -121,14 +121,15 @@ function drawNote(slot, entry, trouble) {
   note.dataset.key = key;
   const bad = sentence !== say("ip.narrow");
   const parts = sentence ? [make("p", { text: sentence, className: bad ? "bad trouble" : "" })] : [];
-  if (!missing || missing.length) {
+  const lacks = !missing || missing.length > 0;
+  if (lacks) {
     parts.push(make("p", { text: say(missing ? "ip.missing" : "ip.none"), className: "bad" }));
     parts.push(...(missing ?? []).map(neededFile));
   }
   if (optional.length) {
     parts.push(make("p", { text: say("ip.optional") }), ...optional.map(neededFile));
   }
-  if (!missing || missing.length) {
+  if (lacks || optional.length) {
     const again = make("button", { className: "text-button", text: say("ip.look.again") });
     again.addEventListener("click", () => imagePrompts.load());
     parts.push(again);
