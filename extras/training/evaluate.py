@@ -170,14 +170,19 @@ class Evaluation:
         return rows
 
     def autoencoder(self) -> list[Row]:
-        """Held-out pages there and back."""
-        pages = [picturebook.draw(seed, size=self.square).image for seed in range(self.count)]
+        """Held-out pages there and back, of the model's size and of the book's own."""
+        squares = dict.fromkeys((self.square, nearest(1, 1, picturebook.SIZES)))
+        return [self._round_trips(size) for size in squares]
+
+    def _round_trips(self, size: tuple[int, int]) -> Row:
         values = []
-        for page in pages:
+        for seed in range(self.count):
+            page = picturebook.draw(seed, size=size).image
             back = self.painter.round_trip(page[None])[0].numpy()
             error = float(np.square(back - page / 255.0).mean())
             values.append(-10.0 * np.log10(max(error, 1e-10)))
-        return [Row("autoencoder round trip, PSNR", float(np.mean(values)), 28.0, len(pages), "dB")]
+        what = f"autoencoder round trip at {size[0]} pixels, PSNR"
+        return Row(what, float(np.mean(values)), 28.0, len(values), "dB")
 
     def few_steps(self) -> list[Row]:
         """The same prompts in six steps without guidance."""
