@@ -57,7 +57,9 @@ def run(settings: Settings, worker: str = WORKER) -> None:
         pool = LocalWorkerPool(settings, store, worker)
         parts.callback(pool.close)
         pool.start()
-        context = ServerContext(settings, store, pool, Catalog(settings, presets), presets)
+        catalog = Catalog(settings, presets)
+        catalog.make_folders()
+        context = ServerContext(settings, store, pool, catalog, presets)
         server = PageServer(context, listener, users)
         parts.callback(server.close)
         parts.callback(pool.begin_close)  # the workers end while the page does
@@ -74,7 +76,8 @@ def tell_address(settings: Settings, server: "PageServer") -> None:
     """Say where the page is, and open it when the user wants that."""
     if server.port != settings.port:
         logger.warning("Port %d is taken, so the page is on port %d.", settings.port, server.port)
-    sys.stdout.write(f"Easel is ready: {server.url}\n")
+    elsewhere = f" (elsewhere in the network {server.network_url})" if server.network_url else ""
+    sys.stdout.write(f"Easel is ready: {server.url}{elsewhere}\n")
     sys.stdout.flush()
     if settings.in_browser:
         threading.Thread(target=webbrowser.open, args=[server.url], daemon=True).start()

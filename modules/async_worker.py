@@ -51,6 +51,7 @@ def handler(task: AsyncTask) -> None:
     job, studio = Job(task.port), task.studio
     try:
         resolve.run(job, studio)
+        save.prepare(studio)
         _with_room(_prepare, job, studio)
         for index in range(len(job.settled.seeds)):
             if index in task.port.done_indices:

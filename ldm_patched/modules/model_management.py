@@ -4,6 +4,7 @@
 Nothing is probed at import; `DevicePolicy.detect()` probes.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -16,6 +17,8 @@ from ldm_patched.ldm.modules.attention_kernels import set_attention_way
 from ldm_patched.modules.errors import DeviceMissing
 from ldm_patched.modules.host_memory import available_ram
 from ldm_patched.modules.memory_budget import MemoryBudget
+
+logger = logging.getLogger(__name__)
 
 _FALSE = {"", "0", "false", "no", "off", "none"}
 ENVIRONMENT_PREFIX = "EASEL_"
@@ -133,6 +136,13 @@ class Hardware:
         if kind == "cpu":
             return cls(cpu_bf16=cpu_bf16)
         properties = getattr(torch, kind).get_device_properties(index)
+        if kind == "cuda" and not _has_kernels(properties):
+            logger.warning(
+                "This PyTorch cannot compute on %s, so Easel paints on the CPU, which is slower; "
+                "install a PyTorch that is made for this card to use it.",
+                properties.name,
+            )
+            return cls(cpu_bf16=cpu_bf16)
         # Before compute capability 8 CUDA emulates bfloat16, which is slow.
         emulated = kind == "cuda" and torch.version.hip is None and properties.major < 8
         return cls(
@@ -152,6 +162,24 @@ def _accelerators() -> tuple[str, int]:
     if hasattr(torch, "xpu") and torch.xpu.is_available():
         return "xpu", torch.xpu.device_count()
     return ("mps", 1) if torch.backends.mps.is_available() else ("cpu", 0)
+
+
+def _has_kernels(properties: Any) -> bool:
+    """Whether the PyTorch that is installed was built for this card of CUDA's or ROCm's.
+
+    Kernels of a compute capability run on later ones of the same generation; PTX ("compute_")
+    is compiled for any later card.
+    """
+    built = torch.cuda.get_arch_list()
+    if torch.version.hip is not None:
+        return not built or properties.gcnArchName.split(":")[0] in built
+    card = 10 * properties.major + properties.minor
+    for name in built:
+        kind, _, number = name.rstrip("abcdefghijklmnopqrstuvwxyz").partition("_")
+        arch = int(number)
+        if arch <= card and (kind == "compute" or arch // 10 == card // 10):
+            return True
+    return not built
 
 
 def _no_such_device(index: int, count: int) -> DeviceMissing:

@@ -166,12 +166,13 @@ def open_listener(settings: Settings) -> socket.socket:
     for port in range(settings.port, last):
         try:
             return _bind(settings.listen, port)
-        except OSError as error:
-            if error.errno == errno.EACCES and settings.port_is_explicit:
+        except (OSError, UnicodeError) as error:  # UnicodeError: no name that could be looked up
+            number = getattr(error, "errno", None)
+            if number == errno.EACCES and settings.port_is_explicit:
                 raise ConfigError(
                     f"Port {port} needs an administrator; choose one above 1023 with --port."
                 ) from None
-            if error.errno not in _NOT_FREE:
+            if number not in _NOT_FREE:
                 raise ConfigError(
                     f"{settings.listen} is not an address of this computer; try --listen alone."
                 ) from None
@@ -206,6 +207,21 @@ def page_url(settings: Settings, port: int) -> str:
     if is_wildcard(name):
         name = "127.0.0.1"
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+_FAR_AWAY = "192.0.2.1"  # of documentation (RFC 5737): nobody has it
+
+
+def network_url(settings: Settings, port: int) -> str | None:
+    """The address to type on another device of the network, where the page is open to all of it."""
+    if not is_wildcard(settings.listen):
+        return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((_FAR_AWAY, 9))  # sends nothing: it only asks which way that would go
+        except OSError:
+            return None
+        return f"http://{probe.getsockname()[0]}:{port}"
 
 
 def build_server(
@@ -270,6 +286,7 @@ class PageServer:
         self._page = page
         self.port: int = listener.getsockname()[1]
         self.url = page_url(context.settings, self.port)
+        self.network_url = network_url(context.settings, self.port)
         public = context.settings.public_host
         self.policy = HostPolicy(context.settings.listen, [public] if public else [])
         self._door = Door(users, self.port) if users else None

@@ -41,6 +41,7 @@ _ENCODERS: dict[OutputFormat, dict[str, Any]] = {
 }
 _NAMES_TRIED = 1_000
 _STALE_SECONDS = 3_600
+_TRIAL_BYTES = 4_096  # a disk without a free block is full
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def save_image(
     try:
         path = write_new(folder, stem, output_format.suffix, data)
     except OSError as error:
-        raise _as_studio_error(error, index) from error
+        # The page counts pictures from 1.
+        raise _as_studio_error(error, f"picture {index + 1} could not be saved") from error
     height, width = pixels.shape[:2]
     return SavedImage(
         relative_path=path.relative_to(output_path).as_posix(),
@@ -87,6 +89,19 @@ def save_image(
         width=width,
         height=height,
     )
+
+
+def require_writable(output_path: Path) -> None:
+    """Raise DiskFull or OutputFolder if the output folder, which is made, takes no file now."""
+    trial = output_path / f".{secrets.token_hex(8)}.tmp"
+    try:
+        output_path.mkdir(parents=True, exist_ok=True)
+        try:
+            _write_flushed(trial, bytes(_TRIAL_BYTES))
+        finally:
+            _remove_quietly(trial)
+    except OSError as error:
+        raise _as_studio_error(error, "nothing was painted") from error
 
 
 def find_saved(output_path: Path, task_id: str, index: int) -> SavedImage | None:
@@ -229,12 +244,11 @@ def _remove_quietly(path: Path) -> None:
         logger.warning("could not remove %s; it can be deleted by hand", path.name)
 
 
-def _as_studio_error(error: OSError, index: int) -> StudioError:
-    """The sentence for the page. The picture is counted from 1 there."""
-    which = f"picture {index + 1} could not be saved"
+def _as_studio_error(error: OSError, outcome: str) -> StudioError:
+    """The sentence for the page. outcome: what came of it, after "so"."""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return DiskFull(
-            f"The disk with the output folder is full, so {which}. Free some space, or start "
+            f"The disk with the output folder is full, so {outcome}. Free some space, or start "
             "Easel with --output-path on another disk, and generate again."
         )
     reason = {
@@ -247,6 +261,6 @@ def _as_studio_error(error: OSError, index: int) -> StudioError:
         errno.EIO: "the disk reports a fault",
     }.get(error.errno or 0, os.strerror(error.errno or 0))
     return OutputFolder(
-        f"The output folder cannot take files ({reason}), so {which}. Make it writable, or start "
+        f"The output folder cannot take files ({reason}), so {outcome}. Mend that, or start "
         "Easel with --output-path at another folder, and generate again."
     )

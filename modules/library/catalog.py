@@ -10,6 +10,7 @@ Links that the user put into the folders are followed: people keep big files els
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -62,6 +63,12 @@ class Catalog:
         other = copy.copy(self)
         other._unseen = frozenset(keys)
         return other
+
+    def make_folders(self) -> None:
+        """Make the folders that users put files into, where that is allowed."""
+        for folder in ModelFolder:
+            with suppress(OSError):
+                (self._models_path / folder).mkdir(parents=True, exist_ok=True)
 
     def checkpoints(self) -> list[ModelFile]:
         """Checkpoints by name without regard to case; those that ship with Easel come last."""

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from ldm_patched.modules import errors as engine
 from modules.spec.errors import OutOfMemory, StudioError
 
-_DEVICE_LOST_WORDS = ("CUDA error", "device-side assert", "CUDNN_STATUS", "XPU error")
+_DEVICE_LOST_WORDS = ("CUDA error", "device-side assert", "CUDNN_STATUS", "HIP error", "XPU error")
+_NO_KERNEL_WORDS = ("no kernel image is available", "invalid device function")
 INTERNAL_SENTENCE = (
     "Something went wrong inside Easel; the log says more. Try again, and report it if it stays."
 )
@@ -46,6 +47,12 @@ def failure_of(error: BaseException) -> Failure:
             "programs, or start Easel with --low-vram.",
         )
     if is_device_lost(error):
+        if any(words in str(error) for words in _NO_KERNEL_WORDS):
+            return Failure(
+                StudioError.code,
+                "The PyTorch that is installed cannot compute on this graphics device; start "
+                "Easel with --always-cpu, or install a PyTorch made for the device.",
+            )
         return Failure(
             StudioError.code,
             "The graphics device stopped working and is being restarted; generate again, and "

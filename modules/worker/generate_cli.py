@@ -289,7 +289,13 @@ def _preset_fields(preset: str, settings: Settings, models_path: str | None) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if every picture was saved, 1 after an error, 130 after Ctrl+C."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:  # while it was still starting
+        return EXIT_STOPPED
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
         spec, settings, has_folder = read_request(argv)
     except StudioError as error:

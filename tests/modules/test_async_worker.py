@@ -3,6 +3,7 @@
 import errno
 import os
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -552,6 +553,18 @@ def test_an_output_folder_that_takes_nothing_fails_the_task_and_not_the_next(
     assert reason in task.message
     assert not task.commits
     paint(studio, steps=1)
+
+
+def test_an_output_folder_that_takes_nothing_is_told_before_anything_is_painted(
+    studio, monkeypatch, tmp_path
+):
+    (tmp_path / "file").write_text("in its place")
+    elsewhere = replace(studio.settings, output_path=tmp_path / "file")
+    with monkeypatch.context() as patch:
+        patch.setattr(studio, "settings", elsewhere)
+        task = refused(studio, "E_OUTPUT")
+    assert "a file stands in its place" in task.message
+    assert not task.events
 
 
 def test_a_picture_that_cannot_be_saved_ends_the_next_one_at_its_first_step(studio, monkeypatch):

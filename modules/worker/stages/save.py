@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from modules.gallery.recipe import Recipe
-from modules.gallery.save import find_saved, save_image
+from modules.gallery.save import find_saved, require_writable, save_image
 from modules.tasks.records import ClaimLost
 from modules.worker.job import Job
 
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from modules.worker.studio import Studio
 
 logger = logging.getLogger(__name__)
+
+
+def prepare(studio: "Studio") -> None:
+    """Find out before minutes of painting whether there is a place for pictures.
+
+    Raises DiskFull or OutputFolder.
+    """
+    require_writable(studio.settings.output_path)
 
 
 def adopt(job: Job, studio: "Studio") -> bool:

@@ -127,7 +127,10 @@ def test_this_machine_is_detected() -> None:
 
 def have_cuda(monkeypatch, count: int, major: int = 8) -> None:
     """Let PyTorch tell of so many graphics cards and of nothing else."""
-    card = SimpleNamespace(name="GPU", major=major, total_memory=8 * GIB)
+    card = SimpleNamespace(
+        name="GPU", major=major, minor=6, gcnArchName="gfx1030:xnack-", total_memory=8 * GIB
+    )
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: [])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
@@ -149,6 +152,27 @@ def test_an_old_card_emulates_bfloat16(monkeypatch) -> None:
     have_cuda(monkeypatch, 1, major=7)
     monkeypatch.setattr(torch.version, "hip", None)
     assert not Hardware.detect().bf16
+
+
+@pytest.mark.parametrize(
+    ("hip", "built", "kind"),
+    [
+        (None, ["sm_75", "sm_80"], "cuda"),
+        (None, ["sm_75", "sm_89", "sm_90"], "cpu"),
+        (None, ["sm_90a", "compute_75"], "cuda"),
+        (None, ["sm_75", "compute_120"], "cpu"),
+        ("7.2", ["gfx906", "gfx1030"], "cuda"),
+        ("7.2", ["gfx906", "gfx1100"], "cpu"),
+    ],
+)
+def test_a_card_that_this_pytorch_is_not_built_for_is_left_alone(
+    monkeypatch, caplog, hip, built, kind
+) -> None:
+    have_cuda(monkeypatch, 1)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+    assert Hardware.detect().kind == kind
+    assert ("paints on the CPU" in caplog.text) == (kind == "cpu")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ import webui
 from modules.api.context import NoticeBoard
 from modules.api.server import (
     check_doors,
+    network_url,
     open_listener,
     page_url,
     prepare_environment,
@@ -83,7 +85,7 @@ def test_a_port_asked_for_that_is_taken_is_an_error(tmp_path):
             open_listener(make_settings(tmp_path, port=port, port_is_explicit=True))
 
 
-@pytest.mark.parametrize("address", ["203.0.113.9", "no-such-host.invalid"])
+@pytest.mark.parametrize("address", ["203.0.113.9", "no-such-host.invalid", "my..pc", 64 * "a"])
 def test_a_foreign_address_is_an_error(tmp_path, address):
     with pytest.raises(ConfigError, match="not an address of this computer"):
         open_listener(make_settings(tmp_path, listen=address, port=free_port()))
@@ -102,6 +104,15 @@ def test_a_foreign_address_is_an_error(tmp_path, address):
 )
 def test_the_address_to_type(tmp_path, listen, url):
     assert page_url(make_settings(tmp_path, listen=listen), 80) == url
+
+
+def test_the_address_for_other_devices_is_that_of_a_page_open_to_them(tmp_path):
+    assert network_url(make_settings(tmp_path, listen="127.0.0.1"), 80) is None
+    assert network_url(make_settings(tmp_path, listen="192.168.1.20"), 80) is None
+    found = network_url(make_settings(tmp_path, listen="0.0.0.0"), 80)
+    if found is None:
+        pytest.skip("no network here")
+    assert re.fullmatch(r"http://\d+\.\d+\.\d+\.\d+:80", found)
 
 
 def test_it_serves_on_ipv6_too(tmp_path):

@@ -131,6 +131,24 @@ def test_a_file_in_the_folders_place_is_an_output_folder_error(tmp_path):
     assert (tmp_path / "outputs").read_text() == "a file"
 
 
+def test_a_folder_that_takes_files_is_made_and_left_empty(tmp_path):
+    save.require_writable(tmp_path / "new" / "outputs")
+    assert files(tmp_path) == []
+    assert (tmp_path / "new" / "outputs").is_dir()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ENAMETOOLONG])
+def test_a_folder_that_takes_no_files_is_told_before_anything_is_painted(
+    tmp_path, monkeypatch, number
+):
+    wanted = DiskFull if number == errno.ENOSPC else OutputFolder
+    FaultAt(monkeypatch, 2, number)  # mkdir is no fault where the folder is there
+    with pytest.raises(wanted, match="so nothing was painted") as caught:
+        save.require_writable(tmp_path)
+    assert "--output-path" in str(caught.value)
+    assert files(tmp_path) == []
+
+
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root writes everywhere")
 def test_a_read_only_folder_is_an_output_folder_error(tmp_path):
     tmp_path.chmod(0o500)

@@ -52,6 +52,18 @@ def test_names_order_and_kinds(root, catalog):
     assert last.is_builtin and last.size == 7 and last.kind == "checkpoints"
 
 
+def test_every_folder_is_there_to_put_files_into(root, catalog):
+    catalog.make_folders()
+    catalog.make_folders()
+    made = {path.name for path in (root / "models").iterdir()}
+    assert made >= {"checkpoints", "loras", "embeddings", "vae", "controlnet"}
+
+
+def test_folders_that_cannot_be_made_are_no_error(tmp_path):
+    (tmp_path / "models").write_text("a file")
+    Catalog(load_settings([], {}, root=tmp_path)).make_folders()
+
+
 def test_each_call_looks_again(root, catalog):
     assert names(catalog) == []
     path = put(root, "checkpoints/new.safetensors")

@@ -55,6 +55,19 @@ def test_a_full_computer_is_not_called_a_damaged_file():
         torch.empty(2, 3).view(7)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: no kernel image is available for execution on the device",
+        "HIP error: invalid device function",
+    ],
+)
+def test_a_device_that_this_pytorch_is_not_made_for_is_told(text):
+    error = RuntimeError(text)
+    assert is_device_lost(error)
+    assert "--always-cpu" in failure_of(error).message
+
+
 def test_an_unknown_error_tells_no_details():
     failure = failure_of(KeyError("/home/someone/secret"))
     assert failure.code == "E_INTERNAL"
@@ -62,6 +75,9 @@ def test_an_unknown_error_tells_no_details():
 
 
 def test_a_lost_device_is_recognised():
-    assert is_device_lost(RuntimeError("CUDA error: device-side assert triggered"))
+    for text in ("CUDA error: device-side assert triggered", "HIP error: an illegal access",
+                 "XPU error: device lost"):  # fmt: skip
+        assert is_device_lost(RuntimeError(text))
+        assert "is being restarted" in failure_of(RuntimeError(text)).message
     assert not is_device_lost(RuntimeError("shapes do not match"))
     assert not is_device_lost(OSError("CUDA error"))

@@ -281,3 +281,11 @@ def test_loras_are_given_by_name_and_weight():
 def test_a_lora_that_cannot_be_read_is_refused_in_a_sentence(text):
     with pytest.raises(StudioError, match=r"LoRA|--lora"):
         generate_cli.read_request(["a house", "--lora", text])
+
+
+def test_ctrl_c_while_it_is_starting_is_no_traceback(monkeypatch):
+    def interrupted(_argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate_cli, "read_request", interrupted)
+    assert generate_cli.main(["a fox"]) == generate_cli.EXIT_STOPPED
