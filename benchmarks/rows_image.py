@@ -7,7 +7,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,14 @@ import torch
 from PIL import Image
 
 from benchmarks import peer
-from benchmarks.measure import Row, compare, interleave, require_bf16_units, require_equal
+from benchmarks.measure import (
+    NotEquivalent,
+    Row,
+    compare,
+    interleave,
+    require_bf16_units,
+    require_equal,
+)
 from benchmarks.sizes import GIB, HALF, Options, fitting, name_of
 from tests.support.tiny_checkpoint import SDXL, TINY, FamilySizes, checkpoint_shapes
 
@@ -204,6 +213,39 @@ def around_sampler(options: Options) -> Row:
         error=error,
         note=f"task {task:.2f} s, engine alone {alone:.2f} s",
         samples=seconds,
+    )
+
+
+def previews(options: Options) -> Row:
+    """What a live preview of 1024x1024 pixels takes, made and packed, of the second it comes in.
+
+    No more of it can be missing from the sampling, whoever does the work.
+    """
+    from ldm_patched.modules.latent_formats import SDXL as FORMAT
+    from ldm_patched.modules.latent_preview import LatentPreviewer
+    from modules.worker.progress import PREVIEW_SECONDS, LivePreview, PreviewPace
+
+    previewer, latents = LatentPreviewer(FORMAT()), torch.randn(1, 4, 128, 128)
+    sent: list[Any] = []
+    seconds = []
+    with ThreadPoolExecutor(1) as threads:
+        for _ in range(2 + 10 * options.rounds):
+            preview = LivePreview(threads, sent.append, PreviewPace())
+            began = time.perf_counter()
+            preview.offer(previewer, latents)
+            preview.finish()
+            seconds.append(time.perf_counter() - began)
+    if len(sent) != len(seconds):
+        raise NotEquivalent("a preview was not sent.")
+    made = statistics.median(seconds[2:])
+    return Row(
+        name="previews",
+        setup=f"1024x1024, one every {PREVIEW_SECONDS:g} s",
+        ours=100.0 * made / PREVIEW_SECONDS,
+        target="<= 3 %",
+        unit="%",
+        note=f"{1000 * made:.1f} ms each",
+        samples={"preview": seconds[2:]},
     )
 
 

@@ -55,6 +55,7 @@ ROWS: dict[str, Callable[[Options], Row]] = {
     "lora_merge": rows_loading.lora_merge,
     "load_memory": rows_image.load_memory,
     "around_sampler": rows_image.around_sampler,
+    "previews": rows_image.previews,
     "inspector": rows_program.inspector,
     "forecast_error": rows_image.forecast_error,
     "import_webui": rows_program.import_webui,
