@@ -7,7 +7,7 @@ from itertools import islice
 from random import Random
 
 from extras.training import picturebook
-from extras.training.captions import caption
+from extras.training.captions import caption, with_article
 from extras.training.pages import FIRST_TRAINING_SEED, nearest
 from extras.training.scenes import vocabulary as words
 from extras.training.scenes.scene import Scene
@@ -89,7 +89,7 @@ def open_prompts(count: int) -> list[tuple[str, str]]:
     rng = Random("open prompts")
     drawn = [(rng.choice(list(words.COLORS)), rng.choice(list(words.SUBJECTS)))
              for _ in range(count)]  # fmt: skip
-    return [(f"a {color} {subject}", subject) for color, subject in drawn]
+    return [(with_article(f"{color} {subject}"), subject) for color, subject in drawn]
 
 
 _PAIRS = (
@@ -123,11 +123,10 @@ def sheet_prompts(count: int = 48) -> list[str]:
         faint = words.FAINT_COLORS.get(style, frozenset())
         color = rng.choice([name for name in words.COLORS if name not in faint])
         place = rng.choice(words.SUBJECTS[subject].home or places)
-        where = (
-            f"on a {rng.choice([c for c in words.COLORS if c != color])} background"
-            if place == "plain"
-            else words.PLACES[place].phrases[0]
-        )
-        article = "an" if color[0] in "aeiou" else "a"
-        made.append(f"{article} {color} {subject} {where}, {words.STYLES[style][0]}")
+        if place == "plain":
+            ground = rng.choice([name for name in words.COLORS if name != color])
+            where = f"on {with_article(ground)} background"
+        else:
+            where = words.PLACES[place].phrases[0]
+        made.append(f"{with_article(color)} {subject} {where}, {words.STYLES[style][0]}")
     return made

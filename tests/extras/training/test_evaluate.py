@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,6 +133,12 @@ def test_the_sheets_prompts_hold_every_subject_and_style():
     text = "\n".join(prompts)
     assert all(name in text for name in words.SUBJECTS)
     assert all(phrases[0] in text for phrases in words.STYLES.values())
+
+
+def test_the_articles_of_prompts_are_right():
+    prompts = [*trials.sheet_prompts(200), *(prompt for prompt, _ in trials.open_prompts(200))]
+    assert not [text for text in prompts if re.search(r"\ba [aeiou]|\ban [^aeiou]", text)]
+    assert any(text.startswith("an orange ") for text in prompts)
 
 
 # --- measures ---------------------------------------------------------------------------------
