@@ -112,7 +112,7 @@ class Run:
         self.step = 0
         self._stopping = False
         self._started = time.monotonic()
-        self._bad = torch.zeros((), device=next(iter(self.named.values())).device)
+        self._first_bad = torch.full((), math.inf, device=next(iter(self.named.values())).device)
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
 
@@ -199,8 +199,9 @@ class Run:
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.named.values(), self.plan.clip)
-        # Multiplying by 0 keeps NaN and infinity only; reading it is put off, since it waits.
-        self._bad += (loss.detach() + norm) * 0.0
+        # Reading it is put off, since it waits for the device.
+        finite = torch.isfinite(loss.detach() + norm)
+        self._first_bad = self._first_bad.where(finite, self._first_bad.clamp(max=self.step))
         self.optimizer.step()
         self.ema(self.stage.model)
         for name, value in {"loss": loss, "grad_norm": norm, **numbers}.items():
@@ -210,7 +211,8 @@ class Run:
         self.step += 1
 
     def _check_finite(self) -> None:
-        if math.isfinite(float(self._bad)):
+        first_bad = float(self._first_bad)
+        if math.isinf(first_bad):
             return
         found = checkpoints.list_checkpoints(self.folder)
         remedy = "There is no checkpoint yet: begin again with a smaller --learning-rate."
@@ -221,7 +223,7 @@ class Run:
                 "--learning-rate."
             )
         raise TrainingDiverged(
-            f"The loss became not-a-number before step {self.step}, so training stopped. {remedy}"
+            f"The loss became not-a-number at step {first_bad:.0f}, so training stopped. {remedy}"
         )
 
     def _interrupted(self, first: int) -> None:

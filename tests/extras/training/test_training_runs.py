@@ -221,18 +221,19 @@ def test_finishing_writes_the_averaged_weights_and_keeps_the_trained_ones(with_v
     assert not torch.equal(seen[f"model/{name}"], before[f"model/{name}"])
 
 
-def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
-    run = vae_run(tmp_path, steps=9)
+@pytest.mark.parametrize("log_seconds", [0, 1e9])  # after each step, after the last one
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(log_seconds, tmp_path):
+    run = vae_run(tmp_path, steps=9, log_seconds=log_seconds)
     compute = run.stage.compute_loss
 
     def spoil(step: int):
         loss, numbers = compute(step)
         if step == 2:
             run.save()
-        return (loss * float("nan") if step == 3 else loss), numbers
+        return (loss * float("nan") if step >= 3 else loss), numbers
 
     run.stage.compute_loss = spoil
-    with pytest.raises(TrainingDiverged, match=r"step 4.*vae/step-00000002.*--learning-rate"):
+    with pytest.raises(TrainingDiverged, match=r"at step 3,.*vae/step-00000002.*--learning-rate"):
         run.train()
     kept = checkpoints.list_checkpoints(tmp_path / "vae")
     assert [path.name for path in kept] == ["step-00000002"]
@@ -426,7 +427,7 @@ def test_a_file_that_a_killed_run_left_half_goes_with_the_next(tmp_path, ended):
 
 def test_nan_before_the_first_checkpoint_says_to_begin_again(tmp_path):
     run = vae_run(tmp_path)
-    run._bad += float("nan")
+    run._first_bad.fill_(0)
     with pytest.raises(TrainingDiverged, match="no checkpoint yet: begin again with a smaller"):
         run.save()
 
@@ -591,7 +592,7 @@ def test_a_step_in_bfloat16_on_the_cpu_stays_finite(with_vae):
     assert seen == [torch.bfloat16]
     assert all(bool(torch.isfinite(w).all()) for w in run._tensors().values())
     assert float(run._sums["loss"]) > 0
-    assert float(run._bad) == 0
+    assert float(run._first_bad) == float("inf")
 
 
 def test_texts_are_left_out_as_often_as_the_plan_says(with_vae, tmp_path):
