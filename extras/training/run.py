@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,6 +111,7 @@ class Run:
         self.ema.to(next(iter(self.named.values())).device)
         self.step = 0
         self._stopping = False
+        self._line_is_open = False  # the progress line, on a terminal
         self._started = time.monotonic()
         self._first_bad = torch.full((), math.inf, device=next(iter(self.named.values())).device)
         self._sums: dict[str, Tensor] = {}
@@ -233,8 +234,8 @@ class Run:
             raise KeyboardInterrupt
         self._stopping = True
         with suppress(RuntimeError):  # a line that is being written cannot be interrupted
-            line = "\n" if self.out.isatty() else ""
-            self._say(f"{line}Ending the step at hand; Ctrl+C again stops at once.")
+            self._end_line()
+            self._say("Ending the step at hand; Ctrl+C again stops at once.")
 
     def train(self) -> bool:
         """Train until the steps, the minutes or the user's patience end; True if all is done.
@@ -248,7 +249,8 @@ class Run:
         started = saved = drawn = logged = self._started = time.monotonic()
         first = mark = self.step
         done = self.step >= self.plan.steps
-        with on_interrupt(lambda: self._interrupted(first)):
+        with on_interrupt(lambda: self._interrupted(first)), ExitStack() as ends:
+            ends.callback(self._end_line)
             while not done and not self._stopping:
                 self.train_step()
                 now = time.monotonic()
@@ -321,15 +323,24 @@ class Run:
         with writing(f"The log {path.name}"), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         done = self.step / self.plan.steps
+        if self.plan.within:
+            done = min(1.0, max(done, self._elapsed() / self.plan.within))
         bar = "█" * round(20 * done) + "·" * (20 - round(20 * done))
         text = (
             f"{self.stage.name} {bar} {self.step}/{self.plan.steps}  loss {means['loss']:.4f}  "
             f"{pictures:.0f} pictures/s  {duration(left)} left"
         )
-        if self.out.isatty():
-            self._say("\r" + text.ljust(96), "\n" if self.step >= self.plan.steps else "")
+        self._line_is_open = self.out.isatty()
+        if self._line_is_open:
+            self._say("\r" + text.ljust(96), "")
         else:
             self._say(text)
+
+    def _end_line(self) -> None:
+        """What is said next begins on a line of its own."""
+        if self._line_is_open:
+            self._line_is_open = False
+            self._say("")
 
     def _say(self, text: str, end: str = "\n") -> None:
         with suppress(OSError):  # a terminal that was closed must not keep a run from saving

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from io import StringIO
 from itertools import pairwise, repeat
@@ -613,6 +614,34 @@ def test_the_progress_line_tells_what_is_left(tmp_path):
     run._log(3.0, 754.0)
     line = "vae █████··············· 1/4  loss 0.5000  6 pictures/s  12:34 left"
     assert run.out.getvalue() == "\r" + line.ljust(96)
+
+
+def test_the_bar_of_a_run_by_the_clock_fills_with_its_minutes(tmp_path):
+    run = vae_run(tmp_path, steps=10_000, within=4.0)
+    run.prepare()
+    run._elapsed = lambda: 3.0
+    run.step, run._sums, run._summed = 1, {"loss": torch.tensor(1.0)}, 1
+    run._log(3.0, 60.0)
+    assert run.out.getvalue().startswith(f"vae {'█' * 15}{'·' * 5} 1/10000 ")
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("ending", ["steps", "minutes", "within", "interrupt", "nan"])
+def test_what_is_said_after_the_progress_line_has_a_line_of_its_own(ending, tmp_path):
+    run = interrupted_run(tmp_path, ending == "interrupt")
+    run.out.isatty = lambda: True
+    ends = {"steps": {"steps": 2}, "minutes": {"minutes": 1e-9}, "within": {"within": 1e-9}}
+    run.plan = replace(run.plan, **ends.get(ending, {}))
+    if ending == "nan":
+        compute = run.stage.compute_loss
+        run.stage.compute_loss = lambda step: (compute(step)[0] * (1, float("nan"))[step], {})
+    with pytest.raises(TrainingDiverged) if ending == "nan" else nullcontext():
+        run.train()
+    run._say("Next.")
+    *lines, last, empty = run.out.getvalue().split("\n")
+    assert (last, empty) == ("Next.", "")
+    assert lines[0].startswith("\rvae ")
+    assert all(line.startswith("\r") == ("pictures/s" in line) for line in lines)
 
 
 def test_durations():
