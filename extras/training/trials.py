@@ -123,10 +123,26 @@ def sheet_prompts(count: int = 48) -> list[str]:
         faint = words.FAINT_COLORS.get(style, frozenset())
         color = rng.choice([name for name in words.COLORS if name not in faint])
         place = rng.choice(words.SUBJECTS[subject].home or places)
+        ground = ""
         if place == "plain":
             ground = rng.choice([name for name in words.COLORS if name != color])
-            where = f"on {with_article(ground)} background"
-        else:
-            where = words.PLACES[place].phrases[0]
-        made.append(f"{with_article(color)} {subject} {where}, {words.STYLES[style][0]}")
+        made.append(_prompt(color, subject, place, ground, style))
     return made
+
+
+def other_prompts(trials: Sequence[Trial]) -> list[tuple[str, str]]:
+    """For the page of each trial, a prompt with another subject than is there; and that subject."""
+    rng, made = Random("other subjects"), []
+    for scene in (trial.scene for trial in trials):
+        there = {thing.subject for thing in scene.things}
+        subject = rng.choice([name for name in words.SUBJECTS if name not in there])
+        color = scene.things[0].color
+        prompt = _prompt(color, subject, scene.place, scene.place_color, scene.style)
+        made.append((prompt, subject))
+    return made
+
+
+def _prompt(color: str, subject: str, place: str, ground: str, style: str) -> str:
+    """ground: the colour of a plain place."""
+    where = f"on {with_article(ground)} background" if ground else words.PLACES[place].phrases[0]
+    return f"{with_article(color)} {subject} {where}, {words.STYLES[style][0]}"
