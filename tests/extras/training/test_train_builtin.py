@@ -163,6 +163,8 @@ def test_pieces_fit_on_the_pages(tmp_path, capsys):
     assert run.stage.pages.side == 96
     assert train_builtin.main([*line, "--side", "128"]) == 1
     assert "side 128 do not fit on pages that are 96 pixels" in capsys.readouterr().err
+    assert train_builtin.main([*line, "--side", "8", "--batch", "1"]) == 1
+    assert "A single piece of side 8 is one latent" in capsys.readouterr().err
 
 
 def test_an_absent_device_is_named(tmp_path, capsys):
