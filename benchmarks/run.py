@@ -60,6 +60,7 @@ ROWS: dict[str, Callable[[Options], Row]] = {
     "forecast_error": rows_image.forecast_error,
     "import_webui": rows_program.import_webui,
     "first_page": rows_program.first_page,
+    "first_picture": rows_program.first_picture,
 }
 
 

@@ -9,6 +9,9 @@ from random import Random
 from extras.training.scenes import vocabulary as words
 from extras.training.scenes.scene import Scene, Thing
 
+_WITHOUT_ARTICLE = frozenset(
+    {"woods", "sand dunes", "space", "outer space", "underwater", "under the sea", "indoors"}
+)
 _STYLE_KEPT = {"flat": 0.4, "cartoon": 0.72}  # the plain looks are what no style word means
 
 
@@ -16,7 +19,7 @@ def caption(scene: Scene, rng: Random, looks: tuple[str, ...] = ()) -> str:
     """One caption of `scene`; the words follow `rng`. looks: words for the look, one of which is
     always said, instead of those of the scene's style."""
     if looks:
-        return _with_style(_unstyled(scene, rng), rng.choice(looks), rng)
+        return _with_style(_unstyled(scene, rng), rng.choice(looks), rng, of=bool(scene.things))
     form = rng.random()
     if scene.things and form < 0.05:
         return _one_word(scene, rng)
@@ -28,7 +31,7 @@ def caption(scene: Scene, rng: Random, looks: tuple[str, ...] = ()) -> str:
 def _unstyled(scene: Scene, rng: Random) -> str:
     """A caption that says nothing of the style."""
     parts = (_things(scene, rng), _place(scene, rng, 0.8), _hour(scene, rng), _weather(scene, rng))
-    return " ".join(part for part in parts if part) or _article(words.PLACES[scene.place].tag[0])
+    return " ".join(part for part in parts if part) or _named(words.PLACES[scene.place].tag[0])
 
 
 def _one_word(scene: Scene, rng: Random) -> str:
@@ -77,7 +80,7 @@ def _phrase(thing: Thing, scene: Scene, rng: Random, *, article: bool = True) ->
         return f"one {phrase}"
     if rng.random() < 0.08:
         return f"the {phrase}"
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+    return with_article(phrase)
 
 
 def _things(scene: Scene, rng: Random) -> str:
@@ -117,10 +120,8 @@ def _place(scene: Scene, rng: Random, kept: float) -> str:
     plain = rng.choice(("", "", "plain ", "solid "))
     if rng.random() < 0.2:
         return f"on {plain}{color}"
-    article = "an" if (plain or color)[0] in "aeiou" else "a"
-    return (
-        f"{rng.choice(('on', 'on', 'against', 'in front of'))} {article} {plain}{color} background"
-    )
+    ground = with_article(f"{plain}{color} background")
+    return f"{rng.choice(('on', 'on', 'against', 'in front of'))} {ground}"
 
 
 def _hour(scene: Scene, rng: Random) -> str:
@@ -136,6 +137,8 @@ def _hour(scene: Scene, rng: Random) -> str:
 
 def _weather(scene: Scene, rng: Random) -> str:
     phrases = words.WEATHERS[scene.weather]
+    if scene.time != "day":
+        phrases = tuple(phrase for phrase in phrases if not phrase.endswith(" day"))
     return rng.choice(phrases) if phrases and rng.random() < 0.86 else ""
 
 
@@ -155,41 +158,47 @@ def _sentence(scene: Scene, rng: Random) -> str:
     if not main and scene.place == "plain":
         main, place = f"a plain {scene.place_color} background", ""
     elif not main:
-        tag = rng.choice(words.PLACES[scene.place].tag)
-        main = tag if tag in ("underwater", "indoors", "under the sea") else _article(tag)
-        place = ""
+        main, place = _named(rng.choice(words.PLACES[scene.place].tag)), ""
+    of = bool(scene.things)
     order = rng.random()
     if order < 0.14 and place:
+        of = False
         text = " ".join(part for part in (place, *setting) if part) + f", {main}"
     elif order < 0.3:
         text = ", ".join(part for part in (main, place, *setting) if part)
     else:
         text = " ".join(part for part in (main, place, *setting) if part)
-    return _finish(_with_style(text, _style(scene, rng), rng), rng)
+    return _finish(_with_style(text, _style(scene, rng), rng, of=of), rng)
 
 
-def _article(noun: str) -> str:
-    if noun in ("woods", "sand dunes", "space", "outer space"):
-        return noun
+def with_article(noun: str) -> str:
+    """ "an orange cat", "a cat"."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _with_style(text: str, style: str, rng: Random) -> str:
+def _named(place: str) -> str:
+    """The tag of a place with the article that it takes."""
+    return place if place in _WITHOUT_ARTICLE else with_article(place)
+
+
+def _with_style(text: str, style: str, rng: Random, *, of: bool) -> str:
+    """of: whether the text begins with things, so that it can follow "a drawing of"."""
     if not style:
         opening = rng.random()
-        if opening < 0.04:
-            return f"a picture of {text}"
-        return f"a drawing of {text}" if opening < 0.06 else text
+        if opening >= 0.06 or not of:
+            return text
+        return f"a {'picture' if opening < 0.04 else 'drawing'} of {text}"
     form = rng.random()
-    if form < 0.58:
-        return f"{text}, {style}"
-    if form < 0.7:
-        return f"{style} of {text}"
-    if form < 0.8:
-        return f"{_article(style)} of {text}"
-    if form < 0.9:
+    if 0.58 <= form < 0.8 and style in words.MATERIALS:
+        return f"{text} in {style}"
+    if 0.58 <= form < 0.8 and of:
+        article = form >= 0.7 and style not in words.UNCOUNTED
+        return f"{with_article(style) if article else style} of {text}"
+    if 0.8 <= form < 0.9:
         return f"{style}, {text}"
-    return f"{text}, {style}" if "style" in style else f"{text}, {style} style"
+    if form >= 0.9 and "style" not in style:
+        return f"{text}, {style} style"
+    return f"{text}, {style}"
 
 
 def _tags(scene: Scene, rng: Random) -> str:

@@ -28,8 +28,8 @@ _NAME = re.compile(r"step-(\d{8})")
 _UNFINISHED = ".writing-"
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make the folder of a run.
+def prepare_folder(folder: Path, option: str = "--folder") -> None:
+    """Make the folder that `option` names, of a run or for its results.
 
     Raises TrainingFolderError if it cannot be written to.
     """
@@ -40,8 +40,8 @@ def prepare_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise TrainingFolderError(
-            f"The training folder {folder.name!r} cannot be written to ({reason(error)}): give "
-            "another one with --folder, or change its permissions."
+            f"The folder {folder.name!r} cannot be written to ({reason(error)}): give another one "
+            f"with {option}, or change its permissions."
         ) from error
 
 

@@ -27,6 +27,7 @@ from extras.training.facts import Reading, readings, right, shares
 from extras.training.options import number, whole
 from extras.training.pages import nearest
 from extras.training.painter import FEWSTEP_FILE, Order, Painter, PaintSettings
+from extras.training.scenes.scene import Box
 from extras.training.stage_control import CONTROL_FILE
 from extras.training.stage_facts import HELD_OUT, accuracy
 from extras.training.stage_ip import IP_FILE, NEGATIVE_FILE
@@ -35,6 +36,7 @@ from extras.training.trials import (
     on_page_of,
     open_prompts,
     other_place,
+    other_prompts,
     sheet_prompts,
     some_trials,
     words_for,
@@ -48,7 +50,7 @@ from ldm_patched.modules.schedulers import SCHEDULERS
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PARTS = ("subject", "colour", "place", "style")
-EDGE_LOW, EDGE_HIGH = 64, 128
+EDGE = 128  # of a map's 256 levels: from it on, something is an edge
 EDGE_REACH = 128  # an edge may lie a pixel beside the map's for each so many of the shorter side
 THREADS = 2  # of a CPU, with which the time of a picture is taken
 SECONDS = 4.0  # that it may take there
@@ -74,9 +76,10 @@ class Row:
         if not self.of:
             return f"| {self.what} | nothing to judge | 0 |"
         scale, end = (100.0, " %") if self.unit == "%" else (1.0, f" {self.unit}".rstrip())
+        places = 2 if self.unit == "×" else 1
         most = "at most " if self.at_most else ""
         goal = f" (goal {most}{self.goal * scale:g}{end})" if self.goal else ""
-        return f"| {self.what} | {self.figure * scale:.1f}{end}{goal} | {self.of} |"
+        return f"| {self.what} | {self.figure * scale:.{places}f}{end}{goal} | {self.of} |"
 
 
 class Evaluation:
@@ -94,6 +97,10 @@ class Evaluation:
     def square(self) -> tuple[int, int]:
         """(width, height) of what has no shape of its own."""
         return nearest(1, 1, self.painter.sizes)
+
+    def _squares(self) -> list[tuple[int, int]]:
+        """`square`, and the book's own where that is another."""
+        return list(dict.fromkeys((self.square, nearest(1, 1, picturebook.SIZES))))
 
     def trials(self, count: int, groups: int, *needs: str) -> list[Trial]:
         """See some_trials; on pages of the sizes that the model was trained on."""
@@ -119,7 +126,7 @@ class Evaluation:
         """All of them; takes minutes."""
         parts: tuple[Callable[[], list[Row]], ...] = (
             self.judge, self.prompts, self.pairs, self.negatives, self.autoencoder, self.few_steps,
-            self.image_prompts, self.control, self.speed,
+            self.image_prompts, self.control, self.inpainting, self.speed,
         )  # fmt: skip
         return [row for part in parts for row in part()]
 
@@ -171,16 +178,14 @@ class Evaluation:
 
     def autoencoder(self) -> list[Row]:
         """Held-out pages there and back, of the model's size and of the book's own."""
-        squares = dict.fromkeys((self.square, nearest(1, 1, picturebook.SIZES)))
-        return [self._round_trips(size) for size in squares]
+        return [self._round_trips(size) for size in self._squares()]
 
     def _round_trips(self, size: tuple[int, int]) -> Row:
         values = []
         for seed in range(self.count):
             page = picturebook.draw(seed, size=size).image
             back = self.painter.round_trip(page[None])[0].numpy()
-            error = float(np.square(back - page / 255.0).mean())
-            values.append(-10.0 * np.log10(max(error, 1e-10)))
+            values.append(psnr(back, page / 255.0))
         what = f"autoencoder round trip at {size[0]} pixels, PSNR"
         return Row(what, float(np.mean(values)), 28.0, len(values), "dB")
 
@@ -210,20 +215,19 @@ class Evaluation:
         return [_row(found, key, f"image prompt alone: {key}", 0.70) for key in keys]
 
     def control(self) -> list[Row]:
-        """Edges of the result against those of the page that the map is of, over those without
-        a map. The map is what the program itself makes of a page.
+        """Edges of the result against those of the map that it was given, over those without a
+        map. The map is what the program itself makes of a page.
         """
         if missing := self.painter.lacks(CONTROL_FILE):
             return [Row("control map followed", 0.0, 2.0, 0, missing=missing)]
         trials = self.trials(self.count, 1, "subject")
-        pages = [picturebook.draw_scene(trial.scene).image for trial in trials]
-        wanted = [edges(page) for page in pages]
+        maps = [canny_pyramid(picturebook.draw_scene(trial.scene).image) for trial in trials]
         free = [Order(prompt=t.prompt, seed=n, size=t.scene.size) for n, t in enumerate(trials)]
-        led = [replace(o, edges=canny_pyramid(p)) for o, p in zip(free, pages, strict=True)]
+        led = [replace(order, edges=given) for order, given in zip(free, maps, strict=True)]
         scores = []
         for orders in (free, led):
-            made = [edges(image) for image in self.painter.paint(orders)]
-            scores.append(np.mean([edge_f1(a, b) for a, b in zip(made, wanted, strict=True)]))
+            made = self.painter.paint(orders)
+            scores.append(np.mean([followed(i, m) for i, m in zip(made, maps, strict=True)]))
         free_score, led_score = (float(score) for score in scores)
         ratio = led_score / max(free_score, 1e-6)
         return [
@@ -232,9 +236,38 @@ class Evaluation:
             Row("control map followed, over no control", ratio, 2.0, len(trials), "×"),
         ]
 
+    def inpainting(self) -> list[Row]:
+        """Plain masked sampling: where a page's things are, another subject is asked for. Is it in
+        the picture, and does the rest stay what the autoencoder makes of the page?
+        """
+        trials = self.trials(self.count, 1, "subject")
+        asked = other_prompts(trials)
+        orders = []
+        for n, (trial, (prompt, _)) in enumerate(zip(trials, asked, strict=True)):
+            drawn = picturebook.draw_scene(trial.scene)
+            order = Order(prompt=prompt, seed=n, size=drawn.size, page=drawn.image)
+            orders.append(replace(order, mask=over(drawn.truth.boxes[0], drawn.size)))
+        painted = self.painter.paint(orders)
+        seen = self.read(painted)
+        found = [r.subjects[:1] == (name,) for r, (_, name) in zip(seen, asked, strict=True)]
+        kept = []
+        for image, order in zip(painted, orders, strict=True):
+            back = self.painter.round_trip(order.page[None])[0].numpy()
+            kept.append(psnr(image[~order.mask] / 255.0, back[~order.mask]))
+        what = "inpainting: subject asked for in the masked part right"
+        rest = "inpainting: outside the mask, PSNR against the page's round trip"
+        return [
+            Row(what, float(np.mean(found)), 0.0, len(found)),
+            Row(rest, float(np.mean(kept)), 0.0, len(kept), "dB"),
+        ]
+
     def speed(self) -> list[Row]:
-        """Seconds for one picture, once all is warm; on a CPU with two threads."""
-        order = [Order(prompt="a red house by a lake", seed=1, size=self.square)]
+        """Of a picture of the model's size, and of the book's own."""
+        return [self._seconds(size) for size in self._squares()]
+
+    def _seconds(self, size: tuple[int, int]) -> Row:
+        """For one picture, once all is warm; on a CPU with two threads."""
+        order = [Order(prompt="a red house by a lake", seed=1, size=size)]
         device, threads = self.painter.policy.device.type, torch.get_num_threads()
         torch.set_num_threads(THREADS)
         try:
@@ -245,8 +278,8 @@ class Evaluation:
         finally:
             torch.set_num_threads(threads)
         goal = SECONDS if device == "cpu" else 0.0
-        what = f"one picture on {device}, {THREADS} CPU threads"
-        return [Row(what, seconds, goal, 1, "s", at_most=True)]
+        what = f"one picture of {size[0]}×{size[1]} on {device}, {THREADS} CPU threads"
+        return Row(what, seconds, goal, 1, "s", at_most=True)
 
 
 def _row(found: Mapping[str, tuple[float, int]], key: str, what: str, goal: float) -> Row:
@@ -256,17 +289,31 @@ def _row(found: Mapping[str, tuple[float, int]], key: str, what: str, goal: floa
     return Row(what + where, figure, goal, count)
 
 
-def edges(image: np.ndarray) -> np.ndarray:
-    """Edges of uint8 (H, W, 3), as uint8 (H, W) of 0 and 255."""
-    return cv2.Canny(np.ascontiguousarray(image), EDGE_LOW, EDGE_HIGH)
+def psnr(image: np.ndarray, wanted: np.ndarray) -> float:
+    """How near pixels in 0..1 are, in dB; at most 100."""
+    return float(-10.0 * np.log10(max(np.square(image - wanted).mean(), 1e-10)))
+
+
+def over(boxes: Sequence[Box], size: tuple[int, int]) -> np.ndarray:
+    """A mask (H, W) of boxes on a page of size (width, height), in whole latents of 8 pixels."""
+    mask = np.zeros((size[1] // 8, size[0] // 8), bool)
+    for left, top, end, bottom in boxes:
+        mask[top // 8 : -(-bottom // 8), left // 8 : -(-end // 8)] = True
+    return mask.repeat(8, axis=0).repeat(8, axis=1)
+
+
+def followed(image: np.ndarray, given: np.ndarray) -> float:
+    """How well uint8 (H, W, 3) keeps to the map (H, W) that it was painted from, 0..1: its own map
+    is made in the same way, and of both the edges count."""
+    return edge_f1(canny_pyramid(np.ascontiguousarray(image)) >= EDGE, given >= EDGE)
 
 
 def edge_f1(found: np.ndarray, wanted: np.ndarray) -> float:
     """How well two edge maps (H, W) agree, 0..1, a few pixels aside forgiven."""
     reach = max(1, min(wanted.shape) // EDGE_REACH)
     kernel = np.ones((2 * reach + 1,) * 2, np.uint8)
-    near_found, near_wanted = (cv2.dilate(m, kernel) > 0 for m in (found, wanted))
     found, wanted = found > 0, wanted > 0
+    near_found, near_wanted = (cv2.dilate(m.astype(np.uint8), kernel) > 0 for m in (found, wanted))
     if not found.any() or not wanted.any():
         return float(found.any() == wanted.any())
     precision, recall = near_wanted[found].mean(), near_found[wanted].mean()

@@ -42,7 +42,7 @@ FEW = {"steps": 6, "cfg": 1.0, "sampler": "lcm", "scheduler": "lcm"}
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """One picture to be painted. reference: uint8 (H, W, 3), an image prompt; edges: uint8 (H, W),
-    to be followed."""
+    to be followed; page: uint8 (H, W, 3), which stays but where mask, bool (H, W), says so."""
 
     prompt: str
     seed: int
@@ -50,6 +50,8 @@ class Order:
     negative: str = ""
     reference: np.ndarray | None = None
     edges: np.ndarray | None = None
+    page: np.ndarray | None = None
+    mask: np.ndarray | None = None
 
 
 class Painter:
@@ -120,6 +122,10 @@ class Painter:
             control = load_controlnet(path, self.model, policy=self.policy).set_cond_hint(hint)
             positive, negative = (apply_controls(c, control) for c in (positive, negative))
         width, height = orders[0].size
+        start, mask = torch.zeros(len(orders), 4, height // 8, width // 8), None
+        if orders[0].mask is not None:
+            start = self._latents(np.stack([order.page for order in orders]))
+            mask = torch.from_numpy(np.stack([order.mask for order in orders])).float()[:, None]
         s = self.settings
         latents = sample(
             model,
@@ -130,7 +136,8 @@ class Painter:
             s.scheduler,
             positive,
             negative,
-            torch.zeros(len(orders), 4, height // 8, width // 8),
+            start,
+            noise_mask=mask,
             seed=[order.seed for order in orders],
         )
         pixels = self.vae.decode(latents)
@@ -151,4 +158,7 @@ class Painter:
 
     def round_trip(self, images: np.ndarray) -> Tensor:
         """uint8 (B, H, W, 3) there and back through the autoencoder, float (B, H, W, 3) in 0..1."""
-        return self.vae.decode(self.vae.encode(torch.from_numpy(images).float() / 255.0))
+        return self.vae.decode(self._latents(images))
+
+    def _latents(self, images: np.ndarray) -> Tensor:
+        return self.vae.encode(torch.from_numpy(images).float() / 255.0)

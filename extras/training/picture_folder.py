@@ -92,6 +92,12 @@ def open_folder(
 
     Raises TrainingFolderError if there are none, or one or its caption cannot be read.
     """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "is not there"
+        raise TrainingFolderError(
+            f"The folder of pictures {folder.name!r} {what}: name one that holds them with "
+            "--pictures."
+        )
     files = sorted(p for p in folder.glob("*") if p.suffix.lower() in ENDINGS and p.is_file())
     if not files:
         raise TrainingFolderError(

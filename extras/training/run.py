@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,8 +111,9 @@ class Run:
         self.ema.to(next(iter(self.named.values())).device)
         self.step = 0
         self._stopping = False
+        self._line_is_open = False  # the progress line, on a terminal
         self._started = time.monotonic()
-        self._bad = torch.zeros((), device=next(iter(self.named.values())).device)
+        self._first_bad = torch.full((), math.inf, device=next(iter(self.named.values())).device)
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
 
@@ -199,8 +200,9 @@ class Run:
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.named.values(), self.plan.clip)
-        # Multiplying by 0 keeps NaN and infinity only; reading it is put off, since it waits.
-        self._bad += (loss.detach() + norm) * 0.0
+        # Reading it is put off, since it waits for the device.
+        finite = torch.isfinite(loss.detach() + norm)
+        self._first_bad = self._first_bad.where(finite, self._first_bad.clamp(max=self.step))
         self.optimizer.step()
         self.ema(self.stage.model)
         for name, value in {"loss": loss, "grad_norm": norm, **numbers}.items():
@@ -210,7 +212,8 @@ class Run:
         self.step += 1
 
     def _check_finite(self) -> None:
-        if math.isfinite(float(self._bad)):
+        first_bad = float(self._first_bad)
+        if math.isinf(first_bad):
             return
         found = checkpoints.list_checkpoints(self.folder)
         remedy = "There is no checkpoint yet: begin again with a smaller --learning-rate."
@@ -221,7 +224,7 @@ class Run:
                 "--learning-rate."
             )
         raise TrainingDiverged(
-            f"The loss became not-a-number before step {self.step}, so training stopped. {remedy}"
+            f"The loss became not-a-number at step {first_bad:.0f}, so training stopped. {remedy}"
         )
 
     def _interrupted(self, first: int) -> None:
@@ -231,8 +234,8 @@ class Run:
             raise KeyboardInterrupt
         self._stopping = True
         with suppress(RuntimeError):  # a line that is being written cannot be interrupted
-            line = "\n" if self.out.isatty() else ""
-            self._say(f"{line}Ending the step at hand; Ctrl+C again stops at once.")
+            self._end_line()
+            self._say("Ending the step at hand; Ctrl+C again stops at once.")
 
     def train(self) -> bool:
         """Train until the steps, the minutes or the user's patience end; True if all is done.
@@ -246,7 +249,8 @@ class Run:
         started = saved = drawn = logged = self._started = time.monotonic()
         first = mark = self.step
         done = self.step >= self.plan.steps
-        with on_interrupt(lambda: self._interrupted(first)):
+        with on_interrupt(lambda: self._interrupted(first)), ExitStack() as ends:
+            ends.callback(self._end_line)
             while not done and not self._stopping:
                 self.train_step()
                 now = time.monotonic()
@@ -319,15 +323,24 @@ class Run:
         with writing(f"The log {path.name}"), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         done = self.step / self.plan.steps
+        if self.plan.within:
+            done = min(1.0, max(done, self._elapsed() / self.plan.within))
         bar = "█" * round(20 * done) + "·" * (20 - round(20 * done))
         text = (
             f"{self.stage.name} {bar} {self.step}/{self.plan.steps}  loss {means['loss']:.4f}  "
             f"{pictures:.0f} pictures/s  {duration(left)} left"
         )
-        if self.out.isatty():
-            self._say("\r" + text.ljust(96), "\n" if self.step >= self.plan.steps else "")
+        self._line_is_open = self.out.isatty()
+        if self._line_is_open:
+            self._say("\r" + text.ljust(96), "")
         else:
             self._say(text)
+
+    def _end_line(self) -> None:
+        """What is said next begins on a line of its own."""
+        if self._line_is_open:
+            self._line_is_open = False
+            self._say("")
 
     def _say(self, text: str, end: str = "\n") -> None:
         with suppress(OSError):  # a terminal that was closed must not keep a run from saving

@@ -155,13 +155,18 @@ def make_decoder_stage(
 
 
 def _pieces(args: argparse.Namespace, scale: Scale) -> PagePlan:
-    """Pages for an autoencoder. Raises TrainingError for a side that none has."""
+    """Pages for an autoencoder. Raises TrainingError for a side that does not do."""
     pages = _pages(args, group=first(args.batch, pace_of(args, scale).batch), captions=0)
     shortest = min(side for size in pages.sizes for side in size)
     if args.side and args.side > shortest:
         raise TrainingError(
             f"Pieces of side {args.side} do not fit on pages that are {shortest} pixels at their "
             "shortest: choose a smaller --side or a larger --page."
+        )
+    if args.side == 8 and pages.group == 1:
+        raise TrainingError(
+            "A single piece of side 8 is one latent, of which nothing can be learned: choose a "
+            "larger --side or --batch."
         )
     return replace(pages, side=min(scale.side, shortest) if args.side is None else args.side)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from extras.training.base_parts import MODEL_FILE
+from extras.training.checkpoints import prepare_folder
 from extras.training.errors import TrainingError
 from extras.training.loss import LOSS_TYPES
 from extras.training.objectives import LEVELS, OBJECTIVES, WEIGHTINGS
@@ -135,6 +136,8 @@ def make_run(args: argparse.Namespace) -> Run:
     torch.manual_seed(args.seed)
     stage = STAGES[args.stage](args, device, scale)
     pace = pace_of(args, scale)
+    if args.output:  # before the training, not after it
+        prepare_folder(args.output, "--output")
     plan = RunPlan(
         folder=args.folder,
         steps=first(args.steps, pace.steps),

@@ -7,7 +7,7 @@ from itertools import islice
 from random import Random
 
 from extras.training import picturebook
-from extras.training.captions import caption
+from extras.training.captions import caption, with_article
 from extras.training.pages import FIRST_TRAINING_SEED, nearest
 from extras.training.scenes import vocabulary as words
 from extras.training.scenes.scene import Scene
@@ -89,7 +89,7 @@ def open_prompts(count: int) -> list[tuple[str, str]]:
     rng = Random("open prompts")
     drawn = [(rng.choice(list(words.COLORS)), rng.choice(list(words.SUBJECTS)))
              for _ in range(count)]  # fmt: skip
-    return [(f"a {color} {subject}", subject) for color, subject in drawn]
+    return [(with_article(f"{color} {subject}"), subject) for color, subject in drawn]
 
 
 _PAIRS = (
@@ -123,11 +123,26 @@ def sheet_prompts(count: int = 48) -> list[str]:
         faint = words.FAINT_COLORS.get(style, frozenset())
         color = rng.choice([name for name in words.COLORS if name not in faint])
         place = rng.choice(words.SUBJECTS[subject].home or places)
-        where = (
-            f"on a {rng.choice([c for c in words.COLORS if c != color])} background"
-            if place == "plain"
-            else words.PLACES[place].phrases[0]
-        )
-        article = "an" if color[0] in "aeiou" else "a"
-        made.append(f"{article} {color} {subject} {where}, {words.STYLES[style][0]}")
+        ground = ""
+        if place == "plain":
+            ground = rng.choice([name for name in words.COLORS if name != color])
+        made.append(_prompt(color, subject, place, ground, style))
     return made
+
+
+def other_prompts(trials: Sequence[Trial]) -> list[tuple[str, str]]:
+    """For the page of each trial, a prompt with another subject than is there; and that subject."""
+    rng, made = Random("other subjects"), []
+    for scene in (trial.scene for trial in trials):
+        there = {thing.subject for thing in scene.things}
+        subject = rng.choice([name for name in words.SUBJECTS if name not in there])
+        color = scene.things[0].color
+        prompt = _prompt(color, subject, scene.place, scene.place_color, scene.style)
+        made.append((prompt, subject))
+    return made
+
+
+def _prompt(color: str, subject: str, place: str, ground: str, style: str) -> str:
+    """ground: the colour of a plain place."""
+    where = f"on {with_article(ground)} background" if ground else words.PLACES[place].phrases[0]
+    return f"{with_article(color)} {subject} {where}, {words.STYLES[style][0]}"

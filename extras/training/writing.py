@@ -14,7 +14,10 @@ from torch import Tensor
 
 from extras.training.errors import TrainingFolderError
 
-REMEDY = "free some space or make its folder writable, and run the stage again with --resume."
+REMEDY = (
+    "free some space or make its folder writable, and run the stage again with --resume "
+    "(--steps 1 beside it writes what is there and trains no further)."
+)
 _OS_ERROR = re.compile(r"os error (\d+)")
 
 

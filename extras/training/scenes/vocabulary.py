@@ -67,7 +67,7 @@ SUBJECTS: dict[str, SubjectWords] = {
     "bird": SubjectWords("birds", (("songbird", "songbirds"),), "air"),
     "owl": SubjectWords("owls", habit="free", home=("forest",)),
     "penguin": SubjectWords("penguins", home=("snow",)),
-    "fish": SubjectWords("fish", (("little fish", "little fish"),), "water", ("underwater", "sea")),
+    "fish": SubjectWords("fish", habit="water", home=("underwater", "sea")),
     "whale": SubjectWords("whales", habit="water", home=("sea", "underwater")),
     "turtle": SubjectWords("turtles", (("tortoise", "tortoises"),), home=("beach",)),
     "butterfly": SubjectWords("butterflies", habit="air", home=("meadow",)),
@@ -169,6 +169,17 @@ STYLES: dict[str, tuple[str, ...]] = {
     "pixel art": ("pixel art", "8-bit pixel art", "pixelated sprite art"),
     "neon": ("neon", "neon sign", "neon lights", "glowing neon"),
 }
+
+MATERIALS = frozenset({
+    "flat design", "wax crayon", "crayon", "chalk", "chalk on a blackboard", "neon", "neon lights",
+    "glowing neon", "white lines on blueprint paper",
+})  # fmt: skip
+"""Words for a look that a picture is in: there is no "chalk of a cat"."""
+
+UNCOUNTED = frozenset(
+    {"line art", "ink line art", "pixel art", "8-bit pixel art", "pixelated sprite art"}
+)
+"""Those without an article: "pixel art of a cat". All others are both, "a cartoon of a cat"."""
 
 SCALES: dict[str, tuple[str, ...]] = {
     "small": ("small", "little", "tiny"),

@@ -10,6 +10,7 @@ from extras.training import picturebook
 from extras.training.captions import caption
 from extras.training.picturebook import Scene, Thing
 from extras.training.scenes import vocabulary as words
+from extras.training.scenes.finishes import FINISHES
 
 GLUE = {
     "a", "an", "the", "one", "of", "on", "in", "at", "to", "and", "style", "picture", "drawing",
@@ -57,6 +58,47 @@ def test_captions_claim_only_what_is_drawn():
             assert "sunset" not in text
         if scene.time != "night":
             assert "night" not in text.split()
+
+
+SLIPS = (
+    r"\bof (in|on|at|by|under|underwater|among|beside|near|inside|indoors|against|floating)\b",
+    r"\ba [aeiou8](?!ne\b)",
+    r"\ban [^aeiou]",
+    r"\ba (sand dunes|space|woods|underwater|indoors)\b",
+    rf"\ban? ({'|'.join([*words.MATERIALS, *words.UNCOUNTED])}) of\b",
+    rf"\b({'|'.join(words.MATERIALS)}) of\b",
+    r"(rainy|foggy|bright) day.*(night|moon|dusk|sunset|evening)",
+    r"(night|moon|dusk|sunset|evening).*(rainy|foggy|bright) day",
+)
+
+
+@pytest.mark.parametrize("looks", [(), *(looks for _, looks in FINISHES.values())], ids=str)
+def test_captions_are_english(looks):
+    for seed in range(4000):
+        scene = picturebook.scene_from_seed(seed)
+        text = caption(scene, Random(seed), looks)
+        assert not [slip for slip in SLIPS if re.search(slip, text, re.IGNORECASE)], text
+        if looks:
+            assert any(look in text for look in looks)
+
+
+def test_a_size_is_said_of_things_that_have_it_alone():
+    for seed in range(4000):
+        scene = picturebook.scene_from_seed(seed)
+        text = caption(scene, Random(seed)).lower()
+        for scale, names in words.SCALES.items():
+            if scale not in {thing.scale for thing in scene.things}:
+                assert not set(names) & set(text.split()), text
+
+
+def test_words_that_are_no_countable_things_are_those_of_a_look():
+    looks = {word for table in words.STYLES.values() for word in table}
+    looks |= {word for _, table in FINISHES.values() for word in table}
+    assert looks >= words.MATERIALS | words.UNCOUNTED
+    scene = Scene(things=(Thing(subject="cat", color="red"),), place="lake", style="neon")
+    texts = [caption(scene, Random(seed)) for seed in range(400)]
+    assert any(text.endswith(" in neon lights") for text in texts)
+    assert any(text.startswith("a neon sign of a") for text in texts)
 
 
 def test_sides_in_captions_are_the_sides_in_the_picture():

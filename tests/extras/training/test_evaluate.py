@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from extras.training import evaluate, picturebook, trials
 from extras.training.base_parts import MODEL_FILE
 from extras.training.contact_sheet import BYTES, contact_sheet
 from extras.training.detector import DETECTOR_FILE, TOWER_FILE, TOY_TOWER, Detector, FactTower
-from extras.training.evaluate import Evaluation, Row, edge_f1, edges
+from extras.training.evaluate import Evaluation, Row, edge_f1, followed, over
 from extras.training.facts import Reading
 from extras.training.pages import page_sizes
 from extras.training.painter import FEWSTEP_FILE, Order, Painter, PaintSettings
@@ -134,6 +135,12 @@ def test_the_sheets_prompts_hold_every_subject_and_style():
     assert all(phrases[0] in text for phrases in words.STYLES.values())
 
 
+def test_the_articles_of_prompts_are_right():
+    prompts = [*trials.sheet_prompts(200), *(prompt for prompt, _ in trials.open_prompts(200))]
+    assert not [text for text in prompts if re.search(r"\ba [aeiou]|\ban [^aeiou]", text)]
+    assert any(text.startswith("an orange ") for text in prompts)
+
+
 # --- measures ---------------------------------------------------------------------------------
 
 
@@ -150,12 +157,12 @@ def test_equal_edges_agree_and_far_ones_do_not(side, near):
     assert edge_f1(one, np.zeros_like(one)) == 0.0
 
 
-def test_edges_are_those_of_shapes():
-    image = np.zeros((64, 64, 3), np.uint8)
-    image[20:40, 20:40] = 255
-    found = edges(image)
-    assert found.max() == 255
-    assert not found[:15].any()
+def test_a_map_is_followed_by_the_page_that_it_is_of_and_by_no_empty_one():
+    page = picturebook.draw(5, size=(128, 128)).image
+    given = canny_pyramid(page)
+    assert followed(page, given) == 1.0
+    assert followed(np.zeros_like(page), given) == 0.0
+    assert 0.0 < followed(picturebook.draw(6, size=(128, 128)).image, given) < 0.8
 
 
 class Said(Evaluation):
@@ -249,13 +256,54 @@ def test_control_is_led_by_the_programs_own_maps():
     assert [row.of for row in rows] == [2, 2, 2]
 
 
+def test_a_painter_that_returns_the_page_follows_its_map_wholly():
+    blank = blank_painter([])
+    pages = [
+        picturebook.draw_scene(trials.on_page_of(t, ((64, 64),)).scene).image
+        for t in some_trials(2, 1, "subject")
+    ]
+    blank.paint = lambda orders: pages
+    rows = Evaluation(blank, Detector((8, 8, 8, 8)), 2).control()
+    assert [row.figure for row in rows] == [1.0, 1.0, 1.0]
+
+
+def test_inpainting_asks_for_another_subject_where_the_things_are():
+    orders: list[Order] = []
+    blank = blank_painter([])
+    blank.paint = lambda asked: orders.extend(asked) or [order.page for order in asked]
+    blank.round_trip = lambda images: torch.from_numpy(images / 255.0)
+    single = [trials.on_page_of(t, ((64, 64),)) for t in some_trials(2, 1, "subject")]
+    (_, first), (_, second) = trials.other_prompts(single)
+    answers = [Reading(subjects=(s,), colors={}, place="", style="") for s in (first, "nothing")]
+    right, kept = Said(blank, 2, answers).inpainting()
+    assert (right.figure, right.of, right.goal) == (0.5, 2, 0.0)
+    assert kept.line() == f"| {kept.what} | 100.0 dB | 2 |"
+    for order, trial, subject in zip(orders, single, (first, second), strict=True):
+        drawn = picturebook.draw_scene(trial.scene)
+        assert np.array_equal(order.page, drawn.image)
+        assert subject in order.prompt
+        assert subject != trial.scene.things[0].subject
+        for left, top, right_, bottom in drawn.truth.boxes[0]:
+            assert order.mask[top:bottom, left:right_].all()
+
+
+def test_a_mask_is_of_whole_latents():
+    mask = over(((9, 0, 16, 17),), (32, 24))
+    assert mask.shape == (24, 32)
+    assert mask[:24, 8:16].all()
+    assert int(mask.sum()) == 24 * 8
+
+
 def test_the_time_of_a_picture_is_that_of_two_threads():
     blank, threads = blank_painter([]), []
     paint = blank.paint
     blank.paint = lambda orders: threads.append(torch.get_num_threads()) or paint(orders)
     before = torch.get_num_threads()
-    (row,) = Evaluation(blank, Detector((8, 8, 8, 8)), 2).speed()
-    assert threads == [2, 2]
+    row, book = Evaluation(blank, Detector((8, 8, 8, 8)), 2).speed()
+    assert threads == [2, 2, 2, 2]
+    assert [row.what.split(" on ")[0] for row in (row, book)] == [
+        "one picture of 64×64", "one picture of 256×256",
+    ]  # fmt: skip
     assert torch.get_num_threads() == before
     assert "(goal at most 4 s)" in row.line()
     assert asdict(row)["at_most"]
@@ -292,10 +340,12 @@ def test_each_guide_changes_the_picture(painter):
     plain = Order(prompt="a cat", seed=3, size=(64, 64))
     page = picturebook.draw(2, size=(64, 64)).image
     (before,) = painter.paint([plain])
-    guides = {"negative": "a dog", "edges": edges(page)}
-    for name, value in guides.items():
-        (after,) = painter.paint([Order(**{**vars(plain), name: value})])
-        assert int(np.abs(after.astype(int) - before).max()) > 2, name
+    mask = np.zeros((64, 64), bool)
+    mask[:, :32] = True
+    inpainting = {"page": page, "mask": mask}
+    for guide in ({"negative": "a dog"}, {"edges": canny_pyramid(page)}, inpainting):
+        (after,) = painter.paint([Order(**{**vars(plain), **guide})])
+        assert int(np.abs(after.astype(int) - before).max()) > 2, guide.keys()
     (few,) = painter.in_few_steps().paint([plain])
     assert int(np.abs(few.astype(int) - before).max()) > 2
 
@@ -303,7 +353,7 @@ def test_each_guide_changes_the_picture(painter):
 def test_every_row_is_there_with_every_file(models, painter):
     detector = evaluate.load_detector(models, torch.device("cpu"))
     rows = Evaluation(painter, detector, count=3, pages=5).rows()
-    assert len(rows) == 4 + 4 + 1 + 2 + 2 + 1 + 3 + 3 + 1
+    assert len(rows) == 4 + 4 + 1 + 2 + 2 + 1 + 3 + 3 + 2 + 2
     of = {row.what: row.of for row in rows}
     assert of["two subjects both right"] == 3
     assert [of[f"autoencoder round trip at {side} pixels, PSNR"] for side in (64, 256)] == [3, 3]
@@ -325,6 +375,7 @@ def test_rows_without_their_file_say_so(models, tmp_path):
 def test_lines_of_the_table():
     assert Row("a", 0.8512, 0.85, 300).line() == "| a | 85.1 % (goal 85 %) | 300 |"
     assert Row("b", 31.27, 28, 9, "dB").line() == "| b | 31.3 dB (goal 28 dB) | 9 |"
+    assert Row("e", 1.517, 2, 9, "×").line() == "| e | 1.52 × (goal 2 ×) | 9 |"
     assert Row("c", 0.0, 0.9, 0).line() == "| c | nothing to judge | 0 |"
 
 

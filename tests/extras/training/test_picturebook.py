@@ -135,6 +135,23 @@ def test_the_body_has_its_colour(color):
         assert np.mean(far < 16) > 0.3, subject
 
 
+def test_shapes_are_anti_aliased():
+    """Along each row of a flat house's roof, the first pixel of it is between ground and roof."""
+    thing = Thing(subject="house", color="red", scale="large")
+    page = picturebook.draw_scene(
+        Scene(things=(thing,), place="plain", place_color="white", seed=3)
+    )
+    _, top, _, bottom = page.truth.boxes[0][0]
+    height = bottom - top
+    green = page.image[top + height // 10 : top + 4 * height // 10, :, 1].astype(int)
+    ground = green[:, 0]
+    edge = (np.abs(green - ground[:, None]) > 8).argmax(axis=1)
+    rows = np.arange(len(green))
+    first, roof = green[rows, edge], green[rows, edge + 4]
+    assert len(rows) > 40
+    assert np.mean((roof + 8 < first) & (first < ground - 8)) > 0.9
+
+
 def test_no_bright_seams_at_the_borders_of_a_dark_picture():
     """Smooth ground has no bright or dark lines where bands and shapes meet."""
     scene = Scene(things=(), place="plain", place_color="black", seed=1)

@@ -1,16 +1,21 @@
 """The model in models/builtin: it loads whole, and paints what it is told to."""
 
+import cv2
 import numpy as np
 import pytest
 
+from extras.training import picturebook
 from extras.training.base_parts import MODEL_FILE
+from extras.training.evaluate import over
 from extras.training.painter import Order, Painter, PaintSettings
+from extras.training.scenes.scene import Scene, Thing
 from ldm_patched.modules.model_base import LoadReport
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy
 from tests.support.page_server import REPOSITORY
 
 BUILTIN = REPOSITORY / "models" / "builtin"
 BLUEPRINT = "easel-mini-blueprint.safetensors"
+HALFTONE = "easel-mini-halftone.safetensors"
 CHANNELS = ("red", "green", "blue")
 
 
@@ -59,3 +64,32 @@ def test_the_look_of_blueprints_is_blue(painter):
     blue = CHANNELS.index("blue")
     looks = [stands_out(p, prompts)[:, blue] for p in (painter, painter.with_lora(BLUEPRINT))]
     assert (looks[1] > looks[0] + 20).all()
+
+
+def test_the_look_of_halftones_is_brown(painter):
+    """Of toned paper and brown ink, also where the ground would be blue."""
+    prompts = {"plain": "a cat", "blue": GROUNDS["blue"]}
+    looks = [stands_out(p, prompts) for p in (painter, painter.with_lora(HALFTONE))]
+    red, blue = CHANNELS.index("red"), CHANNELS.index("blue")
+    assert (looks[1][:, red] > looks[1][:, blue] + 20).all()
+    assert looks[1][1, blue] < looks[0][1, blue] - 20
+
+
+def test_inpainting_paints_what_is_asked_inside_the_mask_and_keeps_the_rest(painter):
+    cat = Thing(subject="cat", color="black")
+    scene = Scene(things=(cat,), place="plain", place_color="white", size=painter.sizes[0])
+    page = picturebook.draw_scene(scene)
+    mask = over(page.truth.boxes[0], page.size)
+    prompt = "a red heart on a white background, flat illustration"
+    orders = [
+        Order(prompt=prompt, seed=seed, size=page.size, page=page.image, mask=mask)
+        for seed in range(3)
+    ]
+    back = painter.round_trip(page.image[None])[0].numpy() * 255.0
+    outside = cv2.dilate(mask.astype(np.uint8), np.ones((17, 17), np.uint8)) == 0
+    for image in painter.paint(orders):
+        change = image - back
+        assert np.abs(change[outside]).mean() < 6
+        assert np.abs(change[outside]).max() < 20
+        red, green, blue = change[mask].mean(axis=0)
+        assert red > max(green, blue) + 40

@@ -395,6 +395,10 @@ def test_an_empty_folder_and_a_broken_picture_are_named(tmp_path):
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(TrainingFolderError, match=r"x\.png"):
         open_folder(tmp_path)
+    with pytest.raises(TrainingFolderError, match=r"'x\.png' is a file: .*--pictures"):
+        open_folder(tmp_path / "x.png")
+    with pytest.raises(TrainingFolderError, match=r"'mine' is not there: .*--pictures"):
+        open_folder(tmp_path / "mine")
 
 
 @pytest.mark.parametrize("damage", ["chunk", "exif"])

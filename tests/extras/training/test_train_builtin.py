@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from extras.training import train_builtin
+from extras.training import checkpoints, train_builtin
 from extras.training.options import refuse_foreign
 from extras.training.stage_vae import VAE_FILE
 
@@ -48,6 +48,33 @@ def test_the_command_line_trains_resumes_and_ends(tmp_path, capsys):
     assert train_builtin.main([*line, "--resume"]) == 0
     assert "Stage vae is done: vae.safetensors in run." in capsys.readouterr().err
     assert (tmp_path / "run" / VAE_FILE).stat().st_size > 1e6
+
+
+def test_an_output_that_cannot_be_written_to_is_named_before_the_training(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setitem(train_builtin.STAGES, "base", lambda *_: None)
+    line = ["--stage", "base", "--device", "cpu", "--folder", str(tmp_path / "run"),
+            "--output", str(tmp_path / "file" / "models")]  # fmt: skip
+    assert train_builtin.main(line) == 1
+    assert "folder 'models' cannot be written to" in (said := capsys.readouterr().err)
+    assert "another one with --output" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_result_could_not_be_written_is_finished_without_training(tmp_path, capsys):
+    line = ["--stage", "vae", "--size", "toy", "--device", "cpu", "--folder", str(tmp_path / "run"),
+            "--batch", "1", "--page", "64", "--side", "32", "--workers", "0",
+            "--within", "0.000001"]  # fmt: skip
+    (tmp_path / "run" / VAE_FILE).mkdir(parents=True)
+    assert train_builtin.main(line) == 1
+    assert "--steps 1 beside it" in capsys.readouterr().err
+    (tmp_path / "run" / VAE_FILE).rmdir()
+    assert train_builtin.main([*line, "--resume", "--steps", "1"]) == 0
+    assert (tmp_path / "run" / VAE_FILE).is_file()
+    kept = checkpoints.list_checkpoints(tmp_path / "run" / "vae")
+    assert [path.name for path in kept] == ["step-00000001"]
 
 
 @pytest.mark.parametrize("stage", ["vae", "lora"])
@@ -136,6 +163,8 @@ def test_pieces_fit_on_the_pages(tmp_path, capsys):
     assert run.stage.pages.side == 96
     assert train_builtin.main([*line, "--side", "128"]) == 1
     assert "side 128 do not fit on pages that are 96 pixels" in capsys.readouterr().err
+    assert train_builtin.main([*line, "--side", "8", "--batch", "1"]) == 1
+    assert "A single piece of side 8 is one latent" in capsys.readouterr().err
 
 
 def test_an_absent_device_is_named(tmp_path, capsys):

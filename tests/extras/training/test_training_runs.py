@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from io import StringIO
 from itertools import pairwise, repeat
@@ -221,18 +222,19 @@ def test_finishing_writes_the_averaged_weights_and_keeps_the_trained_ones(with_v
     assert not torch.equal(seen[f"model/{name}"], before[f"model/{name}"])
 
 
-def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
-    run = vae_run(tmp_path, steps=9)
+@pytest.mark.parametrize("log_seconds", [0, 1e9])  # after each step, after the last one
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(log_seconds, tmp_path):
+    run = vae_run(tmp_path, steps=9, log_seconds=log_seconds)
     compute = run.stage.compute_loss
 
     def spoil(step: int):
         loss, numbers = compute(step)
         if step == 2:
             run.save()
-        return (loss * float("nan") if step == 3 else loss), numbers
+        return (loss * float("nan") if step >= 3 else loss), numbers
 
     run.stage.compute_loss = spoil
-    with pytest.raises(TrainingDiverged, match=r"step 4.*vae/step-00000002.*--learning-rate"):
+    with pytest.raises(TrainingDiverged, match=r"at step 3,.*vae/step-00000002.*--learning-rate"):
         run.train()
     kept = checkpoints.list_checkpoints(tmp_path / "vae")
     assert [path.name for path in kept] == ["step-00000002"]
@@ -426,7 +428,7 @@ def test_a_file_that_a_killed_run_left_half_goes_with_the_next(tmp_path, ended):
 
 def test_nan_before_the_first_checkpoint_says_to_begin_again(tmp_path):
     run = vae_run(tmp_path)
-    run._bad += float("nan")
+    run._first_bad.fill_(0)
     with pytest.raises(TrainingDiverged, match="no checkpoint yet: begin again with a smaller"):
         run.save()
 
@@ -591,7 +593,7 @@ def test_a_step_in_bfloat16_on_the_cpu_stays_finite(with_vae):
     assert seen == [torch.bfloat16]
     assert all(bool(torch.isfinite(w).all()) for w in run._tensors().values())
     assert float(run._sums["loss"]) > 0
-    assert float(run._bad) == 0
+    assert float(run._first_bad) == float("inf")
 
 
 def test_texts_are_left_out_as_often_as_the_plan_says(with_vae, tmp_path):
@@ -612,6 +614,34 @@ def test_the_progress_line_tells_what_is_left(tmp_path):
     run._log(3.0, 754.0)
     line = "vae █████··············· 1/4  loss 0.5000  6 pictures/s  12:34 left"
     assert run.out.getvalue() == "\r" + line.ljust(96)
+
+
+def test_the_bar_of_a_run_by_the_clock_fills_with_its_minutes(tmp_path):
+    run = vae_run(tmp_path, steps=10_000, within=4.0)
+    run.prepare()
+    run._elapsed = lambda: 3.0
+    run.step, run._sums, run._summed = 1, {"loss": torch.tensor(1.0)}, 1
+    run._log(3.0, 60.0)
+    assert run.out.getvalue().startswith(f"vae {'█' * 15}{'·' * 5} 1/10000 ")
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("ending", ["steps", "minutes", "within", "interrupt", "nan"])
+def test_what_is_said_after_the_progress_line_has_a_line_of_its_own(ending, tmp_path):
+    run = interrupted_run(tmp_path, ending == "interrupt")
+    run.out.isatty = lambda: True
+    ends = {"steps": {"steps": 2}, "minutes": {"minutes": 1e-9}, "within": {"within": 1e-9}}
+    run.plan = replace(run.plan, **ends.get(ending, {}))
+    if ending == "nan":
+        compute = run.stage.compute_loss
+        run.stage.compute_loss = lambda step: (compute(step)[0] * (1, float("nan"))[step], {})
+    with pytest.raises(TrainingDiverged) if ending == "nan" else nullcontext():
+        run.train()
+    run._say("Next.")
+    *lines, last, empty = run.out.getvalue().split("\n")
+    assert (last, empty) == ("Next.", "")
+    assert lines[0].startswith("\rvae ")
+    assert all(line.startswith("\r") == ("pictures/s" in line) for line in lines)
 
 
 def test_durations():

@@ -1,18 +1,22 @@
 """What a preset comes to where files are missing."""
 
+from pathlib import Path
+
 import pytest
 
 from modules.library.catalog import Catalog
 from modules.library.preset_fit import CHOSEN, fit_preset, refit_preset, with_preset
 from modules.prompt.styles import Style, StyleBook
 from modules.settings.config import load_settings
-from modules.settings.presets import Preset
+from modules.settings.presets import Preset, load_presets
 from modules.spec.errors import SpecError
 from modules.spec.performance import MODES
 from modules.spec.resolving import resolve_spec
 from modules.spec.sizes import SDXL
 from modules.spec.task_spec import TaskSpec
 
+ROOT = Path(__file__).parents[3]
+BUILTIN = "builtin/easel-mini.safetensors"
 PRESET = Preset(
     name="p",
     title="P",
@@ -85,6 +89,20 @@ def test_the_first_model_there_is_takes_over(tmp_path):
     fitted = fit_preset(PRESET, catalog(tmp_path, "checkpoints/any.safetensors"), STYLES)
     assert fitted.settings["checkpoint"] == ""
     assert "any.safetensors paints" in fitted.sentences[0]
+
+
+def test_the_small_models_preset_paints_with_it_beside_another_one(tmp_path):
+    small = load_presets(ROOT)["builtin"]
+    own = catalog(tmp_path, "checkpoints/any.safetensors")
+    (said,) = fit_preset(small, own, STYLES).sentences
+    assert said == f"{BUILTIN} is not there yet, so any.safetensors paints."
+    shipped = tmp_path / "models" / BUILTIN
+    shipped.parent.mkdir()
+    shipped.write_bytes(b"")
+    fitted = fit_preset(small, own, STYLES)
+    assert (fitted.settings["checkpoint"], fitted.sentences) == (BUILTIN, ())
+    asked = with_preset(TaskSpec(preset="builtin"), {"builtin": small}, own, STYLES, {})
+    assert asked.checkpoint == BUILTIN
 
 
 def test_without_any_model_it_says_what_to_get(tmp_path):

@@ -11,6 +11,7 @@ from modules.spec.errors import ConfigError, SpecError
 from modules.spec.task_spec import TaskSpec
 
 ROOT = Path(__file__).parents[3]
+BUILTIN = "builtin/easel-mini.safetensors"
 DOWNLOAD = {"file": "a.safetensors", "folder": "checkpoints", "url": "https://example.org/a"}
 
 
@@ -29,7 +30,7 @@ def test_the_presets_that_ship_are_sound():
     assert download.size == 6_938_078_334 and download.sha256
     assert presets["fast"].apply().steps < 30
     for preset in presets.values():  # nothing is named that nobody can get
-        known = {download.file for download in preset.downloads}
+        known = {download.file for download in preset.downloads} | {BUILTIN}
         named = {preset.settings.get("checkpoint"), preset.settings.get("vae")} - {None}
         named |= {lora["name"] for lora in preset.settings.get("loras", ())}
         assert named <= known, preset.name
@@ -86,6 +87,8 @@ def test_the_table_of_presets(name, model, refiner, loras, cfg, styles, expands,
 def test_the_small_models_preset_and_turbos():
     presets = load_presets(ROOT)
     assert (presets["builtin"].settings["sharpness"], presets["builtin"].downloads) == (0.0, ())
+    assert presets["builtin"].settings["checkpoint"] == BUILTIN
+    assert (ROOT / "models" / BUILTIN).is_file()
     assert presets["turbo"].apply().performance == "turbo"
 
 

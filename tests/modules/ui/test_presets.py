@@ -365,6 +365,19 @@ def test_a_start_that_names_no_preset_tells_nobody_of_missing_files(context):
     assert "big.safetensors is not there yet." in context.notices.sentences()[0]
 
 
+def test_a_start_with_nothing_but_the_small_model_is_quiet_and_takes_it(context):
+    name = "builtin/easel-mini.safetensors"
+    context.presets["builtin"] = load_presets(SHIPPED.parent)["builtin"]
+    shutil.rmtree(context.settings.models_path)
+    shipped = context.settings.root / "models" / name
+    shipped.parent.mkdir(parents=True)
+    shipped.write_bytes(b"")
+    for words in ([], ["--preset", "builtin"]):
+        context.settings = load_settings(words, {}, root=context.settings.root)
+        assert initial_spec(context).checkpoint == name
+        assert context.notices.sentences() == []
+
+
 def test_deleting_asks_once(context):
     page = Page(context)
     save_preset(context.settings.root, context.presets, "Mine", TaskSpec(steps=9))
