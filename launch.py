@@ -180,7 +180,8 @@ def check_disk(venv: Path, choice: str) -> None:
     needed = FREE_BYTES_NEEDED["beside torch" if has_torch(venv, choice) else kind]
     if "EASEL_FREE_BYTES_NEEDED" in os.environ:
         needed = int(os.environ["EASEL_FREE_BYTES_NEEDED"])
-    there = next(folder for folder in venv.parents if folder.exists())
+    # The folder itself, too: it may be a disk of its own.
+    there = next(folder for folder in (venv, *venv.parents) if folder.exists())
     free = shutil.disk_usage(str(there)).free
     if free < needed:
         raise LaunchError(

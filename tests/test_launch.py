@@ -308,6 +308,19 @@ def test_too_little_disk_is_said_before_anything_is_made(checkout):
     assert not (checkout / ".venv").exists()
 
 
+@pytest.mark.parametrize(("folder", "asked"), [("disk", "disk"), ("disk/not/yet", "disk")])
+def test_the_disk_that_is_asked_is_the_one_that_takes_the_environment(
+    launcher, tmp_path, monkeypatch, folder, asked
+):
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setenv("EASEL_FREE_BYTES_NEEDED", "9")
+    full = shutil.disk_usage(tmp_path)._replace(free=0)
+    usage = {str(tmp_path / asked): full}
+    monkeypatch.setattr(launcher.shutil, "disk_usage", usage.__getitem__)
+    with pytest.raises(launcher.LaunchError, match="GB free"):
+        launcher.check_disk(tmp_path / folder, "cpu")
+
+
 def test_with_torch_there_less_disk_is_needed(launcher, tmp_path, monkeypatch):
     write_checkout(tmp_path)
     (tmp_path / "requirements.txt").write_text("torch==2.0\n")
