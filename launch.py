@@ -591,7 +591,7 @@ def end_on_signals() -> None:
     """Have a request to end interrupt an install as Ctrl+C does. The program it becomes has its
     own way; what the caller chose to ignore (nohup) stays ignored.
     """
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):  # not every system has them all
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)

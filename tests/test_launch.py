@@ -547,6 +547,25 @@ def test_unreachable_index_falls_back_and_says_so(launcher, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGBREAK"])
+def test_a_request_to_end_is_as_ctrl_c_unless_the_caller_ignores_it(launcher, monkeypatch, name):
+    monkeypatch.setattr(launcher.signal, "SIGBREAK", signal.SIGUSR1, raising=False)
+    number = getattr(launcher.signal, name)
+    names = ("SIGTERM", "SIGHUP", "SIGBREAK")
+    before = {each: signal.getsignal(getattr(launcher.signal, each)) for each in names}
+    try:
+        signal.signal(number, signal.SIG_IGN)
+        launcher.end_on_signals()
+        assert signal.getsignal(number) is signal.SIG_IGN
+        signal.signal(number, signal.SIG_DFL)
+        launcher.end_on_signals()
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        for each, handler in before.items():
+            signal.signal(getattr(launcher.signal, each), handler)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_signal_ends_the_program_and_leaves_no_orphan(installed):
     checkout = installed
     (checkout / "webui.py").write_text(
