@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import json
 import os
@@ -40,6 +41,9 @@ TORCH_INDEXES = {
     "xpu": "https://download.pytorch.org/whl/xpu",
 }
 ASKED = "asked:"
+
+# What the system says of a lock that somebody else holds; anything else is a disk without locks.
+HELD_ELSEWHERE = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 
 
 class LaunchError(Exception):
@@ -283,7 +287,10 @@ def log_file() -> Path:
 
 @contextlib.contextmanager
 def only_one_install():
-    """Hold a lock file's OS lock: a second launcher waits, and a crash frees it by itself."""
+    """Hold a lock file's OS lock: a second launcher waits, and a crash frees it by itself.
+
+    On a disk without locks it goes on all the same.
+    """
     with open(ROOT / ".easel" / "install.lock", "a+b") as lock:
         told = False
         while True:
@@ -297,7 +304,10 @@ def only_one_install():
 
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except OSError as error:
+                if error.errno not in HELD_ELSEWHERE:
+                    say("The disk of this folder knows no file locks: start no second launch yet.")
+                    break
                 if not told:
                     say("Another launch is installing; waiting for it.")
                 told = True

@@ -1,5 +1,6 @@
 """launch.py: real virtual environments, a pip that fails for real, no network."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -283,6 +284,24 @@ def test_a_wait_for_another_install_is_told_once(launcher, tmp_path, monkeypatch
             pass
     assert len(naps) == 3
     assert capsys.readouterr().out.count("Another launch is installing") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_does_not_hold_an_install_up(
+    launcher, tmp_path, monkeypatch, capsys, code
+):
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(launcher, "ROOT", tmp_path)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(launcher.time, "sleep", lambda _seconds: 1 / 0)
+    launcher.log_file()
+    with launcher.only_one_install():
+        assert "knows no file locks" in capsys.readouterr().out
 
 
 def test_garbage_stamp_means_no_install(checkout, launcher):
