@@ -453,11 +453,9 @@ def follow_pip(process: subprocess.Popen[str], log: Path, title: str) -> int:
         for text in process.stdout or ():
             out.write(text)
             out.flush()
-            package = re.match(r"\s*(?:Collecting|Downloading|Using cached) ([\w.-]+)", text)
-            if package:
-                line.detail = package.group(1).split("-")[0][:40]
-            elif text.startswith("Installing collected"):
-                line.detail = "unpacking"
+            step = PIP_STEP.match(text)
+            if step:
+                line.detail = (step.group(1) or "unpacking")[:40]
         return process.wait()
 
 
@@ -471,22 +469,65 @@ def end_with_children(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
+# How pip's lines begin as it goes on: with a package (the group), then with all of them.
+PIP_STEP = re.compile(
+    r"^\s*(?:(?:Collecting|Downloading|Using cached) (?:\S*/)?([\w.]+(?:-[A-Za-z][\w.]*)*)"
+    r"|Installing collected packages)",
+    re.M,
+)
+# The package that an error of pip's is about.
+PIP_NAMES = re.compile(
+    r"(?:No matching distribution found for|Could not find a version that satisfies the "
+    r"requirement|Could not install requirement|Failed building wheel for|Failed to build"
+    r"|Wheel(?= ')) '?([\w.\-\[\]]+)"
+)
+# What is wrong when pip's last words have this in them; the first that fits counts.
+FAILURES = (
+    (
+        r"No space left on device|Errno 28|WinError 112|not enough space",
+        "the disk is full: free some space",
+    ),
+    (
+        r"Read-only file system|Permission denied|Errno 13|Errno 30",
+        "its folder cannot be written to: move Easel to a folder of yours",
+    ),
+    (
+        r"SSLError|CERTIFICATE_VERIFY_FAILED|confirming the ssl certificate",
+        "the package registry's certificate is not accepted: check this computer's clock, or set "
+        "PIP_CERT to the certificate of your network",
+    ),
+    (
+        r"HTTP error 4\d\d|4\d\d Client Error|ProxyError|Tunnel connection failed",
+        "the package registry or a proxy refuses it: check pip's index and proxy settings",
+    ),
+    (
+        r"HTTP error 5\d\d|5\d\d Server Error|too many 5\d\d error responses",
+        "the package registry is out of order: wait a while",
+    ),
+    (
+        r"Wheel '.*is invalid|IncompleteRead|incomplete-download|Connection (?:broken|reset)",
+        "its download was cut off: check the connection",
+    ),
+    (
+        r"Name or service|Temporary failure|NewConnectionError|timed out",
+        "the package registry cannot be reached: check the connection",
+    ),
+    (
+        r"from versions: none",
+        "the package registry offers none: check the connection and pip's index settings",
+    ),
+    ("", "the log names the cause"),
+)
+
+
 def explain_failure(text: str, title: str) -> str:
     """One sentence for a failed install: which package, why, what to do, where the log is."""
-    package = re.search(
-        r"(?:No matching distribution found for|Could not find a version that satisfies the "
-        r"requirement|Failed building wheel for|Failed to build) '?([\w.\-\[\]]+)",
-        text,
-    )
-    what = package.group(1) if package else title
-    if re.search(r"No space left on device|Errno 28|WinError 112|not enough space", text):
-        reason = "the disk is full: free some space"
-    elif re.search(r"Read-only file system|Permission denied|Errno 13|Errno 30", text):
-        reason = "its folder cannot be written to: move Easel to a folder of yours"
-    elif re.search(r"Name or service|Temporary failure|NewConnectionError|timed out", text):
-        reason = "the package registry cannot be reached: check the connection"
-    else:
-        reason = "the log names the cause"
+    steps = list(PIP_STEP.finditer(text))
+    said = text[steps[-1].end() :] if steps else text
+    said = re.sub(r".*Retry\(total=[1-9].*", "", said)  # the next try may have gone well
+    named = PIP_NAMES.search(said) or (steps[-1] if steps else None)
+    what = (named and named.group(1)) or title
+    reason = next(reason for pattern, reason in FAILURES if re.search(pattern, said))
     return f"Installing {what} failed, {reason}, then start again (log: {shown(log_file())})."
 
 

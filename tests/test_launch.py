@@ -448,6 +448,84 @@ def test_missing_venv_module_names_the_remedy(launcher, monkeypatch, module):
         ("error: Failed building wheel for psutil", "psutil", "log names"),
         ("NewConnectionError ... No matching distribution found for einops", "einops", "registry"),
         ("PermissionError: [Errno 13] Permission denied", "requirements.txt", "written to"),
+        (
+            "  Downloading bigpkg-1.0-py3-none-any.whl (100 kB)\n"
+            "ERROR: Wheel 'bigpkg' located at /tmp/pip-unpack-x/bigpkg-1.0.whl is invalid.",
+            "bigpkg",
+            "cut off: check the connection",
+        ),
+        (
+            "Collecting torch==2.13.0 (from -r requirements.txt (line 2))\n"
+            "  Downloading https://mirror.test/whl/cpu/torch-2.13.0%2Bcpu-cp312.whl (190 MB)\n"
+            "ERROR: Exception:\nTraceback (most recent call last):\n"
+            'ProtocolError: ("Connection broken: IncompleteRead(12 bytes read, 34 more expected)"',
+            "torch",
+            "cut off",
+        ),
+        (
+            "Collecting typing-extensions>=4.10 (from torch)\nERROR: Exception:\n"
+            "ProtocolError: (\"Connection broken: ConnectionResetError(104, 'Connection reset",
+            "typing-extensions",
+            "cut off",
+        ),
+        ("Collecting numpy\nerror: incomplete-download\n\n× Download failed", "numpy", "cut off"),
+        (
+            "Collecting bigpkg\n  ERROR: HTTP error 403 while getting http://h/bigpkg-1.0.whl\n"
+            "ERROR: Could not install requirement bigpkg from http://h/bigpkg-1.0.whl because of "
+            "HTTP error 403 Client Error: Forbidden for url",
+            "bigpkg",
+            "refuses it: check pip's index and proxy",
+        ),
+        (
+            "Collecting bigpkg\nERROR: Could not install packages due to an OSError: Max retries "
+            "exceeded with url: /f (Caused by ResponseError('too many 503 error responses'))",
+            "bigpkg",
+            "wait a while",
+        ),
+        (
+            "Could not fetch URL https://h/einops/: There was a problem confirming the ssl "
+            "certificate: (Caused by SSLError(SSLCertVerificationError(1, ''))) - skipping\n"
+            "ERROR: No matching distribution found for einops",
+            "einops",
+            "PIP_CERT",
+        ),
+        (
+            "Collecting torch\n  Downloading torch-2.13.0.whl (900 MB)\n"
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on",
+            "torch",
+            "disk is full",
+        ),
+        (
+            "Downloading last-1.0.whl (1 kB)\nInstalling collected packages: first, last\n"
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on",
+            "requirements.txt",
+            "disk is full",
+        ),
+        (
+            "ERROR: Could not find a version that satisfies the requirement torch==2.13.0 "
+            "(from versions: none)\nERROR: No matching distribution found for torch==2.13.0",
+            "torch",
+            "offers none",
+        ),
+        (
+            "WARNING: Retrying (Retry(total=0, connect=None)) after connection broken by "
+            "'ConnectTimeoutError(\"timed out\")': /simple/torch/\n"
+            "ERROR: Could not find a version that satisfies the requirement torch==2.13.0 "
+            "(from versions: none)\nERROR: No matching distribution found for torch==2.13.0",
+            "torch",
+            "cannot be reached",
+        ),
+        (
+            "WARNING: Retrying (Retry(total=0, connect=None)) after connection broken by "
+            "'ReadTimeoutError(\"Read timed out.\")': /simple/numpy/\n"
+            "Collecting numpy\n  Downloading numpy-2.0.whl (20 MB)\n"
+            "WARNING: Retrying (Retry(total=4, connect=None)) after connection broken by "
+            "'ReadTimeoutError(\"Read timed out.\")': /simple/torch/\n"
+            "ERROR: Could not find a version that satisfies the requirement torch==9 "
+            "(from versions: 2.13.0)\nERROR: No matching distribution found for torch==9",
+            "torch",
+            "log names",
+        ),
     ],
 )
 def test_failures_are_explained(launcher, text, package, words):
