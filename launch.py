@@ -31,6 +31,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 OLDEST, NEWEST = (3, 11), (3, 13)
+OLDEST_MACOS = 14
 FREE_BYTES_NEEDED = {"cpu": 3 * 2**30, "accelerated": 10 * 2**30, "beside torch": 2**30}
 
 # Where PyTorch builds for each accelerator are published. None is the registry's own build.
@@ -153,6 +154,33 @@ def check_python() -> None:
     )
 
 
+def check_platform() -> None:
+    """Raise LaunchError where PyTorch has no build for this system or this interpreter."""
+    if sys.maxsize < 2**32:
+        raise LaunchError(
+            "This Python is a 32-bit one, for which there is no PyTorch: install a 64-bit Python "
+            "and start with it."
+        )
+    if sys.platform != "darwin":
+        return
+    if platform.machine() != "arm64" and "ARM64" in platform.version():  # the kernel's words
+        raise LaunchError(
+            "This Python is one for Intel Macs, for which there is no new PyTorch: install the "
+            "arm64 one that this Mac can run, and start with it."
+        )
+    if platform.machine() != "arm64":
+        raise LaunchError(
+            "PyTorch is no longer made for Intel Macs: run Easel on a Mac with Apple silicon, on "
+            "Linux or on Windows; its page opens in this Mac's browser, too."
+        )
+    release = platform.mac_ver()[0]
+    if release and int(release.split(".")[0]) < OLDEST_MACOS:
+        raise LaunchError(
+            f"PyTorch needs macOS {OLDEST_MACOS} or newer, this is {release}: update macOS and "
+            "start again."
+        )
+
+
 def check_venv_module() -> None:
     """Raise LaunchError when Python came without the parts that make virtual environments."""
     try:
@@ -200,7 +228,7 @@ def check_disk(venv: Path, choice: str) -> None:
 def find_accelerator() -> str:
     """cuda, rocm, xpu, mps or cpu: what this computer offers, told without any driver library."""
     if sys.platform == "darwin":
-        return "mps" if platform.machine() == "arm64" else "cpu"
+        return "mps"
     if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists():
         return "cuda"
     if sys.platform.startswith("linux"):
@@ -652,6 +680,7 @@ def main(arguments: list[str]) -> int:
     """Run one verb. Raises LaunchError."""
     end_on_signals()
     check_python()
+    check_platform()
     first = arguments[0] if arguments else ""
     if first in ("-h", "--help", "help"):
         return print_help()

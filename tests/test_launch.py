@@ -427,6 +427,38 @@ def test_wrong_python_is_one_sentence(launcher, monkeypatch, version):
         launcher.check_python()
 
 
+@pytest.mark.parametrize(
+    ("machine", "kernel", "release", "words"),
+    [
+        ("x86_64", "Darwin Kernel Version 22.6.0: RELEASE_X86_64", "13.6", "Intel Macs: run Easel"),
+        ("x86_64", "Darwin Kernel Version 24.1.0: RELEASE_ARM64_T6000", "15.1", "the arm64 one"),
+        ("arm64", "Darwin Kernel Version 22.6.0: RELEASE_ARM64_T8103", "13.6.1", "this is 13.6.1:"),
+        ("arm64", "Darwin Kernel Version 23.0.0: RELEASE_ARM64_T8103", "14.0", None),
+        ("arm64", "Darwin Kernel Version 25.0.0: RELEASE_ARM64_T8132", "26.0", None),
+    ],
+)
+def test_a_mac_without_a_pytorch_is_one_sentence(
+    launcher, monkeypatch, machine, kernel, release, words
+):
+    monkeypatch.setattr(launcher.sys, "platform", "darwin")
+    monkeypatch.setattr(launcher.platform, "machine", lambda: machine)
+    monkeypatch.setattr(launcher.platform, "version", lambda: kernel)
+    monkeypatch.setattr(launcher.platform, "mac_ver", lambda: (release, ("", "", ""), machine))
+    monkeypatch.setattr(launcher, "set_up", lambda *_: 7)
+    monkeypatch.setattr(launcher, "end_on_signals", lambda: None)
+    if words is None:
+        assert launcher.main(["setup"]) == 7
+    else:
+        with pytest.raises(launcher.LaunchError, match=words):
+            launcher.main(["setup"])
+
+
+def test_a_32_bit_python_is_one_sentence(launcher, monkeypatch):
+    monkeypatch.setattr(launcher.sys, "maxsize", 2**31 - 1)
+    with pytest.raises(launcher.LaunchError, match="64-bit Python"):
+        launcher.check_platform()
+
+
 def test_syntax_is_readable_for_old_pythons():
     import ast
 
@@ -550,15 +582,12 @@ def test_failures_are_explained(launcher, text, package, words):
         ("win32", [], "cpu"),
         ("win32", ["nvidia-smi"], "cuda"),
         ("darwin", [], "mps"),
-        ("darwin x86_64", [], "cpu"),
     ],
 )
 def test_accelerator_is_found(launcher, monkeypatch, tmp_path, system, there, accelerator):
-    system, _, machine = system.partition(" ")
     for name in there:
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.setattr(launcher.sys, "platform", system)
-    monkeypatch.setattr(launcher.platform, "machine", lambda: machine or "arm64")
     monkeypatch.setattr(launcher.shutil, "which", lambda name: name if name in there else None)
     monkeypatch.setattr(launcher, "Path", lambda path: tmp_path / path.lstrip("/"))
     assert launcher.find_accelerator() == accelerator
