@@ -21,7 +21,6 @@ import platform
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -38,10 +37,23 @@ FREE_BYTES_NEEDED = {"cpu": 3 * 2**30, "accelerated": 10 * 2**30, "beside torch"
 TORCH_INDEXES = {
     "cpu": "https://download.pytorch.org/whl/cpu",
     "cuda": "https://download.pytorch.org/whl/cu130",
+    "cuda12": "https://download.pytorch.org/whl/cu126",
     "rocm": "https://download.pytorch.org/whl/rocm7.2",
     "xpu": "https://download.pytorch.org/whl/xpu",
 }
-ASKED = "asked:"
+BUILD_NAMES = {
+    "cpu": "CPU",
+    "cuda": "CUDA",
+    "cuda12": "CUDA 12.6",
+    "rocm": "ROCm (AMD)",
+    "xpu": "XPU (Intel)",
+}
+ASKED, FALLBACK = "asked:", "instead of:"
+# The cards, not the graphics inside processors, that PyTorch's ROCm builds are compiled for.
+ROCM_TARGETS = {
+    "gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx950", "gfx1030",
+    "gfx1100", "gfx1101", "gfx1102", "gfx1200", "gfx1201",
+}  # fmt: skip
 
 # What the system says of a lock that somebody else holds; anything else is a disk without locks.
 HELD_ELSEWHERE = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
@@ -207,7 +219,7 @@ def has_torch(venv: Path, choice: str) -> bool:
 def check_disk(venv: Path, choice: str) -> None:
     """Raise LaunchError when the disk cannot take what is still to come. choice: torch_choice."""
     named = choice.replace(ASKED, "")
-    accelerator = named if named in TORCH_INDEXES else find_accelerator()
+    accelerator = named if named in TORCH_INDEXES else find_accelerator()[0]
     kind = "cpu" if accelerator in ("cpu", "mps") else "accelerated"
     needed = FREE_BYTES_NEEDED["beside torch" if has_torch(venv, choice) else kind]
     if "EASEL_FREE_BYTES_NEEDED" in os.environ:
@@ -225,26 +237,88 @@ def check_disk(venv: Path, choice: str) -> None:
 # ---- PyTorch's build ---------------------------------------------------------------------------
 
 
-def find_accelerator() -> str:
-    """cuda, rocm, xpu, mps or cpu: what this computer offers, told without any driver library."""
+def find_accelerator() -> tuple[str, str]:
+    """(cuda, cuda12, rocm, xpu, mps or cpu: what this computer offers, why a card that is there
+    gets no better one or ""), told without any driver library.
+    """
     if sys.platform == "darwin":
-        return "mps"
-    if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists():
-        return "cuda"
+        return "mps", ""
+    why = ""
+    if has_nvidia():
+        build, why = nvidia_build(ask_nvidia())
+        if build != "cpu":
+            return build, why
     if sys.platform.startswith("linux"):
-        if Path("/dev/kfd").exists():
-            return "rocm"
+        targets = amd_targets() if Path("/dev/kfd").exists() else set()
+        if targets & ROCM_TARGETS:
+            return "rocm", ""
+        if targets:
+            names = ", ".join(sorted(targets))
+            hint = "EASEL_TORCH_INDEX=rocm takes it all the same"
+            why = why or f"the ROCm build is not for AMD's {names}; {hint}"
         drivers = Path("/sys/bus/pci/drivers")
         # The older i915 also drives the graphics inside processors, always on bus 00; PyTorch
         # runs on few of those.
         older = [card for card in drivers.glob("i915/*:*") if card.name.split(":")[1] != "00"]
         if older or any(drivers.glob("xe/*:*")):
-            return "xpu"
-    return "cpu"
+            return "xpu", ""
+    return "cpu", why
+
+
+def has_nvidia() -> bool:
+    """Whether the driver of an NVIDIA card is there."""
+    return bool(shutil.which("nvidia-smi")) or Path("/proc/driver/nvidia/version").exists()
+
+
+def ask_nvidia() -> str:
+    """A line for each NVIDIA card, with the driver's version and what the card is capable of."""
+    command = ["nvidia-smi", "--query-gpu=driver_version,compute_cap", "--format=csv,noheader"]
+    try:
+        asked = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return asked.stdout + asked.stderr
+
+
+def nvidia_build(answer: str) -> tuple[str, str]:
+    """(cuda, cuda12 or cpu, why it is not the first of them). answer: see ask_nvidia."""
+    remedy = "update the driver, or set EASEL_TORCH_INDEX to the index of an older CUDA"
+    if "not a valid field" in answer:  # compute_cap, to drivers of before 2022
+        return "cpu", f"the NVIDIA driver is too old for CUDA 13: {remedy}"
+    cards = re.findall(r"^(\d+)[\d.]*, (\d+)\.(\d+)$", answer, re.M)
+    if not cards:
+        return "cuda", ""
+    driver = int(cards[0][0])
+    capability = max((int(major), int(minor)) for _, major, minor in cards)
+    if driver >= 580 and capability >= (7, 5):
+        return "cuda", ""
+    why = (
+        "CUDA 13 needs the NVIDIA driver 580 and a card of compute capability 7.5, here are "
+        f"{driver} and {capability[0]}.{capability[1]}"
+    )
+    if driver >= 525 and (5, 0) <= capability < (10, 0):
+        return "cuda12", f"{why}; EASEL_TORCH_INDEX overrides"
+    return "cpu", f"{why}: {remedy}"
+
+
+def amd_targets() -> set[str]:
+    """What the AMD graphics here are compiled for, gfx1100 for example."""
+    targets: set[str] = set()
+    for node in Path("/sys/class/kfd/kfd/topology/nodes").glob("*/properties"):
+        with contextlib.suppress(OSError):
+            found = re.search(r"^gfx_target_version ([1-9]\d*)$", node.read_text(), re.M)
+            if found:  # a processor has 0
+                version = int(found.group(1))
+                steps = (version // 10000, version // 100 % 100, version % 100)
+                targets.add("gfx{:d}{:x}{:x}".format(*steps))
+    return targets
 
 
 def torch_choice(venv: Path) -> str:
-    """Which PyTorch build `venv` should hold: an accelerator, or ASKED and EASEL_TORCH_INDEX.
+    """Which PyTorch build `venv` should hold: an accelerator, or ASKED and EASEL_TORCH_INDEX, or
+    FALLBACK and the accelerator whose builds cannot be reached: then each start looks again.
 
     What was asked for once stays until something else is; a card that is away (its driver not
     loaded, a dock not plugged in) does not change the build either.
@@ -253,10 +327,16 @@ def torch_choice(venv: Path) -> str:
     if asked:
         return ASKED + asked
     held = held_torch(venv)
-    if held.startswith(ASKED):
+    # nvidia-smi may take seconds, so it is not asked again about a build that is there.
+    if held.startswith(ASKED) or (held in ("cuda", "cuda12") and has_nvidia()):
         return held
-    found = find_accelerator()
-    return held if held and found == "cpu" else found
+    found, _ = find_accelerator()
+    if held == found or (held and not held.startswith(FALLBACK) and found == "cpu"):
+        return held
+    index = torch_index(found)
+    if index is None or reachable(index):
+        return found
+    return held or FALLBACK + found
 
 
 def held_torch(venv: Path) -> str:
@@ -265,41 +345,60 @@ def held_torch(venv: Path) -> str:
         held = (venv / "easel-torch").read_text(encoding="utf-8")
     except (OSError, ValueError):
         return ""
-    return held if held.startswith(ASKED) or held in (*TORCH_INDEXES, "mps") else ""
+    known = held.startswith((ASKED, FALLBACK)) or held in (*TORCH_INDEXES, "mps")
+    return held if known else ""
 
 
-def torch_index(choice: str) -> tuple[str | None, str]:
-    """(wheel index to add or None, sentence that says what was chosen and why)."""
+def torch_index(choice: str) -> str | None:
+    """The wheel index that has a build; None when that is the package registry's own."""
     if choice.startswith(ASKED):
         asked = choice[len(ASKED) :]
-        index = TORCH_INDEXES.get(asked, asked)
-        if asked == "default":
-            return None, "PyTorch: the registry's own build, as EASEL_TORCH_INDEX asked."
-        return index, f"PyTorch: from {index}, as EASEL_TORCH_INDEX asked."
-    if choice == "mps" or sys.platform == "darwin":
-        return None, "PyTorch: the macOS build."
+        return None if asked == "default" else TORCH_INDEXES.get(asked, asked)
+    if choice.startswith(FALLBACK) or choice == "mps":
+        return None
     if choice == "cuda" and sys.platform.startswith("linux"):
-        return None, "PyTorch: the CUDA build, for the NVIDIA card that was found."
-    index = TORCH_INDEXES[choice]
-    what = {"cuda": "CUDA", "rocm": "ROCm (AMD)", "xpu": "XPU (Intel)", "cpu": "CPU"}[choice]
-    host = index.split("/")[2]
-    if not reachable(host):
-        return None, (
-            f"PyTorch: the registry's own build; {host}, which has the {what} builds, "
-            "cannot be reached."
+        return None
+    return TORCH_INDEXES[choice]
+
+
+def torch_sentence(choice: str) -> str:
+    """Which build was chosen and why."""
+    index = torch_index(choice)
+    if choice.startswith(ASKED):
+        where = f"from {index}" if index else "the registry's own build"
+        return f"PyTorch: {where}, as EASEL_TORCH_INDEX asked."
+    if choice == "mps":
+        return "PyTorch: the macOS build."
+    if choice.startswith(FALLBACK):
+        build = choice[len(FALLBACK) :]
+        return (
+            f"PyTorch: the registry's own build; {TORCH_INDEXES[build]}, which has the "
+            f"{BUILD_NAMES[build]} builds, cannot be reached. The next start tries again; "
+            "EASEL_TORCH_INDEX can name a mirror."
         )
+    if index is None:
+        return "PyTorch: the CUDA build, for the NVIDIA card that was found."
     hint = "EASEL_TORCH_INDEX overrides"
     if choice == "cpu" and sys.platform == "win32":
         hint = "no NVIDIA card was found; for an Intel card, set EASEL_TORCH_INDEX to xpu"
-    return index, f"PyTorch: the {what} build, from {index} ({hint})."
+    if choice in ("cpu", "cuda12"):
+        hint = find_accelerator()[1] or hint
+    return f"PyTorch: the {BUILD_NAMES[choice]} build, from {index} ({hint})."
 
 
-def reachable(host: str) -> bool:
-    """Whether `host` answers on its https port within three seconds."""
+def reachable(index: str) -> bool:
+    """Whether a wheel index answers within seconds, through the proxy that may be set."""
+    import http.client
+    import ssl
+    import urllib.request
+
     try:
-        with socket.create_connection((host, 443), timeout=3):
+        with urllib.request.urlopen(f"{index}/torch/", timeout=5):
             return True
-    except OSError:
+    except OSError as error:
+        # pip trusts other certificates than Python may, so it answers that question itself.
+        return isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError)
+    except (http.client.HTTPException, ValueError):
         return False
 
 
@@ -388,8 +487,8 @@ def install(
 
 def install_base(venv: Path, file: Path, choice: str, log: Path) -> None:
     """Install requirements.txt with the PyTorch build that was chosen, and note which it is."""
-    index, sentence = torch_index(choice)
-    say(sentence)
+    index = torch_index(choice)
+    say(torch_sentence(choice))
     options = ["--extra-index-url", index] if index else []
     held = held_torch(venv)
     if held and held != choice and re.search(r"^torch\b", file.read_text("utf-8"), re.M):

@@ -1,15 +1,19 @@
 """launch.py: real virtual environments, a pip that fails for real, no network."""
 
 import errno
+import http.server
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -573,8 +577,15 @@ def test_failures_are_explained(launcher, text, package, words):
         ("linux", [], "cpu"),
         ("linux", ["nvidia-smi"], "cuda"),
         ("linux", ["proc/driver/nvidia/version"], "cuda"),
-        ("linux", ["nvidia-smi", "dev/kfd"], "cuda"),
-        ("linux", ["dev/kfd"], "rocm"),
+        ("linux", ["nvidia-smi", "dev/kfd", "gfx 110000"], "cuda"),
+        ("linux", ["dev/kfd", "gfx 0", "gfx 110000"], "rocm"),
+        ("linux", ["dev/kfd", "gfx 90010"], "rocm"),
+        ("linux", ["dev/kfd", "gfx 100306", "gfx 120001"], "rocm"),
+        ("linux", ["dev/kfd", "gfx 0", "gfx 100306"], "cpu"),  # inside a Ryzen
+        ("linux", ["dev/kfd", "gfx 80003"], "cpu"),  # Polaris
+        ("linux", ["dev/kfd"], "cpu"),
+        ("linux", ["gfx 110000"], "cpu"),  # of the computer around a container without the card
+        ("linux", ["sys/bus/pci/drivers/xe/0000:03:00.0", "dev/kfd", "gfx 100306"], "xpu"),
         ("linux", ["sys/bus/pci/drivers/xe/0000:03:00.0"], "xpu"),
         ("linux", ["sys/bus/pci/drivers/xe/bind"], "cpu"),
         ("linux", ["sys/bus/pci/drivers/i915/0000:03:00.0"], "xpu"),
@@ -585,12 +596,71 @@ def test_failures_are_explained(launcher, text, package, words):
     ],
 )
 def test_accelerator_is_found(launcher, monkeypatch, tmp_path, system, there, accelerator):
-    for name in there:
-        (tmp_path / name).mkdir(parents=True)
+    for place, name in enumerate(there):
+        if name.startswith("gfx "):
+            node = tmp_path / "sys/class/kfd/kfd/topology/nodes" / str(place)
+            node.mkdir(parents=True)
+            (node / "properties").write_text(f"cpu_cores_count 0\ngfx_target_version {name[4:]}\n")
+        else:
+            (tmp_path / name).mkdir(parents=True)
     monkeypatch.setattr(launcher.sys, "platform", system)
     monkeypatch.setattr(launcher.shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(launcher, "ask_nvidia", lambda: "")
     monkeypatch.setattr(launcher, "Path", lambda path: tmp_path / path.lstrip("/"))
-    assert launcher.find_accelerator() == accelerator
+    found, why = launcher.find_accelerator()
+    assert found == accelerator
+    amd_left_out = found == "cpu" and "dev/kfd" in there and len(there) > 1
+    assert ("EASEL_TORCH_INDEX=rocm" in why) == amd_left_out
+
+
+@pytest.mark.parametrize(
+    ("answer", "build", "words"),
+    [
+        ("580.65.06, 9.0\n", "cuda", ""),
+        ("591.44, 12.0\n", "cuda", ""),
+        ("580.95, 6.1\n580.95, 8.9\n", "cuda", ""),  # the better card counts
+        ("No devices were found\n", "cuda", ""),
+        ("", "cuda", ""),
+        ("535.247.01, 8.6\n", "cuda12", "driver 580 .* here are 535 and 8.6; EASEL_TORCH_INDEX"),
+        ("580.65.06, 6.1\n", "cuda12", "capability 7.5, here are 580 and 6.1; EASEL_TORCH_INDEX"),
+        ("572.16, 12.0\n", "cpu", "here are 572 and 12.0: update the driver, or set EASEL_TORCH"),
+        ("470.256.02, 7.5\n", "cpu", "here are 470 and 7.5: update the driver"),
+        ("580.65.06, 3.7\n", "cpu", "here are 580 and 3.7: .* EASEL_TORCH_INDEX"),
+        ('Field "compute_cap" is not a valid field to query.\n', "cpu", "too old .* EASEL_TORCH"),
+    ],
+)
+def test_what_the_nvidia_driver_says_decides_the_build(launcher, answer, build, words):
+    found, why = launcher.nvidia_build(answer)
+    assert found == build and re.search(words, why) and bool(why) == bool(words)
+
+
+def test_a_build_that_is_not_the_best_is_explained(launcher, monkeypatch):
+    monkeypatch.setattr(launcher, "has_nvidia", lambda: True)
+    monkeypatch.setattr(launcher, "ask_nvidia", lambda: "550.54, 8.6\n")
+    monkeypatch.setattr(launcher.sys, "platform", "linux")
+    sentence = launcher.torch_sentence("cuda12")
+    assert launcher.torch_index("cuda12") in sentence and "here are 550 and 8.6" in sentence
+    monkeypatch.setattr(launcher, "ask_nvidia", lambda: "450.54, 8.6\n")
+    sentence = launcher.torch_sentence("cpu")
+    assert "the CPU build" in sentence and "update the driver" in sentence
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script for a program")
+def test_a_driver_that_does_not_answer_is_not_waited_for(launcher, monkeypatch, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\necho "$2" 550.54, 8.6\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert launcher.ask_nvidia() == "--format=csv,noheader 550.54, 8.6\n"
+    run, limits = subprocess.run, []
+
+    def hurried(*words, timeout, **options):
+        limits.append(timeout)
+        return run(*words, timeout=0.2, **options)
+
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(launcher.subprocess, "run", hurried)
+    assert launcher.ask_nvidia() == "" and limits[0] <= 10
 
 
 @pytest.fixture
@@ -606,13 +676,14 @@ def starts(launcher, monkeypatch, tmp_path):
     monkeypatch.setattr(launcher, "ROOT", tmp_path)
     monkeypatch.setattr(launcher, "make_venv", lambda *_: None)
     monkeypatch.setattr(launcher, "check_disk", lambda *_: None)
-    monkeypatch.setattr(launcher, "reachable", lambda _host: True)
+    monkeypatch.setattr(launcher, "reachable", lambda _index: True)
     monkeypatch.setattr(launcher, "run_pip", lambda _venv, words, *_: told.append(words))
     monkeypatch.setattr(launcher.sys, "platform", "win32" if os.name == "nt" else "linux")
 
     def start(accelerator):
         told.clear()
-        monkeypatch.setattr(launcher, "find_accelerator", lambda: accelerator)
+        monkeypatch.setattr(launcher, "find_accelerator", lambda: (accelerator, ""))
+        monkeypatch.setattr(launcher, "has_nvidia", lambda: accelerator.startswith("cuda"))
         launcher.ensure_installed(("base",))
         return [words for words in told if "requirements-vocab" not in words[-1]]
 
@@ -651,25 +722,77 @@ def test_a_build_that_was_asked_for_stays_until_another_is(launcher, starts, mon
 
 
 def test_torch_index_is_chosen_by_accelerator_and_overridden(launcher, monkeypatch):
-    monkeypatch.setattr(launcher, "reachable", lambda _host: True)
+    monkeypatch.setattr(launcher, "find_accelerator", lambda: ("cpu", ""))
     monkeypatch.setattr(launcher.sys, "platform", "win32")
-    assert launcher.torch_index("cuda")[0].endswith("/cu130")
-    index, sentence = launcher.torch_index("cpu")
-    assert index.endswith("/cpu") and "set EASEL_TORCH_INDEX to xpu" in sentence
+    assert launcher.torch_index("cuda").endswith("/cu130")
+    assert launcher.torch_index("cpu").endswith("/cpu")
+    assert "set EASEL_TORCH_INDEX to xpu" in launcher.torch_sentence("cpu")
     monkeypatch.setattr(launcher.sys, "platform", "linux")
-    assert launcher.torch_index("cuda")[0] is None
-    assert launcher.torch_index("rocm")[0].split("/")[-1].startswith("rocm")
-    index, sentence = launcher.torch_index("asked:xpu")
-    assert index == launcher.TORCH_INDEXES["xpu"] and index in sentence
-    assert launcher.torch_index("asked:https://mirror.test/whl")[0] == "https://mirror.test/whl"
-    assert launcher.torch_index("asked:default")[0] is None
+    assert launcher.torch_index("cuda") is None
+    assert launcher.torch_index("cuda12").endswith("/cu126")
+    assert launcher.torch_index("rocm").split("/")[-1].startswith("rocm")
+    assert launcher.torch_index("asked:xpu") == launcher.TORCH_INDEXES["xpu"]
+    assert launcher.TORCH_INDEXES["xpu"] in launcher.torch_sentence("asked:xpu")
+    assert launcher.torch_index("asked:https://mirror.test/whl") == "https://mirror.test/whl"
+    assert launcher.torch_index("asked:default") is None
 
 
-def test_unreachable_index_falls_back_and_says_so(launcher, monkeypatch):
-    monkeypatch.setattr(launcher, "reachable", lambda _host: False)
-    monkeypatch.setattr(launcher.sys, "platform", "linux")
-    index, sentence = launcher.torch_index("cpu")
-    assert index is None and "cannot be reached" in sentence
+def test_unreachable_index_falls_back_and_says_so_until_it_can_be_reached(
+    launcher, starts, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, "reachable", lambda _index: False)
+        (first,) = starts("cpu")
+        assert "--extra-index-url" not in first
+        said = capsys.readouterr().out
+        assert "cannot be reached" in said and "EASEL_TORCH_INDEX" in said
+        assert starts("cpu") == []
+    again, rest = starts("cpu")
+    assert "--force-reinstall" in again and launcher.TORCH_INDEXES["cpu"] in rest
+    monkeypatch.setattr(launcher, "reachable", lambda _index: 1 / 0)  # it is not asked any more
+    assert starts("cpu") == []
+
+
+def test_an_unreachable_index_does_not_take_a_build_away(launcher, starts, monkeypatch):
+    starts("cpu")
+    monkeypatch.setattr(launcher, "reachable", lambda _index: False)
+    assert starts("rocm") == starts("cpu") == []
+
+
+def test_the_nvidia_driver_is_not_asked_about_a_build_that_is_there(
+    launcher, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(launcher, "has_nvidia", lambda: True)
+    monkeypatch.setattr(launcher, "ask_nvidia", lambda: 1 / 0)
+    (tmp_path / "easel-torch").write_text("cuda12")
+    assert launcher.torch_choice(tmp_path) == "cuda12"
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, True), (403, False), (None, False)])
+def test_an_index_is_looked_for_through_the_proxy(launcher, monkeypatch, status, expected):
+    asked = []
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setattr(urllib.request, "_opener", None)  # which knows the proxy of before
+        if status is None:
+            proxy.server_close()
+        else:
+            threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        assert launcher.reachable("http://index.test/whl") is expected
+        if status is not None:
+            proxy.shutdown()
+    assert asked == ([] if status is None else ["http://index.test/whl/torch/"])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
