@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +21,6 @@ import platform
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -30,16 +30,33 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 OLDEST, NEWEST = (3, 11), (3, 13)
+OLDEST_MACOS = 14
 FREE_BYTES_NEEDED = {"cpu": 3 * 2**30, "accelerated": 10 * 2**30, "beside torch": 2**30}
 
 # Where PyTorch builds for each accelerator are published. None is the registry's own build.
 TORCH_INDEXES = {
     "cpu": "https://download.pytorch.org/whl/cpu",
     "cuda": "https://download.pytorch.org/whl/cu130",
+    "cuda12": "https://download.pytorch.org/whl/cu126",
     "rocm": "https://download.pytorch.org/whl/rocm7.2",
     "xpu": "https://download.pytorch.org/whl/xpu",
 }
-ASKED = "asked:"
+BUILD_NAMES = {
+    "cpu": "CPU",
+    "cuda": "CUDA",
+    "cuda12": "CUDA 12.6",
+    "rocm": "ROCm (AMD)",
+    "xpu": "XPU (Intel)",
+}
+ASKED, FALLBACK = "asked:", "instead of:"
+# The cards, not the graphics inside processors, that PyTorch's ROCm builds are compiled for.
+ROCM_TARGETS = {
+    "gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx950", "gfx1030",
+    "gfx1100", "gfx1101", "gfx1102", "gfx1200", "gfx1201",
+}  # fmt: skip
+
+# What the system says of a lock that somebody else holds; anything else is a disk without locks.
+HELD_ELSEWHERE = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 
 
 class LaunchError(Exception):
@@ -149,6 +166,33 @@ def check_python() -> None:
     )
 
 
+def check_platform() -> None:
+    """Raise LaunchError where PyTorch has no build for this system or this interpreter."""
+    if sys.maxsize < 2**32:
+        raise LaunchError(
+            "This Python is a 32-bit one, for which there is no PyTorch: install a 64-bit Python "
+            "and start with it."
+        )
+    if sys.platform != "darwin":
+        return
+    if platform.machine() != "arm64" and "ARM64" in platform.version():  # the kernel's words
+        raise LaunchError(
+            "This Python is one for Intel Macs, for which there is no new PyTorch: install the "
+            "arm64 one that this Mac can run, and start with it."
+        )
+    if platform.machine() != "arm64":
+        raise LaunchError(
+            "PyTorch is no longer made for Intel Macs: run Easel on a Mac with Apple silicon, on "
+            "Linux or on Windows; its page opens in this Mac's browser, too."
+        )
+    release = platform.mac_ver()[0]
+    if release and int(release.split(".")[0]) < OLDEST_MACOS:
+        raise LaunchError(
+            f"PyTorch needs macOS {OLDEST_MACOS} or newer, this is {release}: update macOS and "
+            "start again."
+        )
+
+
 def check_venv_module() -> None:
     """Raise LaunchError when Python came without the parts that make virtual environments."""
     try:
@@ -175,12 +219,13 @@ def has_torch(venv: Path, choice: str) -> bool:
 def check_disk(venv: Path, choice: str) -> None:
     """Raise LaunchError when the disk cannot take what is still to come. choice: torch_choice."""
     named = choice.replace(ASKED, "")
-    accelerator = named if named in TORCH_INDEXES else find_accelerator()
+    accelerator = named if named in TORCH_INDEXES else find_accelerator()[0]
     kind = "cpu" if accelerator in ("cpu", "mps") else "accelerated"
     needed = FREE_BYTES_NEEDED["beside torch" if has_torch(venv, choice) else kind]
     if "EASEL_FREE_BYTES_NEEDED" in os.environ:
         needed = int(os.environ["EASEL_FREE_BYTES_NEEDED"])
-    there = next(folder for folder in venv.parents if folder.exists())
+    # The folder itself, too: it may be a disk of its own.
+    there = next(folder for folder in (venv, *venv.parents) if folder.exists())
     free = shutil.disk_usage(str(there)).free
     if free < needed:
         raise LaunchError(
@@ -192,26 +237,88 @@ def check_disk(venv: Path, choice: str) -> None:
 # ---- PyTorch's build ---------------------------------------------------------------------------
 
 
-def find_accelerator() -> str:
-    """cuda, rocm, xpu, mps or cpu: what this computer offers, told without any driver library."""
+def find_accelerator() -> tuple[str, str]:
+    """(cuda, cuda12, rocm, xpu, mps or cpu: what this computer offers, why a card that is there
+    gets no better one or ""), told without any driver library.
+    """
     if sys.platform == "darwin":
-        return "mps" if platform.machine() == "arm64" else "cpu"
-    if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists():
-        return "cuda"
+        return "mps", ""
+    why = ""
+    if has_nvidia():
+        build, why = nvidia_build(ask_nvidia())
+        if build != "cpu":
+            return build, why
     if sys.platform.startswith("linux"):
-        if Path("/dev/kfd").exists():
-            return "rocm"
+        targets = amd_targets() if Path("/dev/kfd").exists() else set()
+        if targets & ROCM_TARGETS:
+            return "rocm", ""
+        if targets:
+            names = ", ".join(sorted(targets))
+            hint = "EASEL_TORCH_INDEX=rocm takes it all the same"
+            why = why or f"the ROCm build is not for AMD's {names}; {hint}"
         drivers = Path("/sys/bus/pci/drivers")
         # The older i915 also drives the graphics inside processors, always on bus 00; PyTorch
         # runs on few of those.
         older = [card for card in drivers.glob("i915/*:*") if card.name.split(":")[1] != "00"]
         if older or any(drivers.glob("xe/*:*")):
-            return "xpu"
-    return "cpu"
+            return "xpu", ""
+    return "cpu", why
+
+
+def has_nvidia() -> bool:
+    """Whether the driver of an NVIDIA card is there."""
+    return bool(shutil.which("nvidia-smi")) or Path("/proc/driver/nvidia/version").exists()
+
+
+def ask_nvidia() -> str:
+    """A line for each NVIDIA card, with the driver's version and what the card is capable of."""
+    command = ["nvidia-smi", "--query-gpu=driver_version,compute_cap", "--format=csv,noheader"]
+    try:
+        asked = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return asked.stdout + asked.stderr
+
+
+def nvidia_build(answer: str) -> tuple[str, str]:
+    """(cuda, cuda12 or cpu, why it is not the first of them). answer: see ask_nvidia."""
+    remedy = "update the driver, or set EASEL_TORCH_INDEX to the index of an older CUDA"
+    if "not a valid field" in answer:  # compute_cap, to drivers of before 2022
+        return "cpu", f"the NVIDIA driver is too old for CUDA 13: {remedy}"
+    cards = re.findall(r"^(\d+)[\d.]*, (\d+)\.(\d+)$", answer, re.M)
+    if not cards:
+        return "cuda", ""
+    driver = int(cards[0][0])
+    capability = max((int(major), int(minor)) for _, major, minor in cards)
+    if driver >= 580 and capability >= (7, 5):
+        return "cuda", ""
+    why = (
+        "CUDA 13 needs the NVIDIA driver 580 and a card of compute capability 7.5, here are "
+        f"{driver} and {capability[0]}.{capability[1]}"
+    )
+    if driver >= 525 and (5, 0) <= capability < (10, 0):
+        return "cuda12", f"{why}; EASEL_TORCH_INDEX overrides"
+    return "cpu", f"{why}: {remedy}"
+
+
+def amd_targets() -> set[str]:
+    """What the AMD graphics here are compiled for, gfx1100 for example."""
+    targets: set[str] = set()
+    for node in Path("/sys/class/kfd/kfd/topology/nodes").glob("*/properties"):
+        with contextlib.suppress(OSError):
+            found = re.search(r"^gfx_target_version ([1-9]\d*)$", node.read_text(), re.M)
+            if found:  # a processor has 0
+                version = int(found.group(1))
+                steps = (version // 10000, version // 100 % 100, version % 100)
+                targets.add("gfx{:d}{:x}{:x}".format(*steps))
+    return targets
 
 
 def torch_choice(venv: Path) -> str:
-    """Which PyTorch build `venv` should hold: an accelerator, or ASKED and EASEL_TORCH_INDEX.
+    """Which PyTorch build `venv` should hold: an accelerator, or ASKED and EASEL_TORCH_INDEX, or
+    FALLBACK and the accelerator whose builds cannot be reached: then each start looks again.
 
     What was asked for once stays until something else is; a card that is away (its driver not
     loaded, a dock not plugged in) does not change the build either.
@@ -220,10 +327,16 @@ def torch_choice(venv: Path) -> str:
     if asked:
         return ASKED + asked
     held = held_torch(venv)
-    if held.startswith(ASKED):
+    # nvidia-smi may take seconds, so it is not asked again about a build that is there.
+    if held.startswith(ASKED) or (held in ("cuda", "cuda12") and has_nvidia()):
         return held
-    found = find_accelerator()
-    return held if held and found == "cpu" else found
+    found, _ = find_accelerator()
+    if held == found or (held and not held.startswith(FALLBACK) and found == "cpu"):
+        return held
+    index = torch_index(found)
+    if index is None or reachable(index):
+        return found
+    return held or FALLBACK + found
 
 
 def held_torch(venv: Path) -> str:
@@ -232,41 +345,60 @@ def held_torch(venv: Path) -> str:
         held = (venv / "easel-torch").read_text(encoding="utf-8")
     except (OSError, ValueError):
         return ""
-    return held if held.startswith(ASKED) or held in (*TORCH_INDEXES, "mps") else ""
+    known = held.startswith((ASKED, FALLBACK)) or held in (*TORCH_INDEXES, "mps")
+    return held if known else ""
 
 
-def torch_index(choice: str) -> tuple[str | None, str]:
-    """(wheel index to add or None, sentence that says what was chosen and why)."""
+def torch_index(choice: str) -> str | None:
+    """The wheel index that has a build; None when that is the package registry's own."""
     if choice.startswith(ASKED):
         asked = choice[len(ASKED) :]
-        index = TORCH_INDEXES.get(asked, asked)
-        if asked == "default":
-            return None, "PyTorch: the registry's own build, as EASEL_TORCH_INDEX asked."
-        return index, f"PyTorch: from {index}, as EASEL_TORCH_INDEX asked."
-    if choice == "mps" or sys.platform == "darwin":
-        return None, "PyTorch: the macOS build."
+        return None if asked == "default" else TORCH_INDEXES.get(asked, asked)
+    if choice.startswith(FALLBACK) or choice == "mps":
+        return None
     if choice == "cuda" and sys.platform.startswith("linux"):
-        return None, "PyTorch: the CUDA build, for the NVIDIA card that was found."
-    index = TORCH_INDEXES[choice]
-    what = {"cuda": "CUDA", "rocm": "ROCm (AMD)", "xpu": "XPU (Intel)", "cpu": "CPU"}[choice]
-    host = index.split("/")[2]
-    if not reachable(host):
-        return None, (
-            f"PyTorch: the registry's own build; {host}, which has the {what} builds, "
-            "cannot be reached."
+        return None
+    return TORCH_INDEXES[choice]
+
+
+def torch_sentence(choice: str) -> str:
+    """Which build was chosen and why."""
+    index = torch_index(choice)
+    if choice.startswith(ASKED):
+        where = f"from {index}" if index else "the registry's own build"
+        return f"PyTorch: {where}, as EASEL_TORCH_INDEX asked."
+    if choice == "mps":
+        return "PyTorch: the macOS build."
+    if choice.startswith(FALLBACK):
+        build = choice[len(FALLBACK) :]
+        return (
+            f"PyTorch: the registry's own build; {TORCH_INDEXES[build]}, which has the "
+            f"{BUILD_NAMES[build]} builds, cannot be reached. The next start tries again; "
+            "EASEL_TORCH_INDEX can name a mirror."
         )
+    if index is None:
+        return "PyTorch: the CUDA build, for the NVIDIA card that was found."
     hint = "EASEL_TORCH_INDEX overrides"
     if choice == "cpu" and sys.platform == "win32":
         hint = "no NVIDIA card was found; for an Intel card, set EASEL_TORCH_INDEX to xpu"
-    return index, f"PyTorch: the {what} build, from {index} ({hint})."
+    if choice in ("cpu", "cuda12"):
+        hint = find_accelerator()[1] or hint
+    return f"PyTorch: the {BUILD_NAMES[choice]} build, from {index} ({hint})."
 
 
-def reachable(host: str) -> bool:
-    """Whether `host` answers on its https port within three seconds."""
+def reachable(index: str) -> bool:
+    """Whether a wheel index answers within seconds, through the proxy that may be set."""
+    import http.client
+    import ssl
+    import urllib.request
+
     try:
-        with socket.create_connection((host, 443), timeout=3):
+        with urllib.request.urlopen(f"{index}/torch/", timeout=5):
             return True
-    except OSError:
+    except OSError as error:
+        # pip trusts other certificates than Python may, so it answers that question itself.
+        return isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError)
+    except (http.client.HTTPException, ValueError):
         return False
 
 
@@ -282,7 +414,10 @@ def log_file() -> Path:
 
 @contextlib.contextmanager
 def only_one_install():
-    """Hold a lock file's OS lock: a second launcher waits, and a crash frees it by itself."""
+    """Hold a lock file's OS lock: a second launcher waits, and a crash frees it by itself.
+
+    On a disk without locks it goes on all the same.
+    """
     with open(ROOT / ".easel" / "install.lock", "a+b") as lock:
         told = False
         while True:
@@ -296,7 +431,10 @@ def only_one_install():
 
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except OSError as error:
+                if error.errno not in HELD_ELSEWHERE:
+                    say("The disk of this folder knows no file locks: start no second launch yet.")
+                    break
                 if not told:
                     say("Another launch is installing; waiting for it.")
                 told = True
@@ -349,8 +487,8 @@ def install(
 
 def install_base(venv: Path, file: Path, choice: str, log: Path) -> None:
     """Install requirements.txt with the PyTorch build that was chosen, and note which it is."""
-    index, sentence = torch_index(choice)
-    say(sentence)
+    index = torch_index(choice)
+    say(torch_sentence(choice))
     options = ["--extra-index-url", index] if index else []
     held = held_torch(venv)
     if held and held != choice and re.search(r"^torch\b", file.read_text("utf-8"), re.M):
@@ -442,11 +580,9 @@ def follow_pip(process: subprocess.Popen[str], log: Path, title: str) -> int:
         for text in process.stdout or ():
             out.write(text)
             out.flush()
-            package = re.match(r"\s*(?:Collecting|Downloading|Using cached) ([\w.-]+)", text)
-            if package:
-                line.detail = package.group(1).split("-")[0][:40]
-            elif text.startswith("Installing collected"):
-                line.detail = "unpacking"
+            step = PIP_STEP.match(text)
+            if step:
+                line.detail = (step.group(1) or "unpacking")[:40]
         return process.wait()
 
 
@@ -460,22 +596,65 @@ def end_with_children(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
+# How pip's lines begin as it goes on: with a package (the group), then with all of them.
+PIP_STEP = re.compile(
+    r"^\s*(?:(?:Collecting|Downloading|Using cached) (?:\S*/)?([\w.]+(?:-[A-Za-z][\w.]*)*)"
+    r"|Installing collected packages)",
+    re.M,
+)
+# The package that an error of pip's is about.
+PIP_NAMES = re.compile(
+    r"(?:No matching distribution found for|Could not find a version that satisfies the "
+    r"requirement|Could not install requirement|Failed building wheel for|Failed to build"
+    r"|Wheel(?= ')) '?([\w.\-\[\]]+)"
+)
+# What is wrong when pip's last words have this in them; the first that fits counts.
+FAILURES = (
+    (
+        r"No space left on device|Errno 28|WinError 112|not enough space",
+        "the disk is full: free some space",
+    ),
+    (
+        r"Read-only file system|Permission denied|Errno 13|Errno 30",
+        "its folder cannot be written to: move Easel to a folder of yours",
+    ),
+    (
+        r"SSLError|CERTIFICATE_VERIFY_FAILED|confirming the ssl certificate",
+        "the package registry's certificate is not accepted: check this computer's clock, or set "
+        "PIP_CERT to the certificate of your network",
+    ),
+    (
+        r"HTTP error 4\d\d|4\d\d Client Error|ProxyError|Tunnel connection failed",
+        "the package registry or a proxy refuses it: check pip's index and proxy settings",
+    ),
+    (
+        r"HTTP error 5\d\d|5\d\d Server Error|too many 5\d\d error responses",
+        "the package registry is out of order: wait a while",
+    ),
+    (
+        r"Wheel '.*is invalid|IncompleteRead|incomplete-download|Connection (?:broken|reset)",
+        "its download was cut off: check the connection",
+    ),
+    (
+        r"Name or service|Temporary failure|NewConnectionError|timed out",
+        "the package registry cannot be reached: check the connection",
+    ),
+    (
+        r"from versions: none",
+        "the package registry offers none: check the connection and pip's index settings",
+    ),
+    ("", "the log names the cause"),
+)
+
+
 def explain_failure(text: str, title: str) -> str:
     """One sentence for a failed install: which package, why, what to do, where the log is."""
-    package = re.search(
-        r"(?:No matching distribution found for|Could not find a version that satisfies the "
-        r"requirement|Failed building wheel for|Failed to build) '?([\w.\-\[\]]+)",
-        text,
-    )
-    what = package.group(1) if package else title
-    if re.search(r"No space left on device|Errno 28|WinError 112|not enough space", text):
-        reason = "the disk is full: free some space"
-    elif re.search(r"Read-only file system|Permission denied|Errno 13|Errno 30", text):
-        reason = "its folder cannot be written to: move Easel to a folder of yours"
-    elif re.search(r"Name or service|Temporary failure|NewConnectionError|timed out", text):
-        reason = "the package registry cannot be reached: check the connection"
-    else:
-        reason = "the log names the cause"
+    steps = list(PIP_STEP.finditer(text))
+    said = text[steps[-1].end() :] if steps else text
+    said = re.sub(r".*Retry\(total=[1-9].*", "", said)  # the next try may have gone well
+    named = PIP_NAMES.search(said) or (steps[-1] if steps else None)
+    what = (named and named.group(1)) or title
+    reason = next(reason for pattern, reason in FAILURES if re.search(pattern, said))
     return f"Installing {what} failed, {reason}, then start again (log: {shown(log_file())})."
 
 
@@ -590,7 +769,7 @@ def end_on_signals() -> None:
     """Have a request to end interrupt an install as Ctrl+C does. The program it becomes has its
     own way; what the caller chose to ignore (nohup) stays ignored.
     """
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):  # not every system has them all
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
@@ -600,6 +779,7 @@ def main(arguments: list[str]) -> int:
     """Run one verb. Raises LaunchError."""
     end_on_signals()
     check_python()
+    check_platform()
     first = arguments[0] if arguments else ""
     if first in ("-h", "--help", "help"):
         return print_help()

@@ -7,7 +7,6 @@ workers do, each in a process of its own.
 import logging
 import sys
 import threading
-import time
 import webbrowser
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ from modules.settings.config import Settings, load_settings
 from modules.settings.logs import start_logging
 from modules.settings.presets import load_presets
 from modules.spec.errors import StudioError
-from modules.tasks.ending import end_on_signals, leave
+from modules.tasks.ending import end_on_signals, leave, wait_for_end
 from modules.tasks.instance import InstanceLock
 from modules.tasks.store import TaskStore
 from modules.tasks.worker_pool import LocalWorkerPool
@@ -68,8 +67,7 @@ def run(settings: Settings, worker: str = WORKER) -> None:
         tell_address(settings, server)
         if settings.share:
             server.share()
-        while True:
-            time.sleep(3_600)
+        wait_for_end()
 
 
 def tell_address(settings: Settings, server: "PageServer") -> None:

@@ -1,14 +1,19 @@
 """launch.py: real virtual environments, a pip that fails for real, no network."""
 
+import errno
+import http.server
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -285,6 +290,24 @@ def test_a_wait_for_another_install_is_told_once(launcher, tmp_path, monkeypatch
     assert capsys.readouterr().out.count("Another launch is installing") == 1
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX locks")
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_does_not_hold_an_install_up(
+    launcher, tmp_path, monkeypatch, capsys, code
+):
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(launcher, "ROOT", tmp_path)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(launcher.time, "sleep", lambda _seconds: 1 / 0)
+    launcher.log_file()
+    with launcher.only_one_install():
+        assert "knows no file locks" in capsys.readouterr().out
+
+
 def test_garbage_stamp_means_no_install(checkout, launcher):
     (checkout / ".venv").mkdir()
     (checkout / ".venv" / "easel-stamp.json").write_text("[tr\x00uncated")
@@ -306,6 +329,19 @@ def test_too_little_disk_is_said_before_anything_is_made(checkout):
     failed = launch(checkout, EASEL_FREE_BYTES_NEEDED=str(2**60))
     assert failed.returncode == 1 and "GB free" in failed.stderr and "EASEL_VENV" in failed.stderr
     assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize(("folder", "asked"), [("disk", "disk"), ("disk/not/yet", "disk")])
+def test_the_disk_that_is_asked_is_the_one_that_takes_the_environment(
+    launcher, tmp_path, monkeypatch, folder, asked
+):
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setenv("EASEL_FREE_BYTES_NEEDED", "9")
+    full = shutil.disk_usage(tmp_path)._replace(free=0)
+    usage = {str(tmp_path / asked): full}
+    monkeypatch.setattr(launcher.shutil, "disk_usage", usage.__getitem__)
+    with pytest.raises(launcher.LaunchError, match="GB free"):
+        launcher.check_disk(tmp_path / folder, "cpu")
 
 
 def test_with_torch_there_less_disk_is_needed(launcher, tmp_path, monkeypatch):
@@ -395,6 +431,38 @@ def test_wrong_python_is_one_sentence(launcher, monkeypatch, version):
         launcher.check_python()
 
 
+@pytest.mark.parametrize(
+    ("machine", "kernel", "release", "words"),
+    [
+        ("x86_64", "Darwin Kernel Version 22.6.0: RELEASE_X86_64", "13.6", "Intel Macs: run Easel"),
+        ("x86_64", "Darwin Kernel Version 24.1.0: RELEASE_ARM64_T6000", "15.1", "the arm64 one"),
+        ("arm64", "Darwin Kernel Version 22.6.0: RELEASE_ARM64_T8103", "13.6.1", "this is 13.6.1:"),
+        ("arm64", "Darwin Kernel Version 23.0.0: RELEASE_ARM64_T8103", "14.0", None),
+        ("arm64", "Darwin Kernel Version 25.0.0: RELEASE_ARM64_T8132", "26.0", None),
+    ],
+)
+def test_a_mac_without_a_pytorch_is_one_sentence(
+    launcher, monkeypatch, machine, kernel, release, words
+):
+    monkeypatch.setattr(launcher.sys, "platform", "darwin")
+    monkeypatch.setattr(launcher.platform, "machine", lambda: machine)
+    monkeypatch.setattr(launcher.platform, "version", lambda: kernel)
+    monkeypatch.setattr(launcher.platform, "mac_ver", lambda: (release, ("", "", ""), machine))
+    monkeypatch.setattr(launcher, "set_up", lambda *_: 7)
+    monkeypatch.setattr(launcher, "end_on_signals", lambda: None)
+    if words is None:
+        assert launcher.main(["setup"]) == 7
+    else:
+        with pytest.raises(launcher.LaunchError, match=words):
+            launcher.main(["setup"])
+
+
+def test_a_32_bit_python_is_one_sentence(launcher, monkeypatch):
+    monkeypatch.setattr(launcher.sys, "maxsize", 2**31 - 1)
+    with pytest.raises(launcher.LaunchError, match="64-bit Python"):
+        launcher.check_platform()
+
+
 def test_syntax_is_readable_for_old_pythons():
     import ast
 
@@ -416,6 +484,84 @@ def test_missing_venv_module_names_the_remedy(launcher, monkeypatch, module):
         ("error: Failed building wheel for psutil", "psutil", "log names"),
         ("NewConnectionError ... No matching distribution found for einops", "einops", "registry"),
         ("PermissionError: [Errno 13] Permission denied", "requirements.txt", "written to"),
+        (
+            "  Downloading bigpkg-1.0-py3-none-any.whl (100 kB)\n"
+            "ERROR: Wheel 'bigpkg' located at /tmp/pip-unpack-x/bigpkg-1.0.whl is invalid.",
+            "bigpkg",
+            "cut off: check the connection",
+        ),
+        (
+            "Collecting torch==2.13.0 (from -r requirements.txt (line 2))\n"
+            "  Downloading https://mirror.test/whl/cpu/torch-2.13.0%2Bcpu-cp312.whl (190 MB)\n"
+            "ERROR: Exception:\nTraceback (most recent call last):\n"
+            'ProtocolError: ("Connection broken: IncompleteRead(12 bytes read, 34 more expected)"',
+            "torch",
+            "cut off",
+        ),
+        (
+            "Collecting typing-extensions>=4.10 (from torch)\nERROR: Exception:\n"
+            "ProtocolError: (\"Connection broken: ConnectionResetError(104, 'Connection reset",
+            "typing-extensions",
+            "cut off",
+        ),
+        ("Collecting numpy\nerror: incomplete-download\n\n× Download failed", "numpy", "cut off"),
+        (
+            "Collecting bigpkg\n  ERROR: HTTP error 403 while getting http://h/bigpkg-1.0.whl\n"
+            "ERROR: Could not install requirement bigpkg from http://h/bigpkg-1.0.whl because of "
+            "HTTP error 403 Client Error: Forbidden for url",
+            "bigpkg",
+            "refuses it: check pip's index and proxy",
+        ),
+        (
+            "Collecting bigpkg\nERROR: Could not install packages due to an OSError: Max retries "
+            "exceeded with url: /f (Caused by ResponseError('too many 503 error responses'))",
+            "bigpkg",
+            "wait a while",
+        ),
+        (
+            "Could not fetch URL https://h/einops/: There was a problem confirming the ssl "
+            "certificate: (Caused by SSLError(SSLCertVerificationError(1, ''))) - skipping\n"
+            "ERROR: No matching distribution found for einops",
+            "einops",
+            "PIP_CERT",
+        ),
+        (
+            "Collecting torch\n  Downloading torch-2.13.0.whl (900 MB)\n"
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on",
+            "torch",
+            "disk is full",
+        ),
+        (
+            "Downloading last-1.0.whl (1 kB)\nInstalling collected packages: first, last\n"
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on",
+            "requirements.txt",
+            "disk is full",
+        ),
+        (
+            "ERROR: Could not find a version that satisfies the requirement torch==2.13.0 "
+            "(from versions: none)\nERROR: No matching distribution found for torch==2.13.0",
+            "torch",
+            "offers none",
+        ),
+        (
+            "WARNING: Retrying (Retry(total=0, connect=None)) after connection broken by "
+            "'ConnectTimeoutError(\"timed out\")': /simple/torch/\n"
+            "ERROR: Could not find a version that satisfies the requirement torch==2.13.0 "
+            "(from versions: none)\nERROR: No matching distribution found for torch==2.13.0",
+            "torch",
+            "cannot be reached",
+        ),
+        (
+            "WARNING: Retrying (Retry(total=0, connect=None)) after connection broken by "
+            "'ReadTimeoutError(\"Read timed out.\")': /simple/numpy/\n"
+            "Collecting numpy\n  Downloading numpy-2.0.whl (20 MB)\n"
+            "WARNING: Retrying (Retry(total=4, connect=None)) after connection broken by "
+            "'ReadTimeoutError(\"Read timed out.\")': /simple/torch/\n"
+            "ERROR: Could not find a version that satisfies the requirement torch==9 "
+            "(from versions: 2.13.0)\nERROR: No matching distribution found for torch==9",
+            "torch",
+            "log names",
+        ),
     ],
 )
 def test_failures_are_explained(launcher, text, package, words):
@@ -431,8 +577,15 @@ def test_failures_are_explained(launcher, text, package, words):
         ("linux", [], "cpu"),
         ("linux", ["nvidia-smi"], "cuda"),
         ("linux", ["proc/driver/nvidia/version"], "cuda"),
-        ("linux", ["nvidia-smi", "dev/kfd"], "cuda"),
-        ("linux", ["dev/kfd"], "rocm"),
+        ("linux", ["nvidia-smi", "dev/kfd", "gfx 110000"], "cuda"),
+        ("linux", ["dev/kfd", "gfx 0", "gfx 110000"], "rocm"),
+        ("linux", ["dev/kfd", "gfx 90010"], "rocm"),
+        ("linux", ["dev/kfd", "gfx 100306", "gfx 120001"], "rocm"),
+        ("linux", ["dev/kfd", "gfx 0", "gfx 100306"], "cpu"),  # inside a Ryzen
+        ("linux", ["dev/kfd", "gfx 80003"], "cpu"),  # Polaris
+        ("linux", ["dev/kfd"], "cpu"),
+        ("linux", ["gfx 110000"], "cpu"),  # of the computer around a container without the card
+        ("linux", ["sys/bus/pci/drivers/xe/0000:03:00.0", "dev/kfd", "gfx 100306"], "xpu"),
         ("linux", ["sys/bus/pci/drivers/xe/0000:03:00.0"], "xpu"),
         ("linux", ["sys/bus/pci/drivers/xe/bind"], "cpu"),
         ("linux", ["sys/bus/pci/drivers/i915/0000:03:00.0"], "xpu"),
@@ -440,18 +593,74 @@ def test_failures_are_explained(launcher, text, package, words):
         ("win32", [], "cpu"),
         ("win32", ["nvidia-smi"], "cuda"),
         ("darwin", [], "mps"),
-        ("darwin x86_64", [], "cpu"),
     ],
 )
 def test_accelerator_is_found(launcher, monkeypatch, tmp_path, system, there, accelerator):
-    system, _, machine = system.partition(" ")
-    for name in there:
-        (tmp_path / name).mkdir(parents=True)
+    for place, name in enumerate(there):
+        if name.startswith("gfx "):
+            node = tmp_path / "sys/class/kfd/kfd/topology/nodes" / str(place)
+            node.mkdir(parents=True)
+            (node / "properties").write_text(f"cpu_cores_count 0\ngfx_target_version {name[4:]}\n")
+        else:
+            (tmp_path / name).mkdir(parents=True)
     monkeypatch.setattr(launcher.sys, "platform", system)
-    monkeypatch.setattr(launcher.platform, "machine", lambda: machine or "arm64")
     monkeypatch.setattr(launcher.shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(launcher, "ask_nvidia", lambda: "")
     monkeypatch.setattr(launcher, "Path", lambda path: tmp_path / path.lstrip("/"))
-    assert launcher.find_accelerator() == accelerator
+    found, why = launcher.find_accelerator()
+    assert found == accelerator
+    amd_left_out = found == "cpu" and "dev/kfd" in there and len(there) > 1
+    assert ("EASEL_TORCH_INDEX=rocm" in why) == amd_left_out
+
+
+@pytest.mark.parametrize(
+    ("answer", "build", "words"),
+    [
+        ("580.65.06, 9.0\n", "cuda", ""),
+        ("591.44, 12.0\n", "cuda", ""),
+        ("580.95, 6.1\n580.95, 8.9\n", "cuda", ""),  # the better card counts
+        ("No devices were found\n", "cuda", ""),
+        ("", "cuda", ""),
+        ("535.247.01, 8.6\n", "cuda12", "driver 580 .* here are 535 and 8.6; EASEL_TORCH_INDEX"),
+        ("580.65.06, 6.1\n", "cuda12", "capability 7.5, here are 580 and 6.1; EASEL_TORCH_INDEX"),
+        ("572.16, 12.0\n", "cpu", "here are 572 and 12.0: update the driver, or set EASEL_TORCH"),
+        ("470.256.02, 7.5\n", "cpu", "here are 470 and 7.5: update the driver"),
+        ("580.65.06, 3.7\n", "cpu", "here are 580 and 3.7: .* EASEL_TORCH_INDEX"),
+        ('Field "compute_cap" is not a valid field to query.\n', "cpu", "too old .* EASEL_TORCH"),
+    ],
+)
+def test_what_the_nvidia_driver_says_decides_the_build(launcher, answer, build, words):
+    found, why = launcher.nvidia_build(answer)
+    assert found == build and re.search(words, why) and bool(why) == bool(words)
+
+
+def test_a_build_that_is_not_the_best_is_explained(launcher, monkeypatch):
+    monkeypatch.setattr(launcher, "has_nvidia", lambda: True)
+    monkeypatch.setattr(launcher, "ask_nvidia", lambda: "550.54, 8.6\n")
+    monkeypatch.setattr(launcher.sys, "platform", "linux")
+    sentence = launcher.torch_sentence("cuda12")
+    assert launcher.torch_index("cuda12") in sentence and "here are 550 and 8.6" in sentence
+    monkeypatch.setattr(launcher, "ask_nvidia", lambda: "450.54, 8.6\n")
+    sentence = launcher.torch_sentence("cpu")
+    assert "the CPU build" in sentence and "update the driver" in sentence
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script for a program")
+def test_a_driver_that_does_not_answer_is_not_waited_for(launcher, monkeypatch, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\necho "$2" 550.54, 8.6\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert launcher.ask_nvidia() == "--format=csv,noheader 550.54, 8.6\n"
+    run, limits = subprocess.run, []
+
+    def hurried(*words, timeout, **options):
+        limits.append(timeout)
+        return run(*words, timeout=0.2, **options)
+
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(launcher.subprocess, "run", hurried)
+    assert launcher.ask_nvidia() == "" and limits[0] <= 10
 
 
 @pytest.fixture
@@ -467,13 +676,14 @@ def starts(launcher, monkeypatch, tmp_path):
     monkeypatch.setattr(launcher, "ROOT", tmp_path)
     monkeypatch.setattr(launcher, "make_venv", lambda *_: None)
     monkeypatch.setattr(launcher, "check_disk", lambda *_: None)
-    monkeypatch.setattr(launcher, "reachable", lambda _host: True)
+    monkeypatch.setattr(launcher, "reachable", lambda _index: True)
     monkeypatch.setattr(launcher, "run_pip", lambda _venv, words, *_: told.append(words))
     monkeypatch.setattr(launcher.sys, "platform", "win32" if os.name == "nt" else "linux")
 
     def start(accelerator):
         told.clear()
-        monkeypatch.setattr(launcher, "find_accelerator", lambda: accelerator)
+        monkeypatch.setattr(launcher, "find_accelerator", lambda: (accelerator, ""))
+        monkeypatch.setattr(launcher, "has_nvidia", lambda: accelerator.startswith("cuda"))
         launcher.ensure_installed(("base",))
         return [words for words in told if "requirements-vocab" not in words[-1]]
 
@@ -512,25 +722,96 @@ def test_a_build_that_was_asked_for_stays_until_another_is(launcher, starts, mon
 
 
 def test_torch_index_is_chosen_by_accelerator_and_overridden(launcher, monkeypatch):
-    monkeypatch.setattr(launcher, "reachable", lambda _host: True)
+    monkeypatch.setattr(launcher, "find_accelerator", lambda: ("cpu", ""))
     monkeypatch.setattr(launcher.sys, "platform", "win32")
-    assert launcher.torch_index("cuda")[0].endswith("/cu130")
-    index, sentence = launcher.torch_index("cpu")
-    assert index.endswith("/cpu") and "set EASEL_TORCH_INDEX to xpu" in sentence
+    assert launcher.torch_index("cuda").endswith("/cu130")
+    assert launcher.torch_index("cpu").endswith("/cpu")
+    assert "set EASEL_TORCH_INDEX to xpu" in launcher.torch_sentence("cpu")
     monkeypatch.setattr(launcher.sys, "platform", "linux")
-    assert launcher.torch_index("cuda")[0] is None
-    assert launcher.torch_index("rocm")[0].split("/")[-1].startswith("rocm")
-    index, sentence = launcher.torch_index("asked:xpu")
-    assert index == launcher.TORCH_INDEXES["xpu"] and index in sentence
-    assert launcher.torch_index("asked:https://mirror.test/whl")[0] == "https://mirror.test/whl"
-    assert launcher.torch_index("asked:default")[0] is None
+    assert launcher.torch_index("cuda") is None
+    assert launcher.torch_index("cuda12").endswith("/cu126")
+    assert launcher.torch_index("rocm").split("/")[-1].startswith("rocm")
+    assert launcher.torch_index("asked:xpu") == launcher.TORCH_INDEXES["xpu"]
+    assert launcher.TORCH_INDEXES["xpu"] in launcher.torch_sentence("asked:xpu")
+    assert launcher.torch_index("asked:https://mirror.test/whl") == "https://mirror.test/whl"
+    assert launcher.torch_index("asked:default") is None
 
 
-def test_unreachable_index_falls_back_and_says_so(launcher, monkeypatch):
-    monkeypatch.setattr(launcher, "reachable", lambda _host: False)
-    monkeypatch.setattr(launcher.sys, "platform", "linux")
-    index, sentence = launcher.torch_index("cpu")
-    assert index is None and "cannot be reached" in sentence
+def test_unreachable_index_falls_back_and_says_so_until_it_can_be_reached(
+    launcher, starts, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, "reachable", lambda _index: False)
+        (first,) = starts("cpu")
+        assert "--extra-index-url" not in first
+        said = capsys.readouterr().out
+        assert "cannot be reached" in said and "EASEL_TORCH_INDEX" in said
+        assert starts("cpu") == []
+    again, rest = starts("cpu")
+    assert "--force-reinstall" in again and launcher.TORCH_INDEXES["cpu"] in rest
+    monkeypatch.setattr(launcher, "reachable", lambda _index: 1 / 0)  # it is not asked any more
+    assert starts("cpu") == []
+
+
+def test_an_unreachable_index_does_not_take_a_build_away(launcher, starts, monkeypatch):
+    starts("cpu")
+    monkeypatch.setattr(launcher, "reachable", lambda _index: False)
+    assert starts("rocm") == starts("cpu") == []
+
+
+def test_the_nvidia_driver_is_not_asked_about_a_build_that_is_there(
+    launcher, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(launcher, "has_nvidia", lambda: True)
+    monkeypatch.setattr(launcher, "ask_nvidia", lambda: 1 / 0)
+    (tmp_path / "easel-torch").write_text("cuda12")
+    assert launcher.torch_choice(tmp_path) == "cuda12"
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, True), (403, False), (None, False)])
+def test_an_index_is_looked_for_through_the_proxy(launcher, monkeypatch, status, expected):
+    asked = []
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setattr(urllib.request, "_opener", None)  # which knows the proxy of before
+        if status is None:
+            proxy.server_close()
+        else:
+            threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        assert launcher.reachable("http://index.test/whl") is expected
+        if status is not None:
+            proxy.shutdown()
+    assert asked == ([] if status is None else ["http://index.test/whl/torch/"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGBREAK"])
+def test_a_request_to_end_is_as_ctrl_c_unless_the_caller_ignores_it(launcher, monkeypatch, name):
+    monkeypatch.setattr(launcher.signal, "SIGBREAK", signal.SIGUSR1, raising=False)
+    number = getattr(launcher.signal, name)
+    names = ("SIGTERM", "SIGHUP", "SIGBREAK")
+    before = {each: signal.getsignal(getattr(launcher.signal, each)) for each in names}
+    try:
+        signal.signal(number, signal.SIG_IGN)
+        launcher.end_on_signals()
+        assert signal.getsignal(number) is signal.SIG_IGN
+        signal.signal(number, signal.SIG_DFL)
+        launcher.end_on_signals()
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        for each, handler in before.items():
+            signal.signal(getattr(launcher.signal, each), handler)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

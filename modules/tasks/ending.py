@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from typing import NoReturn
 
@@ -26,6 +27,12 @@ def end_on_signals() -> None:
 
     for number in heeded:
         signal.signal(number, interrupt)
+
+
+def wait_for_end() -> NoReturn:
+    """Until a signal raises KeyboardInterrupt: see end_on_signals."""
+    while True:
+        time.sleep(0.5)  # Windows ends a sleep early for Ctrl+C, but not for Ctrl+Break
 
 
 def leave(code: int) -> NoReturn:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from modules.tasks import ending
+
 ROOT = Path(__file__).parents[3]
 LEAVE = "from modules.tasks.ending import leave; "
 
@@ -31,3 +33,17 @@ def test_generate_ends_with_its_status_and_a_sentence():
     done = run("-m", "modules.worker.generate_cli", "a hill", "--steps", "0")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
+
+
+def test_a_server_that_waits_looks_for_a_signal_twice_a_second(monkeypatch):
+    naps = []
+
+    def nap(seconds):
+        naps.append(seconds)
+        if len(naps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ending.time, "sleep", nap)
+    with pytest.raises(KeyboardInterrupt):
+        ending.wait_for_end()
+    assert len(naps) == 3 and max(naps) <= 0.5
