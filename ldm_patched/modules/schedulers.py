@@ -82,9 +82,13 @@ def sgm_uniform_schedule(model: Any, steps: int) -> Tensor:
 
 
 def simple_schedule(model: Any, steps: int) -> Tensor:
-    """Every (n / steps)-th of the model's own n sigmas, from the noisiest down."""
+    """Every (n / steps)-th of the model's own n sigmas, from the noisiest down.
+
+    What is between two is the noisier one: timesteps 999, 966, 933, 899, … for 30 steps.
+    """
     size = _table_size(model)
-    return _in_table(model, size - torch.arange(steps, dtype=torch.float64) * size / steps - 1)
+    places = size - 1 - torch.arange(steps, dtype=torch.float64) * size / steps
+    return _in_table(model, places.ceil() if steps <= size else places)
 
 
 def ddim_uniform_schedule(model: Any, steps: int) -> Tensor:

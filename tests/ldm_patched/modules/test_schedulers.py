@@ -115,6 +115,27 @@ def test_schedules_equal_diffusers(scheduler, options, steps):
         )
 
 
+@pytest.mark.parametrize(
+    ("steps", "first"),
+    [
+        (18, [999, 944, 888, 833, 777]),
+        (30, [999, 966, 933, 899, 866]),
+        (36, [999, 972, 944, 916, 888]),
+        (60, [999, 983, 966, 949, 933]),
+    ],
+)
+def test_simple_counts_down_in_whole_timesteps(steps, first):
+    sampling = FakeModel().model_sampling
+    ours = calculate_sigmas_scheduler(FakeModel(), "simple", steps)
+    times = sampling.timestep(ours[:-1])
+    assert times[:5].tolist() == first
+    assert times.tolist() == [999 - x * 1000 // steps for x in range(steps)]
+    torch.testing.assert_close(ours[:-1], sampling.sigmas[times], rtol=1e-6, atol=0)
+    theirs = diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing")
+    theirs.set_timesteps(steps)
+    assert float((times - theirs.timesteps).abs().max()) <= 1
+
+
 @pytest.mark.parametrize("steps", [4, 8, 25])
 def test_sgm_uniform_is_nearly_the_trailing_spacing(steps):
     """Trailing counts down from 1,000 and takes 1 off; this counts down from 999 to 0."""
