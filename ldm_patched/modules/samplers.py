@@ -234,10 +234,11 @@ class KSampler:
     def _sigmas(self, scheduler: str, denoise: float, *, drop: bool) -> Tensor:
         if denoise <= 0.0 or self.steps < 1:
             return torch.zeros(0)
-        steps = self.steps + drop
-        whole = steps if denoise > 0.9999 else int(steps / denoise)
-        sigmas = calculate_sigmas_scheduler(self.model, scheduler, whole)[-(steps + 1) :]
-        return torch.cat([sigmas[:-2], sigmas[-1:]]) if drop else sigmas
+        whole = self.steps if denoise > 0.9999 else int(self.steps / denoise)
+        sigmas = calculate_sigmas_scheduler(self.model, scheduler, whole + drop)
+        if drop:
+            sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
+        return sigmas[-(self.steps + 1) :]
 
     @property
     def latent_format(self) -> Any:
