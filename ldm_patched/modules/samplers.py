@@ -242,12 +242,16 @@ class KSampler:
 
     @property
     def latent_format(self) -> Any:
-        """How latents are scaled for this run: the model's, or what the schedule brings along."""
-        if self.model_sampling is not self._own_sampling and isinstance(self.model_sampling, EDM):
-            return SDXL_Playground_2_5()
+        """How latents are scaled for this run: the model's, or what the schedule brings along for
+        a model whose file does not say it."""
         if hasattr(self.model, "get_model_object"):
-            return self.model.get_model_object("latent_format")
-        return self.model.latent_format
+            own = self.model.get_model_object("latent_format")
+        else:
+            own = self.model.latent_format
+        brought = self.model_sampling is not self._own_sampling
+        if not brought or not isinstance(self.model_sampling, EDM):
+            return own
+        return own if isinstance(own, SDXL_Playground_2_5) else SDXL_Playground_2_5()
 
     @contextmanager
     def sampling_in_place(self) -> Iterator[None]:

@@ -169,9 +169,8 @@ def distilled(sampling: Any, noise_prediction: type = ms.EPS) -> Any:
 
 
 def playground(sampling: Any) -> Any:
-    """Playground 2.5's levels and prediction, unless the model has them from its file."""
-    if isinstance(sampling, ms.EDM):
-        return sampling
+    """Playground 2.5's prediction, on the levels that the schedule of its name goes through: from
+    120, though its own files end at 80."""
     made = type("Playground", (ms.ModelSamplingContinuousEDM, ms.EDM), {})()
     made.set_parameters(sigma_min=0.002, sigma_max=120.0, sigma_data=0.5)
     return made.to(sampling.sigmas.device)

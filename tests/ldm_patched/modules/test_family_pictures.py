@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from ldm_patched.modules import latent_formats
 from ldm_patched.modules.model_base import ModelType
 from ldm_patched.modules.sample import sample
-from ldm_patched.modules.samplers import calculate_sigmas_scheduler
+from ldm_patched.modules.samplers import KSampler, calculate_sigmas_scheduler
 from modules.spec.performance import MODES
 from tests.ldm_patched.modules.test_families import added, inputs, largest_difference, load
 from tests.support.engine_report import record
@@ -88,6 +88,13 @@ def test_playground_paints_as_diffusers_paints(playground, sampler, kind):
     where = os.environ["PYTEST_CURRENT_TEST"]
     record("family", f"Playground v2.5, {sampler}", where, f"diffusers {kind}", difference, 1e-4)
     assert difference <= 1e-4
+
+
+def test_its_schedule_keeps_the_statistics_of_its_file(playground):
+    patcher, _, _ = playground
+    runner = KSampler(patcher, 4, "cpu", "dpmpp_2m", "edm_playground_v2.5")
+    assert runner.latent_format is patcher.model.latent_format
+    assert float(runner.sigmas[0]) == pytest.approx(120.0)
 
 
 # --- Distilled checkpoints --------------------------------------------------------------------

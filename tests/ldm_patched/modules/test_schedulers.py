@@ -255,15 +255,19 @@ def test_a_distilled_model_keeps_its_prediction():
         assert sampling_in_force("tcd", made) is made  # distilled already
 
 
-def test_playground_s_levels_come_along_unless_the_model_has_them():
-    made = sampling_in_force("edm_playground_v2.5", FakeModel().model_sampling)
+@pytest.mark.parametrize("has_its_own", [False, True])
+def test_playground_s_schedule_brings_its_levels_along(has_its_own):
+    model = FakeModel()
+    if has_its_own:  # as a file of Playground 2.5 says them
+        model = with_sampling(ModelSamplingContinuousEDM, EDM)
+        model.model_sampling.set_parameters(0.002, 80.0, 0.5)
+    own = model.model_sampling
+    made = sampling_in_force("edm_playground_v2.5", own)
     assert isinstance(made, EDM)
     assert (float(made.sigma_min), float(made.sigma_max)) == pytest.approx((0.002, 120.0))
     assert made.sigma_data == 0.5
-    own = with_sampling(ModelSamplingContinuousEDM, EDM).model_sampling
-    assert sampling_in_force("edm_playground_v2.5", own) is own
     assert sampling_in_force("karras", own) is own
-    ours = calculate_sigmas_scheduler(FakeModel(), "edm_playground_v2.5", 20)
+    ours = calculate_sigmas_scheduler(model, "edm_playground_v2.5", 20)
     ramp = np.linspace(120 ** (1 / 7), 0.002 ** (1 / 7), 20) ** 7
     words = "Karras' formula from 120 to 0.002"
     check("edm_playground_v2.5", words, ours, [*ramp, 0.0], 1e-4)
