@@ -9,6 +9,7 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from einops import rearrange
 from safetensors.torch import save_file
 
+from ldm_patched.ldm.modules.diffusionmodules import openaimodel
 from ldm_patched.ldm.modules.diffusionmodules.video_blocks import (
     SpatialVideoTransformer,
     VideoFrames,
@@ -91,6 +92,26 @@ def test_the_network_predicts_what_diffusers_predicts(loaded, library):
             num_video_frames=FRAMES,
         )
     held_against(found, rearrange(wanted, "b t c h w -> (b t) c h w"), "UNet")
+
+
+def test_the_precision_patch_reaches_the_places_of_frames(loaded, monkeypatch):
+    model, asked = loaded[0].model.diffusion_model, []
+    plain = openaimodel.timestep_embedding
+    monkeypatch.setattr(
+        openaimodel,
+        "timestep_embedding",
+        lambda t, dim: asked.append((t.tolist(), dim)) or plain(t, dim),
+    )
+    with torch.no_grad():
+        y = loaded[0].model.encode_adm(fps=7, motion_bucket_id=100, augmentation_level=0.02)
+        model(
+            torch.zeros(2, 8, 16, 16),
+            torch.full((2,), 1.3),
+            torch.zeros(2, 1, 48),
+            y.expand(2, -1),
+            num_video_frames=2,
+        )
+    assert ([0, 1], 64) in asked
 
 
 def test_the_decoder_gives_what_diffusers_gives(loaded, library):
