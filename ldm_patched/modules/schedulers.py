@@ -18,6 +18,7 @@ from torch import Tensor
 from ldm_patched.contrib.external_model_advanced import LCM, ModelSamplingDiscreteDistilled
 from ldm_patched.k_diffusion import schedules
 from ldm_patched.k_diffusion.schedules import append_zero
+from ldm_patched.ldm.modules.diffusionmodules.util import make_ddim_timesteps
 from ldm_patched.modules import latent_formats
 from ldm_patched.modules import model_sampling as ms
 
@@ -97,8 +98,12 @@ def ddim_uniform_schedule(model: Any, steps: int) -> Tensor:
     It starts below the noisiest level, far below with few steps.
     """
     size = _table_size(model)
-    stride = size // steps if steps <= size // 2 else (size - 2) / (steps - 1)
-    return _in_table(model, 1 + torch.arange(steps, dtype=torch.float64).flip(0) * stride)
+    if steps <= size // 2:
+        rising = make_ddim_timesteps("uniform", steps, size, verbose=False)[:steps]
+        places = torch.from_numpy(rising).double()
+    else:  # levels between those of the table
+        places = 1 + torch.arange(steps, dtype=torch.float64) * ((size - 2) / (steps - 1))
+    return _in_table(model, places.flip(0))
 
 
 def turbo_schedule(model: Any, steps: int) -> Tensor:
