@@ -22,11 +22,16 @@ ENGINE = {"torch", "extras", "ldm_patched", "einops", "safetensors"}
 # two would drift apart. It and its errors import the standard library alone.
 TOKEN_COUNTER = ROOT / "modules" / "prompt" / "tokens.py"
 TOKENIZER = ("ldm_patched.modules.clip_tokenizer.", "ldm_patched.modules.errors.")
+# What names a learned word is read alike wherever a prompt is.
+NAMES = ("ldm_patched.modules.embedding_names.",)
+NAME_READERS = ("prompt/parser.py", "prompt/inspector.py", "library/embedding_info.py")
 # The page shows what of a picture counts before anything runs; the worker makes it with the same
 # code. The preprocessors import numpy and cv2 alone.
 MAP_MAKER = ROOT / "modules" / "gallery" / "maps.py"
 PREPROCESSORS = ("extras.preprocessors.", "extras.face_crop.")
-ALLOWED = {TOKEN_COUNTER: TOKENIZER, MAP_MAKER: PREPROCESSORS}
+ALLOWED = {TOKEN_COUNTER: TOKENIZER + NAMES, MAP_MAKER: PREPROCESSORS} | {
+    ROOT / "modules" / name: NAMES for name in NAME_READERS
+}
 PAGE = {"gradio"}
 FLOORS = ["spec", "prompt", "settings", "library", "tasks", "gallery"]
 BELOW = {
@@ -106,7 +111,7 @@ def test_the_server_side_knows_no_engine(path):
     assert not rooms_of_modules(path) & {"worker", "async_worker", "patch", "patch_precision"}
 
 
-@pytest.mark.parametrize("name", TOKENIZER)
+@pytest.mark.parametrize("name", TOKENIZER + NAMES)
 def test_what_the_token_counter_may_use_needs_the_standard_library_alone(name):
     path = ROOT.joinpath(*name.strip(".").split(".")).with_suffix(".py")
     engine = {name for name in imported(path) if name.split(".")[0] not in sys.stdlib_module_names}

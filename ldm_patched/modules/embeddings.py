@@ -6,20 +6,19 @@ name), safetensors (`emb_params`) and SDXL pairs (`clip_l` and `clip_g`).
 """
 
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ldm_patched.modules.embedding_names import split_references
 from ldm_patched.modules.errors import CorruptModelFile, EmbeddingMissing, UnsupportedModel
 from ldm_patched.modules.prompt_weights import read_weights
 from ldm_patched.modules.weight_file import WeightFile, open_weights
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-REFERENCE = re.compile(r"embedding:([^\s,:]+)")
 VECTORS_MAX = 1024
 FAMILIES = {
     ("l", 768): "Stable Diffusion 1",
@@ -35,18 +34,6 @@ Vectors = dict[str, Tensor]
 """(n, width) float32 on the CPU for each encoder, by its short name; "" for one that is not said"""
 
 
-def split_references(text: str) -> Iterator[tuple[str, str | None]]:
-    """Stretches of `text` in order: (words, None), or ("", name) for an `embedding:name`."""
-    position = 0
-    for match in REFERENCE.finditer(text):
-        if match.start() > position:
-            yield text[position : match.start()], None
-        yield "", match[1]
-        position = match.end()
-    if position < len(text):
-        yield text[position:], None
-
-
 class EmbeddingFolder:
     """The learned words in a folder and its sub-folders, read when a prompt first names them."""
 
@@ -55,6 +42,10 @@ class EmbeddingFolder:
         self._folder = None if folder is None else Path(folder)
         self._widths = dict(widths)
         self._kept: dict[Path, tuple[tuple[int, int], Vectors]] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name; see `vectors`."""
+        return self._found(name) is not None
 
     def vectors(self, name: str, encoder: str) -> Tensor:
         """(n, width) for the text encoder with this short name.
@@ -70,23 +61,29 @@ class EmbeddingFolder:
         """Which versions of which files `text` names: equal stamps mean equal vectors."""
         stamps = []
         for words, _ in chain.from_iterable(read_weights(text)):
-            for _, name in split_references(words):
+            for _, name in split_references(words, self.has):
                 if name is not None:
                     path = self._path(name)
                     stamps.append((str(path), *_stamp(path)))
         return tuple(stamps)
 
     def _path(self, name: str) -> Path:
+        path = self._found(name)
+        if path is None:
+            raise EmbeddingMissing(
+                f"The embedding {name[:80]!r} is not in models/embeddings; put the file there, or "
+                f"take embedding:{name[:80]} out of the prompt."
+            )
+        return path
+
+    def _found(self, name: str) -> Path | None:
         wanted = name.casefold()
         for path in self._files():
             below = path.relative_to(self._folder or "").as_posix().casefold()
             stem = below.rpartition(".")[0]
             if wanted in (below, stem, below.rpartition("/")[2], stem.rpartition("/")[2]):
                 return path
-        raise EmbeddingMissing(
-            f"The embedding {name[:80]!r} is not in models/embeddings; put the file there, or take "
-            f"embedding:{name[:80]} out of the prompt."
-        )
+        return None
 
     def _files(self) -> list[Path]:
         if self._folder is None or not self._folder.is_dir():

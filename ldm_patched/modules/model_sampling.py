@@ -276,9 +276,13 @@ class StableCascadeSampling(ModelSamplingDiscrete):
 def sampling_progress(model_sampling: Any, sigma: Tensor) -> Tensor:
     """How much of the sampling lies behind at sigma (B,): 0 at sigma_max, 1 at sigma_min.
 
-    Linear in the timesteps that the network is told, so 1 - t / 999 for a table of 1,000.
-    Never waits for the device.
+    Linear in the timesteps that the network is told: 1 - t / 999 for a table of 1,000, also where
+    only some of its levels are used. Never waits for the device.
     """
+    counts = isinstance(model_sampling, ModelSamplingDiscrete)
+    if counts and not isinstance(model_sampling, StableCascadeSampling):  # whose timesteps are 0..1
+        last = model_sampling.num_timesteps - 1
+        return (1.0 - model_sampling.timestep(sigma) / last).clamp(0.0, 1.0)
     low, high = model_sampling.sigma_min.to(sigma), model_sampling.sigma_max.to(sigma)
     timesteps = model_sampling.timestep(torch.cat([low.view(1), high.view(1), sigma])).float()
     first, last = timesteps[1], timesteps[0]

@@ -234,19 +234,24 @@ class KSampler:
     def _sigmas(self, scheduler: str, denoise: float, *, drop: bool) -> Tensor:
         if denoise <= 0.0 or self.steps < 1:
             return torch.zeros(0)
-        steps = self.steps + drop
-        whole = steps if denoise > 0.9999 else int(steps / denoise)
-        sigmas = calculate_sigmas_scheduler(self.model, scheduler, whole)[-(steps + 1) :]
-        return torch.cat([sigmas[:-2], sigmas[-1:]]) if drop else sigmas
+        whole = self.steps if denoise > 0.9999 else int(self.steps / denoise)
+        sigmas = calculate_sigmas_scheduler(self.model, scheduler, whole + drop)
+        if drop:
+            sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
+        return sigmas[-(self.steps + 1) :]
 
     @property
     def latent_format(self) -> Any:
-        """How latents are scaled for this run: the model's, or what the schedule brings along."""
-        if self.model_sampling is not self._own_sampling and isinstance(self.model_sampling, EDM):
-            return SDXL_Playground_2_5()
+        """How latents are scaled for this run: the model's, or what the schedule brings along for
+        a model whose file does not say it."""
         if hasattr(self.model, "get_model_object"):
-            return self.model.get_model_object("latent_format")
-        return self.model.latent_format
+            own = self.model.get_model_object("latent_format")
+        else:
+            own = self.model.latent_format
+        brought = self.model_sampling is not self._own_sampling
+        if not brought or not isinstance(self.model_sampling, EDM):
+            return own
+        return own if isinstance(own, SDXL_Playground_2_5) else SDXL_Playground_2_5()
 
     @contextmanager
     def sampling_in_place(self) -> Iterator[None]:

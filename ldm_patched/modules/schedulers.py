@@ -18,6 +18,7 @@ from torch import Tensor
 from ldm_patched.contrib.external_model_advanced import LCM, ModelSamplingDiscreteDistilled
 from ldm_patched.k_diffusion import schedules
 from ldm_patched.k_diffusion.schedules import append_zero
+from ldm_patched.ldm.modules.diffusionmodules.util import make_ddim_timesteps
 from ldm_patched.modules import latent_formats
 from ldm_patched.modules import model_sampling as ms
 
@@ -82,9 +83,13 @@ def sgm_uniform_schedule(model: Any, steps: int) -> Tensor:
 
 
 def simple_schedule(model: Any, steps: int) -> Tensor:
-    """Every (n / steps)-th of the model's own n sigmas, from the noisiest down."""
+    """Every (n / steps)-th of the model's own n sigmas, from the noisiest down.
+
+    What is between two is the noisier one: timesteps 999, 966, 933, 899, … for 30 steps.
+    """
     size = _table_size(model)
-    return _in_table(model, size - torch.arange(steps, dtype=torch.float64) * size / steps - 1)
+    places = size - 1 - torch.arange(steps, dtype=torch.float64) * size / steps
+    return _in_table(model, places.ceil() if steps <= size else places)
 
 
 def ddim_uniform_schedule(model: Any, steps: int) -> Tensor:
@@ -93,8 +98,12 @@ def ddim_uniform_schedule(model: Any, steps: int) -> Tensor:
     It starts below the noisiest level, far below with few steps.
     """
     size = _table_size(model)
-    stride = size // steps if steps <= size // 2 else (size - 2) / (steps - 1)
-    return _in_table(model, 1 + torch.arange(steps, dtype=torch.float64).flip(0) * stride)
+    if steps <= size // 2:
+        rising = make_ddim_timesteps("uniform", steps, size, verbose=False)[:steps]
+        places = torch.from_numpy(rising).double()
+    else:  # levels between those of the table
+        places = 1 + torch.arange(steps, dtype=torch.float64) * ((size - 2) / (steps - 1))
+    return _in_table(model, places.flip(0))
 
 
 def turbo_schedule(model: Any, steps: int) -> Tensor:
@@ -165,9 +174,8 @@ def distilled(sampling: Any, noise_prediction: type = ms.EPS) -> Any:
 
 
 def playground(sampling: Any) -> Any:
-    """Playground 2.5's levels and prediction, unless the model has them from its file."""
-    if isinstance(sampling, ms.EDM):
-        return sampling
+    """Playground 2.5's prediction, on the levels that the schedule of its name goes through: from
+    120, though its own files end at 80."""
     made = type("Playground", (ms.ModelSamplingContinuousEDM, ms.EDM), {})()
     made.set_parameters(sigma_min=0.002, sigma_max=120.0, sigma_data=0.5)
     return made.to(sampling.sigmas.device)

@@ -53,24 +53,29 @@ def load_checkpoint_guess_config(
     *,
     policy: DevicePolicy | None = None,
     text_encoder_paths: Iterable[str | Path] = (),
-    before_weights: Callable[[BASE], object] | None = None,
+    before_weights: Callable[[BASE, int], object] | None = None,
 ) -> tuple[ModelPatcher | None, CLIP | None, VAE | None, clip_vision.ClipVisionModel | None]:
     """(model, text encoders, VAE, image encoder) of a checkpoint whose family its weights tell.
 
     ckpt_path: a file, a diffusers folder, or a file with the UNet alone. text_encoder_paths: files
     with text encoders, for a model that has none of its own. before_weights: called with the
-    family once the file is known to be of one, before any of its weights are read. A part is None
-    if it is not asked for or not there. embedding_directory: of the learned words that prompts may
-    name. policy: devices and precisions; None detects them. Weights whose precision fits stay in
-    the file's memory; others are read and cast one by one. What the file holds besides is in each
-    part's `load_report`, and logged.
+    family once the file is known to be of one, and with the bytes that the parts which are asked
+    for will take, before any of their weights are read. A part is None if it is not asked for or
+    not there. embedding_directory: of the learned words that prompts may name. policy: devices and
+    precisions; None detects them. Weights whose precision fits stay in the file's memory; others
+    are read and cast one by one. What the file holds besides is in each part's `load_report`, and
+    logged.
     Raises CorruptModelFile, UnsafeModelFile, UnsupportedModel or OSError.
     """
     policy = policy or DevicePolicy.detect()
     file = open_model(ckpt_path, text_encoder_paths if output_clip else ())
     config = _require_family(file)
     if before_weights is not None:
-        before_weights(config)
+        texts = config.text_encoder_prefixes.values()
+        dtypes = {UNET_PREFIX: policy.unet_dtype} if output_model else {}
+        dtypes |= dict.fromkeys(texts, policy.text_encoder_dtype) if output_clip else {}
+        dtypes |= {config.vae_prefix: policy.vae_dtype} if output_vae else {}
+        before_weights(config, _size_as(file, dtypes))
     model = _load_model(file, config, policy) if output_model else None
     clip = load_clip(file, config, policy, embedding_directory) if output_clip else None
     vae = _load_vae(file, config.vae_prefix, policy) if output_vae else None
@@ -92,6 +97,16 @@ def renew_blank_picture(model: ModelPatcher, vae: VAE, vae_file: str) -> None:
         model.model.blank_picture = vae.encode(grey).mean(dim=(2, 3), keepdim=True)
     except NotFinite as error:
         raise utils.not_numbers(vae_file, "VAE") from error
+
+
+def _size_as(file: WeightFile, dtypes: Mapping[str, torch.dtype]) -> int:
+    """Bytes of the parts of `file` in other precisions. dtypes: those, by prefix."""
+    return sum(
+        file.outline(key).numel() * dtype.itemsize
+        for prefix, dtype in dtypes.items()
+        for key in file
+        if key.startswith(prefix) and not IGNORED.search(key)
+    )
 
 
 def _require_family(file: WeightFile) -> BASE:

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from ldm_patched.ldm.modules.attention_kernels import attend
 from ldm_patched.modules import ops
 from ldm_patched.modules.clip_tokenizer import END_TOKEN, START_TOKEN, clip_tokenizer
-from ldm_patched.modules.embeddings import EmbeddingFolder, split_references
+from ldm_patched.modules.embedding_names import split_references
+from ldm_patched.modules.embeddings import EmbeddingFolder
 from ldm_patched.modules.prompt_weights import Weighted, read_weights
 from ldm_patched.modules.weight_header import count_of
 
@@ -68,7 +69,7 @@ class SDTokenizer:
         if embeddings is None:
             yield from clip_tokenizer().encode_words(text)
             return
-        for words, name in split_references(text):
+        for words, name in split_references(text, embeddings.has):
             if name is None:
                 yield from clip_tokenizer().encode_words(words)
             else:

@@ -247,6 +247,7 @@ class SD_X4Upscaler(SD20):  # noqa: N801 - the field's name
     purpose = "enlarges pictures"
     model_class = model_base.SD_X4Upscaler
     latent_format_class = latent_formats.SD_X4
+    sampling_settings = {"linear_start": 1e-4, "linear_end": 0.02}
 
     @classmethod
     def matches(cls, unet_config: UNetConfig) -> bool:

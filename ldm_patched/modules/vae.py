@@ -75,8 +75,10 @@ class VAE:
     ) -> Tensor:
         """Latents (B, 4, h, w), unscaled → pixels (B, 8h, 8w, 3) in 0..1, float32 on the CPU.
 
-        interrupt: called before each block and strip; may raise to stop. tiled: strip by strip,
-        in little memory; None lets the free memory decide. Raises NotFinite.
+        A video decoder takes the batch as the frames of one video, which see each other: they are
+        decoded together and never in strips. interrupt: called before each block and strip; may
+        raise to stop. tiled: strip by strip, in little memory; None lets the free memory decide.
+        Raises NotFinite, or torch.OutOfMemoryError for a video that is too long.
         """
         pixels = self._each(latents, interrupt, tiled, decoding=True)
         return pixels.permute(0, 2, 3, 1).add_(1.0).mul_(0.5).clamp_(0.0, 1.0)
@@ -84,20 +86,23 @@ class VAE:
     def _each(
         self, x: Tensor, interrupt: Interrupt, tiled: bool | None, *, decoding: bool
     ) -> Tensor:
-        """Each picture of the batch apart, so that one picture's memory is enough."""
+        """Each picture of the batch apart, so that one picture's memory is enough; but a video's
+        frames together."""
         if not bool(torch.isfinite(x).all()):
             raise NotFinite(
                 "The picture turned into invalid numbers before it reached the VAE. Use a lower "
                 "guidance scale, another checkpoint, or start Easel with --all-in-fp32."
             )
         ratio = self.downscale_ratio if decoding else 1
+        together = decoding and self.first_stage_model.config.video
+        count = len(x) if together else 1
 
         def needed() -> int:  # anew each time: it doubles when the weights become float32
             sides = (side * ratio for side in x.shape[-2:])
-            return self.memory_required(*sides, decoding=decoding)
+            return count * self.memory_required(*sides, decoding=decoding)
 
         tight = self._enter(needed())
-        tiled = tight if tiled is None else tiled
+        tiled = not together and (tight if tiled is None else tiled)
 
         def whole(part: Tensor) -> Tensor:
             part = self._prepared(part, self.device)
@@ -114,12 +119,14 @@ class VAE:
             return (coder.decode if decoding else coder.encode)(part).float().cpu()
 
         results = []
-        for part in x.split(1):
+        for part in x.split(count):
             if not tiled:
                 try:
                     results.append(self._finite(partial(whole, part), needed))
                     continue
                 except torch.OutOfMemoryError:
+                    if together:
+                        raise
                     logger.warning("Not enough memory for a whole picture in the VAE; in strips.")
                 tiled = True
                 self._enter(needed())  # float32 weights that found no room are on the host

@@ -6,6 +6,8 @@ does, on a strip of rows at a time with the rows around it that its convolution 
 their statistics over all strips, and the attention, at an eighth of the size, sees everything. So
 nothing is blended or computed twice; the result is that of the whole picture but for rounding.
 
+A video decoder also looks from frame to frame, which is not done here: it decodes frames whole.
+
 Maps between two layers lie on `store`, in the host's memory where the device has none to spare.
 """
 
@@ -41,7 +43,9 @@ class StripCoder:
         self._interrupt = interrupt
 
     def decode(self, z: Tensor) -> Tensor:
-        """As AutoencoderKL.decode; on `store`."""
+        """As AutoencoderKL.decode; on `store`. Raises ValueError for a video decoder."""
+        if self._model.config.video:
+            raise ValueError("The frames of a video are not decoded in strips.")
         decoder = self._model.decoder
         h = decoder.mid(decoder.conv_in(self._model.post_quant_conv(z)), self._interrupt)
         h = self._keep(h)

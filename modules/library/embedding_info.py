@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from ldm_patched.modules.embedding_names import readings
 from modules.library.catalog import Catalog, ModelFile
 from modules.library.safetensors_head import read_header
 from modules.prompt.lora_tags import find_name, index_of_names
@@ -19,7 +20,7 @@ def require_embeddings(names: Sequence[str], catalog: Catalog) -> None:
         return
     index = index_of_names([file.name for file in catalog.files(ModelFolder.EMBEDDINGS)])
     for name in names:
-        if find_name(index, name) is None:
+        if not any(find_name(index, reading) for reading in readings(name)):
             raise ModelMissing(
                 f"The embedding {name[:80]!r} is not in models/embeddings; put the file there, or "
                 f"take embedding:{name[:80]} out of the prompt."

@@ -5,9 +5,11 @@ Plans are made for the first pictures only; the combinations of arrays are count
 
 import os.path
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 from pydantic import BaseModel, ConfigDict
 
+from ldm_patched.modules.embedding_names import readings
 from modules.prompt.plan import (
     LoraUse,
     PicturePrompt,
@@ -126,10 +128,13 @@ def _inspect(
     templates = read_templates(spec)
     plan = _plan(spec, books, templates)
     used = dict.fromkeys(use.file for each in plan.pictures for use in each.loras)
-    vectors = find(plan.embeddings) if plan.embeddings else {}
+    meant = {name: readings(name) for name in plan.embeddings}
+    vectors = find(list(chain.from_iterable(meant.values()))) if meant else {}
+    there = {name: next((r for r in meant[name] if r in vectors), None) for name in meant}
     chosen = max(0, min(picture, len(plan.pictures) - 1))
-    missing = tuple(name for name in plan.embeddings if name not in vectors)
-    notices = [*plan.notices, *_unsaid(plan.embeddings, vectors)]
+    missing = tuple(name for name, found in there.items() if found is None)
+    embeddings = tuple(dict.fromkeys(filter(None, there.values())))
+    notices = [*plan.notices, *_unsaid(embeddings, vectors)]
     known = {name: count or 1 for name, count in vectors.items()}
     try:
         detail = _detail(chosen, plan.pictures[chosen], books, known)
@@ -144,7 +149,7 @@ def _inspect(
         by_chance=_is_by_chance(spec, books, templates),
         missing_loras=(*plan.missing_listed, *plan.missing_loras),
         misfits=tuple(misfits(tuple(used))) if used else (),
-        embeddings=tuple(name for name in plan.embeddings if name in vectors),
+        embeddings=embeddings,
         missing_embeddings=missing,
         wildcards=tuple(name for name in plan.wildcards if name not in plan.missing_wildcards),
         missing_wildcards=plan.missing_wildcards,
@@ -168,7 +173,7 @@ def _unsaid(names: Sequence[str], vectors: Mapping[str, int | None]) -> list[str
     return [
         f"embedding:{name[:80]} counts as one token here; its file does not say how many it has."
         for name in names
-        if name in vectors and vectors[name] is None
+        if vectors[name] is None
     ]
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from ldm_patched.modules.embedding_names import references
 from modules.spec import limits
 
 ROUND_WEIGHT = 1.1
@@ -79,7 +80,9 @@ def parse(text: str) -> ParsedText:
     groups, notices = _match_brackets(text)
     spans = _spans(text, groups)
     chunks = tuple(_chunks(spans))
-    names = dict.fromkeys(name for chunk in chunks for span in chunk for name in _names(span.text))
+    names = dict.fromkeys(
+        name for chunk in chunks for span in chunk for name in references(span.text)
+    )
     return ParsedText(chunks, tuple(names), tuple(notices))
 
 
@@ -288,18 +291,6 @@ def split_at_breaks(text: str) -> list[str]:
 
 def _alone(neighbour: str) -> bool:
     return not neighbour or neighbour.isspace() or neighbour == ","
-
-
-def _names(text: str) -> Iterator[str]:
-    """Names after `embedding:`, up to a blank, comma or colon."""
-    at = text.find(EMBEDDING)
-    while at >= 0:
-        end = begin = at + len(EMBEDDING)
-        while end < len(text) and not (text[end].isspace() or text[end] in ",:"):
-            end += 1
-        if end > begin:
-            yield text[begin:end]
-        at = text.find(EMBEDDING, end)
 
 
 # --- Printing ---------------------------------------------------------------------------------

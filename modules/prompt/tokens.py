@@ -5,13 +5,13 @@ follows the engine's rules, and a test holds the two together. Text between blan
 and remembered: pictures of one prompt differ in few words.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict
 
 from ldm_patched.modules.clip_tokenizer import clean, clip_tokenizer, split_words
+from ldm_patched.modules.embedding_names import split_references
 from ldm_patched.modules.errors import VocabularyMissing
 from modules.prompt.parser import Span, parsed
 from modules.spec.errors import ModelMissing
@@ -19,7 +19,6 @@ from modules.spec.errors import ModelMissing
 CHUNK_TOKENS = 75
 """Of a chunk's 77 tokens, two are its start and its end."""
 _REMEMBERED_CHARACTERS = 64
-_REFERENCE = re.compile(r"embedding:([^\s,:]+)")
 
 
 class TextChunk(BaseModel):
@@ -121,13 +120,16 @@ class _Packer:
             short = len(piece) <= _REMEMBERED_CHARACTERS
             return _word_lengths(piece) if short else _word_lengths.__wrapped__(piece)
         lengths: list[int] = []
-        for words, name in _split_references(piece):
-            lengths += [self._vectors.get(name, 1)] if name else _word_lengths.__wrapped__(words)
+        for words, name in split_references(piece, self._vectors.__contains__):
+            if name is None:
+                lengths += _word_lengths.__wrapped__(words)
+            else:
+                lengths.append(self._vectors.get(name, 1))
         return lengths
 
     def _words(self, piece: str) -> Iterator[str]:
-        for words, name in _split_references(piece):
-            if name:
+        for words, name in split_references(piece, self._vectors.__contains__):
+            if name is not None:
                 yield f"embedding:{name}"
             else:
                 yield from split_words(clean(words))
@@ -137,15 +139,3 @@ class _Packer:
 def _word_lengths(piece: str) -> tuple[int, ...]:
     """Tokens of each word of a text without blanks."""
     return tuple(map(len, clip_tokenizer().encode_words(piece)))
-
-
-def _split_references(piece: str) -> Iterator[tuple[str, str]]:
-    """(words, '') or ('', name of a learned word), in order."""
-    position = 0
-    for match in _REFERENCE.finditer(piece):
-        if match.start() > position:
-            yield piece[position : match.start()], ""
-        yield "", match[1]
-        position = match.end()
-    if position < len(piece):
-        yield piece[position:], ""

@@ -279,15 +279,15 @@ class Pipeline:
         self._dressed[model.stamp] = _Dressed(model, dressed, is_whole)
         return dressed
 
-    def _admit(self, file: ModelFile, beside: int, family: BASE) -> None:
-        """Before the weights of `file` are read. Raises ModelUnsupported for what does not paint
-        pictures from words."""
+    def _admit(self, file: ModelFile, beside: int, family: BASE, size: int) -> None:
+        """Before the weights of `file` are read, which will take `size` bytes. Raises
+        ModelUnsupported for what does not paint pictures from words."""
         if family.purpose:
             raise ModelUnsupported(
                 f"{file.name} {family.purpose} instead of painting them from words; choose another "
                 "checkpoint."
             )
-        self._make_place(file.size, beside)
+        self._make_place(size, beside)
 
     def _make_place(self, size: int, beside: int = 0) -> None:
         """Forget the models used longest ago until one of `size` bytes fits in the computer.

@@ -73,7 +73,7 @@ def _row(key: tuple[str, str, str, str], line: Mapping[str, Any]) -> str:
         _plain(reference),
         f"[{function.rpartition('::')[2]}](../{path})",
         f"{line['difference']:.1e}",
-        f"{line['tolerance']:.0e}",
+        f"{line['tolerance']:.1e}",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -23,8 +23,12 @@ def line(**changes):
 
 def test_the_largest_difference_of_a_test_s_cases_is_shown():
     text = page([line(), line(difference=3.14e-5, test="tests/a.py::test_euler[2]"), line()])
-    row = "| euler | diffusers | [test_euler](../tests/a.py) | 3.1e-05 | 1e-04 |"
+    row = "| euler | diffusers | [test_euler](../tests/a.py) | 3.1e-05 | 1.0e-04 |"
     assert [found for found in text.splitlines() if "euler" in found] == [row]
+
+
+def test_no_bound_is_stated_weaker_than_it_is():
+    assert "| 3.0e-01 | 3.6e-01 |" in page([line(difference=0.3, tolerance=0.36)])
 
 
 def test_what_a_test_does_not_allow_is_no_row():

@@ -11,7 +11,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ldm_patched.modules import sd
 from ldm_patched.modules.clip_tokenizer import END_TOKEN, START_TOKEN, clip_tokenizer
-from ldm_patched.modules.embeddings import EmbeddingFolder, split_references
+from ldm_patched.modules.embedding_names import readings, references, split_references
+from ldm_patched.modules.embeddings import EmbeddingFolder
 from ldm_patched.modules.errors import (
     EmbeddingMissing,
     UnsupportedModel,
@@ -155,7 +156,39 @@ def test_an_unknown_name_is_reported_not_read_as_words(tmp_path, name):
     ],
 )
 def test_references_are_found(text, parts):
-    assert list(split_references(text)) == parts
+    assert list(split_references(text, {"x", "y"}.__contains__)) == parts
+
+
+PUNCTUATED = [
+    ("embedding:three. A cat", ". A cat"),
+    ("embedding:three; cat", "; cat"),
+    ("embedding:three!", "!"),
+    ("embedding:three...", "..."),
+    ("embedding:three|cat", "|cat"),
+    ("[embedding:three]", "]"),
+    ("embedding:three|embedding:none.such", "|embedding:none.such"),
+]
+
+
+@pytest.mark.parametrize(("text", "rest"), PUNCTUATED)
+def test_punctuation_after_a_name_belongs_to_the_words(text, rest):
+    parts = list(split_references(text, {"three"}.__contains__))
+    assert ("", "three") in parts
+    assert "".join(f"embedding:{name}" if name else words for words, name in parts) == text
+    assert text.endswith(rest)
+    (named, *_) = references(text)
+    assert "three" in readings(named)
+
+
+def test_a_file_of_the_very_name_comes_first():
+    there = {"a.", "a", "b"}.__contains__
+    assert list(split_references("embedding:a. c", there)) == [("", "a."), (" c", None)]
+    assert list(split_references("embedding:b.v2 c", there)) == [("", "b.v2"), (" c", None)]
+
+
+def test_names_after_a_mark_are_found_too():
+    text = "embedding:a|embedding:b] embedding:myembedding:1.2"
+    assert list(references(text)) == ["a|embedding", "b]", "myembedding"]
 
 
 @pytest.fixture
@@ -175,6 +208,22 @@ def test_vectors_stand_where_the_word_stands_with_its_weight(words):
     assert kinds(chunk)[:7] == [START_TOKEN, cat, "v", "v", "v", dog, END_TOKEN]
     assert [weight for _, weight in chunk[:6]] == pytest.approx([1.0, 1.0, 1.3, 1.3, 1.3, 1.0])
     assert len(chunk) == 77
+
+
+@pytest.mark.parametrize(("text", "rest"), PUNCTUATED[:-1])
+def test_punctuation_after_a_learned_word_is_encoded(words, text, rest):
+    (chunk,) = SDTokenizer().tokenize_with_weights(text, words)
+    found = kinds(chunk)
+    last = max(place for place, kind in enumerate(found) if kind == "v")
+    after = clip_tokenizer().encode(rest)
+    assert found.count("v") == 3
+    assert found[last + 1 : last + 2 + len(after)] == [*after, END_TOKEN]
+    assert words.stamps(text) == words.stamps("embedding:three") != ()
+
+
+def test_a_word_that_is_not_there_in_any_reading_is_missing_as_it_is_written(words):
+    with pytest.raises(EmbeddingMissing, match="'none\\.'"):
+        SDTokenizer().tokenize_with_weights("embedding:none. A cat", words)
 
 
 def test_a_learned_word_is_not_cut_unless_it_is_longer_than_a_chunk(words):

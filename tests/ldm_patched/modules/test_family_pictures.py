@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from ldm_patched.modules import latent_formats
 from ldm_patched.modules.model_base import ModelType
 from ldm_patched.modules.sample import sample
-from ldm_patched.modules.samplers import calculate_sigmas_scheduler
+from ldm_patched.modules.samplers import KSampler, calculate_sigmas_scheduler
+from ldm_patched.modules.schedulers import sampling_in_force
 from modules.spec.performance import MODES
 from tests.ldm_patched.modules.test_families import added, inputs, largest_difference, load
 from tests.support.engine_report import record
@@ -49,12 +50,15 @@ def test_playground_takes_the_statistics_of_its_file(playground):
     assert model.model_sampling.sigma_max.item() == pytest.approx(80.0)
 
 
+TAKE_NOISE = (diffusers.EulerAncestralDiscreteScheduler, diffusers.LCMScheduler)
+
+
 def paint_by_diffusers(scheduler, model, latents, context, pooled):
     """Steps from `latents` in the scheduler's own scale, one picture without guidance."""
     unet, told = diffusers_unet(model.diffusion_model), added(model, pooled)
     told["time_ids"] = told["time_ids"][:1]
     generator = torch.Generator().manual_seed(6)
-    more = {"generator": generator} if "Ancestral" in type(scheduler).__name__ else {}
+    more = {"generator": generator} if isinstance(scheduler, TAKE_NOISE) else {}
     with torch.no_grad():
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(latents, t)
@@ -90,16 +94,41 @@ def test_playground_paints_as_diffusers_paints(playground, sampler, kind):
     assert difference <= 1e-4
 
 
+def test_its_schedule_keeps_the_statistics_of_its_file(playground):
+    patcher, _, _ = playground
+    runner = KSampler(patcher, 4, "cpu", "dpmpp_2m", "edm_playground_v2.5")
+    assert runner.latent_format is patcher.model.latent_format
+    assert float(runner.sigmas[0]) == pytest.approx(120.0)
+
+
 # --- Distilled checkpoints --------------------------------------------------------------------
+
+
+def on_levels(kind, sigmas, times):
+    """A scheduler of diffusers that goes through our levels, and how much noise it starts with."""
+    library = getattr(diffusers, kind)(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
+    library.set_timesteps(len(times))
+    if kind == "LCMScheduler":  # its latents have unit variance
+        library.timesteps = times.long()
+        library.alphas_cumprod[library.timesteps] = 1 / (1 + sigmas[:-1] ** 2)
+        return library, 1.0
+    library.sigmas, library.timesteps = sigmas, times.float()
+    return library, (1 + sigmas[0] ** 2) ** 0.5
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("turbo", "EulerAncestralDiscreteScheduler"), ("lightning", "EulerDiscreteScheduler")],
+    [
+        ("turbo", "EulerAncestralDiscreteScheduler"),
+        ("lightning", "EulerDiscreteScheduler"),
+        ("extreme_speed", "LCMScheduler"),
+    ],
 )
 def test_distilled_checkpoints_paint_in_few_steps(name, kind, tmp_path):
-    """SDXL Turbo and Lightning files are SDXL's in every name and shape, so nothing tells them but
-    the mode that the user chooses; theirs is given the same levels."""
+    """SDXL Turbo, Lightning and LCM files are SDXL's in every name and shape, so nothing tells them
+    but the mode that the user chooses; theirs is given the same levels."""
     path = write_tiny_sdxl(tmp_path / f"{name}.safetensors", dtype=torch.float32)
     patcher = load(path)[0]
     model, mode = patcher.model, next(mode for mode in MODES if mode.name == name)
@@ -108,18 +137,14 @@ def test_distilled_checkpoints_paint_in_few_steps(name, kind, tmp_path):
     x, context, pooled = (part[:1] for part in inputs(model))
     sampler, levels = mode.forced["sampler"].value, mode.forced["scheduler"].value
     sigmas = calculate_sigmas_scheduler(model, levels, mode.steps)
-    library = getattr(diffusers, kind)(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
-    )
-    library.set_timesteps(mode.steps)
-    library.sigmas, library.timesteps = sigmas, model.model_sampling.timestep(sigmas[:-1]).float()
-    start = x * (1 + sigmas[0] ** 2) ** 0.5
-    theirs = paint_by_diffusers(library, model, start, context, pooled) / 0.13025
+    times = sampling_in_force(levels, model.model_sampling).timestep(sigmas[:-1])
+    library, start = on_levels(kind, sigmas, times)
+    theirs = paint_by_diffusers(library, model, x * start, context, pooled) / 0.13025
     generator = torch.Generator().manual_seed(6)
     noises = {"noise_sampler": lambda *_: torch.randn(x.shape, generator=generator)}
-    options = {"sampler_options": noises} if name == "turbo" else {}
+    options = {"sampler_options": noises} if isinstance(library, TAKE_NOISE) else {}
     ours = paint_by_ours(patcher, x, context, pooled, mode.steps, sampler, levels, **options)
     difference = largest_difference(ours, theirs)
-    where = os.environ["PYTEST_CURRENT_TEST"]
-    record("family", f"SDXL {mode.title}, 4 steps", where, f"diffusers {kind}", difference, 1e-4)
+    where, title = os.environ["PYTEST_CURRENT_TEST"], f"SDXL {mode.title}, {mode.steps} steps"
+    record("family", title, where, f"diffusers {kind}", difference, 1e-4)
     assert difference <= 1e-4

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldm_patched.modules.latent_formats import SDXL, SDXL_Playground_2_5
 from ldm_patched.modules.latent_preview import LatentPreviewer
 
 
@@ -27,6 +28,18 @@ def test_a_latent_format_brings_its_own_factors():
     own = SimpleNamespace(latent_rgb_factors=[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     latent = torch.tensor([1.0, -1.0]).reshape(1, 2, 1, 1)
     assert LatentPreviewer(own).to_jpeg_ready(latent).tolist() == [[[255, 0, 127]]]
+
+
+def test_playground_s_latents_are_brought_to_the_scale_of_the_fit():
+    latents = torch.randn(1, 4, 6, 7, generator=torch.Generator().manual_seed(3)) * 0.5
+    playground = SDXL_Playground_2_5((1.0, -2.0, 3.0, -4.0), (8.0, 6.0, 7.0, 5.0))
+    same = SDXL().process_in(playground.process_out(latents))
+    found = LatentPreviewer(playground).to_jpeg_ready(latents)
+    wanted = LatentPreviewer(SDXL()).to_jpeg_ready(same)
+    assert np.abs(found.astype(int) - wanted).max() <= 1  # by rounding
+    assert LatentPreviewer(playground).to_jpeg_ready(torch.zeros(1, 4, 1, 1)).tolist() == [
+        [[219, 181, 151]]
+    ]
 
 
 def test_numbers_out_of_range_are_clipped_and_nan_is_black():

@@ -9,6 +9,7 @@ import torch
 
 from ldm_patched.modules import model_sampling as ms
 from ldm_patched.modules.model_base import ModelType, model_sampling
+from ldm_patched.modules.schedulers import sampling_in_force
 
 
 def sigmas_by_hand() -> np.ndarray:
@@ -195,6 +196,22 @@ def test_progress_is_linear_in_the_timesteps() -> None:
     found = ms.sampling_progress(sampling, sampling.sigma(timesteps))
     torch.testing.assert_close(found, 1 - timesteps / 999)
     assert ms.sampling_progress(sampling, torch.tensor([1e5, 1e-5])).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("scheduler", ["lcm", "tcd"])
+def test_progress_counts_all_timesteps_where_only_some_levels_are_used(scheduler: str) -> None:
+    whole = type("Sampling", (ms.ModelSamplingDiscrete, ms.EPS), {})()
+    distilled = sampling_in_force(scheduler, whole)
+    timesteps = torch.tensor([999, 759, 259, 19])
+    found = ms.sampling_progress(distilled, whole.sigma(timesteps))
+    torch.testing.assert_close(found, 1 - timesteps / 999)
+
+
+def test_progress_of_cascade_s_levels_is_linear_in_its_timesteps() -> None:
+    sampling = ms.StableCascadeSampling()
+    sigma = sampling.sigma(torch.tensor([1.0, 0.75, 0.25]))
+    found = ms.sampling_progress(sampling, sigma)
+    assert found.tolist() == pytest.approx([0.0, 0.25, 0.75], abs=0.01)
 
 
 @pytest.mark.parametrize("percent", [0.1, 0.5, 0.9])

@@ -98,6 +98,15 @@ def test_part_of_the_denoising_takes_the_end_of_a_longer_schedule():
     assert torch.equal(sampler.sigmas, whole[-11:])
 
 
+@pytest.mark.parametrize("sampler", ["dpm_2", "dpm_2_ancestral", "uni_pc", "uni_pc_bh2"])
+@pytest.mark.parametrize(("denoise", "whole"), [(0.3, 100), (0.5, 60), (0.618, 48), (1.0, 30)])
+def test_the_penultimate_level_is_dropped_from_the_longer_schedule(sampler, denoise, whole):
+    found = KSampler(FakeModel(), 30, "cpu", sampler, "karras", denoise=denoise).sigmas
+    one_more = calculate_sigmas_scheduler(FakeModel(), "karras", whole + 1).tolist()
+    del one_more[-2]
+    assert found.tolist() == one_more[-31:]
+
+
 def test_no_denoising_leaves_the_latents_alone():
     latent = torch.randn(1, 4, 8, 8)
     sampler = KSampler(FakeModel(), 10, "cpu", denoise=0.0)

@@ -115,6 +115,27 @@ def test_schedules_equal_diffusers(scheduler, options, steps):
         )
 
 
+@pytest.mark.parametrize(
+    ("steps", "first"),
+    [
+        (18, [999, 944, 888, 833, 777]),
+        (30, [999, 966, 933, 899, 866]),
+        (36, [999, 972, 944, 916, 888]),
+        (60, [999, 983, 966, 949, 933]),
+    ],
+)
+def test_simple_counts_down_in_whole_timesteps(steps, first):
+    sampling = FakeModel().model_sampling
+    ours = calculate_sigmas_scheduler(FakeModel(), "simple", steps)
+    times = sampling.timestep(ours[:-1])
+    assert times[:5].tolist() == first
+    assert times.tolist() == [999 - x * 1000 // steps for x in range(steps)]
+    torch.testing.assert_close(ours[:-1], sampling.sigmas[times], rtol=1e-6, atol=0)
+    theirs = diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing")
+    theirs.set_timesteps(steps)
+    assert float((times - theirs.timesteps).abs().max()) <= 1
+
+
 @pytest.mark.parametrize("steps", [4, 8, 25])
 def test_sgm_uniform_is_nearly_the_trailing_spacing(steps):
     """Trailing counts down from 1,000 and takes 1 off; this counts down from 999 to 0."""
@@ -234,15 +255,19 @@ def test_a_distilled_model_keeps_its_prediction():
         assert sampling_in_force("tcd", made) is made  # distilled already
 
 
-def test_playground_s_levels_come_along_unless_the_model_has_them():
-    made = sampling_in_force("edm_playground_v2.5", FakeModel().model_sampling)
+@pytest.mark.parametrize("has_its_own", [False, True])
+def test_playground_s_schedule_brings_its_levels_along(has_its_own):
+    model = FakeModel()
+    if has_its_own:  # as a file of Playground 2.5 says them
+        model = with_sampling(ModelSamplingContinuousEDM, EDM)
+        model.model_sampling.set_parameters(0.002, 80.0, 0.5)
+    own = model.model_sampling
+    made = sampling_in_force("edm_playground_v2.5", own)
     assert isinstance(made, EDM)
     assert (float(made.sigma_min), float(made.sigma_max)) == pytest.approx((0.002, 120.0))
     assert made.sigma_data == 0.5
-    own = with_sampling(ModelSamplingContinuousEDM, EDM).model_sampling
-    assert sampling_in_force("edm_playground_v2.5", own) is own
     assert sampling_in_force("karras", own) is own
-    ours = calculate_sigmas_scheduler(FakeModel(), "edm_playground_v2.5", 20)
+    ours = calculate_sigmas_scheduler(model, "edm_playground_v2.5", 20)
     ramp = np.linspace(120 ** (1 / 7), 0.002 ** (1 / 7), 20) ** 7
     words = "Karras' formula from 120 to 0.002"
     check("edm_playground_v2.5", words, ours, [*ramp, 0.0], 1e-4)

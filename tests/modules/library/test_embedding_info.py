@@ -5,8 +5,9 @@ import json
 import pytest
 
 from modules.library.catalog import ModelFile
-from modules.library.embedding_info import embedding_tokens
+from modules.library.embedding_info import embedding_tokens, require_embeddings
 from modules.settings.presets import ModelFolder
+from modules.spec.errors import ModelMissing
 
 
 def embedding(path, **shapes):
@@ -38,3 +39,13 @@ def test_files_without_a_header_do_not_say(tmp_path):
     assert embedding_tokens(ModelFile("a.pt", path, 6, ModelFolder.EMBEDDINGS)) is None
     gone = tmp_path / "b.safetensors"
     assert embedding_tokens(ModelFile("b", gone, 6, ModelFolder.EMBEDDINGS)) is None
+
+
+def test_punctuation_after_a_name_is_no_part_of_it():
+    class Catalog:
+        def files(self, folder):
+            return [ModelFile("sub/foo.pt", None, 1, folder)]
+
+    require_embeddings(["foo", "foo.", "foo;", "foo!", "foo|b", "foo]", "sub/foo.pt."], Catalog())
+    with pytest.raises(ModelMissing, match="'fo.'"):
+        require_embeddings(["foo.", "fo."], Catalog())

@@ -46,6 +46,13 @@ def test_arrays_are_counted_and_the_first_fifty_shown(books):
     assert any("10,000 combinations; 3 of them are painted" in n for n in seen.notices)
 
 
+@pytest.mark.parametrize("mark", [". A", ";", "!", "|b", "]"])
+def test_a_learned_word_is_there_with_punctuation_after_it(books, mark):
+    spec = TaskSpec(prompt=f"a embedding:haze{mark} embedding:none!", image_count=1)
+    seen = inspect_spec(spec, books, vectors)
+    assert (seen.embeddings, seen.missing_embeddings) == (("haze",), ("none!",))
+
+
 def test_a_picture_shows_styles_loras_and_what_is_missing(books):
     spec = TaskSpec(
         prompt="colour house, __animal__ __gone__ <lora:brush:0.5> <lora:lost> embedding:haze "

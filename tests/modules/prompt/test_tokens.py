@@ -57,6 +57,13 @@ def test_learned_words_take_the_room_of_their_vectors():
     assert [c.tokens for c in text_chunks(text, {"haze": 40})] == [41, 41 + plain]
 
 
+@pytest.mark.parametrize("mark", [".", ";", "!", "...", "|b", "]"])
+def test_punctuation_after_a_learned_word_counts_as_words(mark):
+    (chunk,) = text_chunks(f"embedding:haze{mark} lake", {"haze": 8})
+    assert chunk.tokens == 8 + counts(f"{mark} lake")[0]
+    assert chunk.parts == ((f"embedding:haze{mark} lake", 1.0),)
+
+
 def test_a_missing_vocabulary_is_said(monkeypatch):
     def gone():
         raise VocabularyMissing("The CLIP vocabulary is not installed.")

@@ -18,6 +18,7 @@ from modules.worker.studio import Studio
 from tests.modules.conftest import put_checkpoint
 from tests.support.counting_transfer import CountingTransfer
 from tests.support.recording_task import RecordingTask
+from tests.support.tiny_checkpoint import write_tiny_sdxl
 
 
 def paint(studio, **values):
@@ -68,6 +69,20 @@ def test_the_one_used_longest_ago_goes_when_another_does_not_fit_beside_it(fresh
     names = [name.removesuffix(".safetensors") for name in loads]
     assert names == ["tiny", "other", "third", "other"]
     assert len(pipeline._models) == 2
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [(torch.float16, 1), (torch.float32, 2)], ids=str)
+def test_a_file_counts_by_what_it_becomes_in_memory(fresh_studio, loads, tmp_path, dtype, kept):
+    """In float32 here: a file of half precision takes twice its size."""
+    pipeline = fresh_studio.pipeline
+    pipeline._free_ram = lambda: 2**40
+    paint(fresh_studio, checkpoint="tiny.safetensors", steps=1)
+    source = write_tiny_sdxl(tmp_path / "third.safetensors", dtype=dtype)
+    put_checkpoint(fresh_studio.settings, source, "third.safetensors")
+    pipeline._free_ram = lambda: int(1.5 * source.stat().st_size) + RAM_RESERVE
+    paint(fresh_studio, checkpoint="third.safetensors", steps=1)
+    assert loads == ["tiny.safetensors", "third.safetensors"]
+    assert len(pipeline._models) == kept
 
 
 def test_what_comes_beside_the_models_leaves_those_that_are_in_use(fresh_studio, loads):

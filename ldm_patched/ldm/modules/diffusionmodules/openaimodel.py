@@ -209,7 +209,8 @@ class UNetModel(nn.Module):
         kv = self._contexts.store_for(context)
         video = None
         if self.config.video:
-            video = VideoFrames.of(len(x), num_video_frames, image_only_indicator)
+            frames = num_video_frames, image_only_indicator
+            video = VideoFrames.of(len(x), *frames, timestep_embedding)
 
         h = self._in_memory_format(x)
         skips = []

@@ -6,7 +6,7 @@ block first treats frames as pictures, then a second part looks along time, and 
 mixes the two.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,23 +32,33 @@ from ldm_patched.modules import ops
 
 ALONG_TIME = (3, 1, 1)
 
+Embed = Callable[[Tensor, int], Tensor]
+
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """How the batch is made of videos. image_only: (B, T), true for frames that are no video."""
+    """How the batch is made of videos. image_only: (B, T), true for frames that are no video.
+    embed: what tells the network a frame's place, (N,) and a width to (N, width)."""
 
     count: int
     image_only: Tensor
+    embed: Embed
 
     @classmethod
-    def of(cls, batch: int, count: int | None, image_only: Tensor | None) -> "VideoFrames":
+    def of(
+        cls,
+        batch: int,
+        count: int | None,
+        image_only: Tensor | None,
+        embed: Embed = timestep_embedding,
+    ) -> "VideoFrames":
         """count: frames of a video; None makes the whole batch one. Raises ValueError."""
         count = batch if count is None else count
         if count < 1 or batch % count:
             raise ValueError(f"{batch} frames are no whole number of videos of {count}.")
         if image_only is None:
             image_only = torch.zeros(batch // count, count)
-        return cls(count, image_only)
+        return cls(count, image_only, embed)
 
 
 class TemporalResBlock(nn.Module):
@@ -191,7 +201,7 @@ class SpatialVideoTransformer(SpatialTransformer):
         h = rearrange(h, "n c h w -> n (h w) c")
         h = self.proj_in(h) if self.use_linear else h
         places = torch.arange(video.count, device=x.device).repeat(len(x) // video.count)
-        places = self.time_pos_embed(timestep_embedding(places, self.channels).to(h.dtype))
+        places = self.time_pos_embed(video.embed(places, self.channels).to(h.dtype))
         over_time = None
         if context is not None:
             first = context[:: video.count]

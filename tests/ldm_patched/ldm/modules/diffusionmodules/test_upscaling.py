@@ -70,6 +70,11 @@ def test_the_upscaler_predicts_what_diffusers_predicts():
     assert model.load_model_weights(weights) == LoadReport()
     assert model.model_type is ModelType.V_PREDICTION
     assert isinstance(model.latent_format, latent_formats.SD_X4)
+    levels = DDPMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="scaled_linear")
+    signal = levels.alphas_cumprod.double()
+    sigmas = ((1 - signal) / signal).sqrt().float()
+    torch.testing.assert_close(model.model_sampling.sigmas, sigmas, rtol=1e-3, atol=0)
+    assert model.model_sampling.sigma_max.item() == pytest.approx(36.91, abs=0.01)
     g = torch.Generator().manual_seed(2)
     x, picture = torch.randn(1, 4, 16, 16, generator=g), torch.rand(1, 3, 16, 16, generator=g)
     context = torch.randn(1, 77, 48, generator=g)

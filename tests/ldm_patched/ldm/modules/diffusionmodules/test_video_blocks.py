@@ -9,14 +9,16 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from einops import rearrange
 from safetensors.torch import save_file
 
+from ldm_patched.ldm.modules.diffusionmodules import openaimodel
 from ldm_patched.ldm.modules.diffusionmodules.video_blocks import (
     SpatialVideoTransformer,
     VideoFrames,
     VideoResBlock,
 )
-from ldm_patched.modules import sd
+from ldm_patched.modules import sd, vae
 from ldm_patched.modules.model_base import ModelType
 from ldm_patched.modules.model_management import DeviceFlags, DevicePolicy, Hardware
+from ldm_patched.modules.vae_strips import StripCoder
 from tests.support.engine_report import record
 from tests.support.tiny_checkpoint import random_weights
 from tests.support.unet_oracle import randomise
@@ -92,6 +94,26 @@ def test_the_network_predicts_what_diffusers_predicts(loaded, library):
     held_against(found, rearrange(wanted, "b t c h w -> (b t) c h w"), "UNet")
 
 
+def test_the_precision_patch_reaches_the_places_of_frames(loaded, monkeypatch):
+    model, asked = loaded[0].model.diffusion_model, []
+    plain = openaimodel.timestep_embedding
+    monkeypatch.setattr(
+        openaimodel,
+        "timestep_embedding",
+        lambda t, dim: asked.append((t.tolist(), dim)) or plain(t, dim),
+    )
+    with torch.no_grad():
+        y = loaded[0].model.encode_adm(fps=7, motion_bucket_id=100, augmentation_level=0.02)
+        model(
+            torch.zeros(2, 8, 16, 16),
+            torch.full((2,), 1.3),
+            torch.zeros(2, 1, 48),
+            y.expand(2, -1),
+            num_video_frames=2,
+        )
+    assert ([0, 1], 64) in asked
+
+
 def test_the_decoder_gives_what_diffusers_gives(loaded, library):
     vae = loaded[2].first_stage_model
     assert loaded[2].load_report.missing == loaded[2].load_report.unexpected == ()
@@ -101,6 +123,42 @@ def test_the_decoder_gives_what_diffusers_gives(loaded, library):
         held_against(vae.decode(z), library[1].decode(z, FRAMES, return_dict=False)[0], "decoder")
         wanted = library[1].encode(pictures).latent_dist.mean
         held_against(vae.encode(pictures), wanted, "encoder")
+
+
+@pytest.mark.parametrize("tiled", [False, True, None])
+def test_a_whole_video_is_decoded_together(loaded, library, tiled, monkeypatch):
+    monkeypatch.setattr(vae, "free_memory", lambda device: 1024)  # None would be in strips
+    z = torch.randn(FRAMES, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        wanted = library[1].decode(z, FRAMES, return_dict=False)[0]
+    wanted = (wanted.permute(0, 2, 3, 1) / 2 + 0.5).clamp(0, 1)
+    held_against(loaded[2].decode(z, tiled=tiled), wanted, "pictures of its decoder")
+    pictures = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(  # the encoder knows no time
+        loaded[2].encode(pictures, tiled=tiled)[1:], loaded[2].encode(pictures[1:])
+    )
+
+
+def test_a_video_that_is_too_long_is_not_decoded_without_its_time(loaded, monkeypatch):
+    def fails(z, interrupt=None):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(loaded[2].first_stage_model, "decode", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        loaded[2].decode(torch.zeros(2, 4, 8, 8))
+    coder = StripCoder(
+        loaded[2].first_stage_model, device=torch.device("cpu"), store=torch.device("cpu")
+    )
+    with pytest.raises(ValueError, match="not decoded in strips"):
+        coder.decode(torch.zeros(2, 4, 8, 8))
+
+
+def test_the_memory_of_a_video_goes_by_its_frames(loaded, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loaded[2].residence, "enter", asked.append)
+    for count in (1, 3):
+        loaded[2].decode(torch.zeros(count, 4, 8, 8))
+    assert asked[1] == 3 * asked[0] > 0
 
 
 def test_a_single_file_is_the_same_with_its_image_encoder(loaded, tmp_path):
