@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -102,16 +101,19 @@ def test_first_start_makes_the_environment_and_hands_over(first_start):
     assert str(environment) in first.stdout
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell what children took")
 def test_second_start_skips_the_install_quickly(installed):
-    quickest = 99.0
-    for _ in range(12):
-        if quickest < 0.5:
-            break  # the machine was busy with something else before
-        started = time.monotonic()
+    def seconds():  # of the processor: those of the clock are also of whatever else runs
+        times = os.times()
+        return times.children_user + times.children_system
+
+    took = []
+    for _ in range(3):
+        before = seconds()
         second = launch(installed)
-        quickest = min(quickest, time.monotonic() - started)
+        took.append(seconds() - before)
         assert "Installing" not in second.stdout and "PAGE []" in second.stdout
-    assert quickest < 0.5
+    assert min(took) < 0.5
 
 
 def test_changed_requirements_are_installed_again(installed):
