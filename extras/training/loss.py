@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from extras.training.denoiser import Denoiser, Network
 from extras.training.noise import Config, append_dims, make
+from ldm_patched.ldm.modules.diffusionmodules.util import mean_flat
 
 LOSS_TYPES = ("l2", "l1")
 
@@ -89,4 +90,4 @@ class StandardDiffusionLoss(nn.Module):
         """The mean weighted error of each sample, (B,)."""
         error = model_output - target
         error = error**2 if self.loss_type == "l2" else error.abs()
-        return (w * error).flatten(1).mean(dim=1)
+        return mean_flat(w * error)
