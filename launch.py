@@ -48,6 +48,7 @@ BUILD_NAMES = {
     "rocm": "ROCm (AMD)",
     "xpu": "XPU (Intel)",
 }
+INDEX_SECONDS = 5
 ASKED, FALLBACK = "asked:", "instead of:"
 # The cards, not the graphics inside processors, that PyTorch's ROCm builds are compiled for.
 ROCM_TARGETS = {
@@ -254,7 +255,7 @@ def find_accelerator() -> tuple[str, str]:
             return "rocm", ""
         if targets:
             names = ", ".join(sorted(targets))
-            hint = "EASEL_TORCH_INDEX=rocm takes it all the same"
+            hint = "with HSA_OVERRIDE_GFX_VERSION set, EASEL_TORCH_INDEX=rocm takes it all the same"
             why = why or f"the ROCm build is not for AMD's {names}; {hint}"
         drivers = Path("/sys/bus/pci/drivers")
         # The older i915 also drives the graphics inside processors, always on bus 00; PyTorch
@@ -284,7 +285,8 @@ def ask_nvidia() -> str:
 
 def nvidia_build(answer: str) -> tuple[str, str]:
     """(cuda, cuda12 or cpu, why it is not the first of them). answer: see ask_nvidia."""
-    remedy = "update the driver, or set EASEL_TORCH_INDEX to the index of an older CUDA"
+    older = "set EASEL_TORCH_INDEX to the index of an older CUDA"
+    remedy = f"update the driver, or {older}"
     if "not a valid field" in answer:  # compute_cap, to drivers of before 2022
         return "cpu", f"the NVIDIA driver is too old for CUDA 13: {remedy}"
     cards = re.findall(r"^(\d+)[\d.]*, (\d+)\.(\d+)$", answer, re.M)
@@ -300,7 +302,7 @@ def nvidia_build(answer: str) -> tuple[str, str]:
     )
     if driver >= 525 and (5, 0) <= capability < (10, 0):
         return "cuda12", f"{why}; EASEL_TORCH_INDEX overrides"
-    return "cpu", f"{why}: {remedy}"
+    return "cpu", f"{why}: {remedy if driver < 580 else older}"
 
 
 def amd_targets() -> set[str]:
@@ -387,13 +389,23 @@ def torch_sentence(choice: str) -> str:
 
 
 def reachable(index: str) -> bool:
-    """Whether a wheel index answers within seconds, through the proxy that may be set."""
+    """Whether a wheel index answers within five seconds, through the proxy that may be set."""
+    answers: list[bool] = []
+    # urllib allows as long for each address that the name has, and for looking the name up.
+    asking = threading.Thread(target=lambda: answers.append(answers_now(index)), daemon=True)
+    asking.start()
+    asking.join(INDEX_SECONDS)
+    return any(answers)
+
+
+def answers_now(index: str) -> bool:
+    """The same, in what time it takes."""
     import http.client
     import ssl
     import urllib.request
 
     try:
-        with urllib.request.urlopen(f"{index}/torch/", timeout=5):
+        with urllib.request.urlopen(f"{index}/torch/", timeout=INDEX_SECONDS):
             return True
     except OSError as error:
         # pip trusts other certificates than Python may, so it answers that question itself.

@@ -56,7 +56,7 @@ def _free_port() -> int:
 
 @contextmanager
 def _server(folder: str) -> Iterator[str]:
-    """The address of a server that has just been started, without any model of the user's."""
+    """The address of a server without any model of the user's, whose page is there."""
     port = _free_port()
     command = [sys.executable, "webui.py", "--port", str(port), "--disable-in-browser"]
     for name in ("output-path", "data-path", "models-path"):
@@ -65,6 +65,7 @@ def _server(folder: str) -> Iterator[str]:
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as server:
         try:
+            _wait_for_page(server, f"http://127.0.0.1:{port}")
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
@@ -77,22 +78,21 @@ def _answer(address: str, body: bytes | None = None) -> bytes:
         return page.read()
 
 
-def _wait_for_page(server: str) -> None:
+def _wait_for_page(server: subprocess.Popen[bytes], address: str) -> None:
     start = time.perf_counter()
-    while time.perf_counter() - start < 60:
+    while time.perf_counter() - start < 60 and server.poll() is None:
         try:
-            if _answer(f"{server}/"):
+            if _answer(f"{address}/"):
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.02)
-    raise RuntimeError("The server did not serve its page within a minute.")
+    raise RuntimeError("The server ended, or did not serve its page within a minute.")
 
 
 def _first_page(folder: str) -> float:
     """Seconds from starting the server to its page being served."""
     start = time.perf_counter()
-    with _server(folder) as server:
-        _wait_for_page(server)
+    with _server(folder):
         return time.perf_counter() - start
 
 
@@ -100,7 +100,6 @@ def _first_picture(folder: str) -> float:
     """Seconds from starting the server to a PNG of two words, painted by the built-in model."""
     start = time.perf_counter()
     with _server(folder) as server:
-        _wait_for_page(server)
         request = json.dumps({"prompt": "red house", "preset": "builtin", "seed": 7}).encode()
         task = f"{server}/api/tasks/{json.loads(_answer(f'{server}/api/tasks', request))['id']}"
         while time.perf_counter() - start < 300:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -768,6 +769,24 @@ def test_the_nvidia_driver_is_not_asked_about_a_build_that_is_there(
     monkeypatch.setattr(launcher, "ask_nvidia", lambda: 1 / 0)
     (tmp_path / "easel-torch").write_text("cuda12")
     assert launcher.torch_choice(tmp_path) == "cuda12"
+
+
+@pytest.mark.parametrize("build", ["cpu", "rocm", "xpu"])
+def test_nobody_is_asked_about_the_build_that_is_there_and_wanted(
+    launcher, tmp_path, monkeypatch, build
+):
+    monkeypatch.setattr(launcher, "find_accelerator", lambda: (build, ""))
+    monkeypatch.setattr(launcher, "reachable", lambda _index: 1 / 0)
+    (tmp_path / "easel-torch").write_text(build)
+    assert launcher.torch_choice(tmp_path) == build
+
+
+def test_an_index_that_says_nothing_is_given_up(launcher, monkeypatch):
+    monkeypatch.setattr(launcher, "answers_now", lambda _index: time.sleep(60))
+    monkeypatch.setattr(launcher, "INDEX_SECONDS", 0.1)
+    started = time.monotonic()
+    assert not launcher.reachable("http://127.0.0.1:9")
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(("status", "expected"), [(200, True), (403, False), (None, False)])

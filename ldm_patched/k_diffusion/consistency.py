@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ldm_patched.k_diffusion.common import Denoiser, Run, mix, sampler
 from ldm_patched.k_diffusion.noise import NoiseSampler
-from ldm_patched.modules.model_sampling import ModelSamplingDiscrete, StableCascadeSampling
+from ldm_patched.modules.model_sampling import ModelSamplingDiscrete, counts_timesteps
 
 
 @sampler
@@ -64,5 +64,4 @@ def _landings(run: Run, eta: float) -> list[float]:
 def _timesteps_of(model: Denoiser) -> ModelSamplingDiscrete:
     """The model's own timesteps if they are counted 0 to 999, else Stable Diffusion's."""
     own = getattr(model, "model_sampling", None)
-    counted = isinstance(own, ModelSamplingDiscrete) and not isinstance(own, StableCascadeSampling)
-    return own if counted else ModelSamplingDiscrete()
+    return own if counts_timesteps(own) else ModelSamplingDiscrete()

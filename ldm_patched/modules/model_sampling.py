@@ -273,14 +273,19 @@ class StableCascadeSampling(ModelSamplingDiscrete):
         return float(self.sigma(torch.tensor(1.0 - percent)))
 
 
+def counts_timesteps(model_sampling: Any) -> bool:
+    """Whether its timesteps are places in a table, as those of Stable Diffusion: 0 to 999."""
+    discrete = isinstance(model_sampling, ModelSamplingDiscrete)
+    return discrete and not isinstance(model_sampling, StableCascadeSampling)  # whose are 0..1
+
+
 def sampling_progress(model_sampling: Any, sigma: Tensor) -> Tensor:
     """How much of the sampling lies behind at sigma (B,): 0 at sigma_max, 1 at sigma_min.
 
     Linear in the timesteps that the network is told: 1 - t / 999 for a table of 1,000, also where
     only some of its levels are used. Never waits for the device.
     """
-    counts = isinstance(model_sampling, ModelSamplingDiscrete)
-    if counts and not isinstance(model_sampling, StableCascadeSampling):  # whose timesteps are 0..1
+    if counts_timesteps(model_sampling):
         last = model_sampling.num_timesteps - 1
         return (1.0 - model_sampling.timestep(sigma) / last).clamp(0.0, 1.0)
     low, high = model_sampling.sigma_min.to(sigma), model_sampling.sigma_max.to(sigma)

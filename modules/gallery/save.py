@@ -164,7 +164,7 @@ def sweep_temporary_files(output_path: Path) -> int:
     """Remove what a killed process left half-written more than an hour ago; how many that were."""
     removed = 0
     oldest_kept = time.time() - _STALE_SECONDS
-    for path in output_path.glob("????-??-??/.*.tmp"):
+    for path in (*output_path.glob(".*.tmp"), *output_path.glob("????-??-??/.*.tmp")):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < oldest_kept:
                 path.unlink()

@@ -159,9 +159,10 @@ def test_a_read_only_folder_is_an_output_folder_error(tmp_path):
         tmp_path.chmod(0o700)
 
 
-def test_old_temporaries_are_swept_and_young_ones_kept(tmp_path):
-    day = tmp_path / "2026-11-21"
-    day.mkdir()
+@pytest.mark.parametrize("place", [".", "2026-11-21"])
+def test_old_temporaries_are_swept_and_young_ones_kept(tmp_path, place):
+    day = tmp_path / place
+    day.mkdir(exist_ok=True)
     old, young, picture = day / ".a.tmp", day / ".b.tmp", day / "c.png"
     for path in (old, young, picture):
         path.write_bytes(b"x")
