@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image, ImageChops, ImageStat
 
+from extras.preprocessors import canny_pyramid
 from extras.training import picturebook
 from extras.training.detector import load_detector
-from extras.training.evaluate import edge_f1, edges
+from extras.training.evaluate import followed
 from extras.training.facts import readings, right
 from extras.training.scenes.scene import Scene, Thing
 from modules.gallery.inputs import InputStore
@@ -266,5 +267,5 @@ def test_a_map_of_edges_is_followed(visit, fresh_clone):
     tab.locator("#ip-type-1").select_option("canny")
     slide(tab, "#ip-stop-1", 1.0)
     led = painted_after(tab, fresh_clone, words)
-    wanted = edges(reference)
-    assert edge_f1(edges(led), wanted) > 1.2 * edge_f1(edges(free), wanted)
+    given = canny_pyramid(reference)
+    assert followed(led, given) > 1.2 * followed(free, given)
