@@ -586,7 +586,7 @@ found["served"] = loaded("transformers", "matplotlib")
 print(json.dumps(found))
 """
 TOKENIZER = ["ldm_patched", "ldm_patched.modules", "ldm_patched.modules.clip_tokenizer",
-             "ldm_patched.modules.errors"]  # fmt: skip
+             "ldm_patched.modules.embedding_names", "ldm_patched.modules.errors"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
