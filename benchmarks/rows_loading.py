@@ -134,7 +134,7 @@ def lora_merge(options: Options) -> Row:
 
     Theirs are load_lora_adapter and fuse_lora, from names that PEFT needs not translate.
     """
-    dtype, sizes = torch.bfloat16, fitting(options, 24 * GIB)
+    dtype, sizes = torch.bfloat16, fitting(options, 20 * GIB)
     weights = peer.draw_weights(unet_shapes(sizes), dtype)
     theirs = copy.deepcopy(peer.unet(sizes, weights, dtype))  # they write into the weights
     with tempfile.TemporaryDirectory() as folder:
