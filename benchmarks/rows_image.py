@@ -217,7 +217,7 @@ def around_sampler(options: Options) -> Row:
 
 
 def previews(options: Options) -> Row:
-    """What a live preview of 1024x1024 pixels takes, made and packed, of the second it comes in.
+    """What a live preview of 1024x1024 pixels takes, made and packed, of the time to the next.
 
     No more of it can be missing from the sampling, whoever does the work.
     """

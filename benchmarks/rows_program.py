@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from benchmarks.measure import NotEquivalent, Row
 from benchmarks.sizes import Options
 
 ROOT = Path(__file__).resolve().parent.parent
+
+Took = Callable[[str], float]
+"""Measures seconds; given a folder for what is made meanwhile."""
 
 
 def _python(code: str) -> tuple[float, str]:
@@ -114,34 +117,30 @@ def _first_picture(folder: str) -> float:
     raise RuntimeError("There was no picture within five minutes.")
 
 
-def first_page(options: Options) -> Row:
-    """From `python webui.py` to the first page, files warm."""
+def _from_start(name: str, setup: str, target: str, took: Took, options: Options) -> Row:
+    """A row of seconds from a start, each in a folder of its own, files warm."""
     seconds = []
     for _ in range(options.few_rounds):
         with tempfile.TemporaryDirectory() as folder:
-            seconds.append(_first_page(folder))
+            seconds.append(took(folder))
     return Row(
-        name="first_page",
-        setup="server start to page, warm files",
+        name=name,
+        setup=f"server start to {setup}, warm files",
         ours=statistics.median(seconds),
-        target="<= 5 s",
+        target=target,
         samples={"seconds": seconds},
     )
+
+
+def first_page(options: Options) -> Row:
+    """From `python webui.py` to the first page."""
+    return _from_start("first_page", "page", "<= 5 s", _first_page, options)
 
 
 def first_picture(options: Options) -> Row:
-    """From `python webui.py` to the first picture, files warm."""
-    seconds = []
-    for _ in range(options.few_rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            seconds.append(_first_picture(folder))
-    return Row(
-        name="first_picture",
-        setup="server start to a picture of two words, built-in model, warm files",
-        ours=statistics.median(seconds),
-        target="<= 20 s",
-        samples={"seconds": seconds},
-    )
+    """From `python webui.py` to the first picture, by the built-in model."""
+    setup = "a picture of two words, built-in model"
+    return _from_start("first_picture", setup, "<= 20 s", _first_picture, options)
 
 
 def inspector(options: Options) -> Row:
