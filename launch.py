@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -271,6 +272,7 @@ def has_nvidia() -> bool:
     return bool(shutil.which("nvidia-smi")) or Path("/proc/driver/nvidia/version").exists()
 
 
+@functools.cache  # it may take seconds, and an install asks three times
 def ask_nvidia() -> str:
     """A line for each NVIDIA card, with the driver's version and what the card is capable of."""
     command = ["nvidia-smi", "--query-gpu=driver_version,compute_cap", "--format=csv,noheader"]
@@ -389,7 +391,7 @@ def torch_sentence(choice: str) -> str:
 
 
 def reachable(index: str) -> bool:
-    """Whether a wheel index answers within five seconds, through the proxy that may be set."""
+    """Whether a wheel index answers within INDEX_SECONDS, through the proxy that may be set."""
     answers: list[bool] = []
     # urllib allows as long for each address that the name has, and for looking the name up.
     asking = threading.Thread(target=lambda: answers.append(answers_now(index)), daemon=True)
