@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm_patched.modules.model_management import cpu_has_bf16
+
 WeightPatch = Sequence[Any]
 
 
@@ -170,7 +172,8 @@ def require_fit(patch: WeightPatch, shape: Sequence[int]) -> None:
 def patched_weight(weight: Tensor, patches: Sequence[tuple[float, WeightPatch, float]]) -> Tensor:
     """A new tensor: the weight with every (strength, patch, strength of the weight) applied.
 
-    Computed in float32 and cast back, in the memory format of `weight`, which is not written to.
+    Computed in float32 and cast back, in the memory format of `weight`, which is not written to;
+    products for bfloat16 weights of a processor with units for them as _by_bf16_units says.
     """
     are_rows = weight.ndim > 1 and weight.is_contiguous()
     products = [_product(patch, weight) for _, patch, _ in patches] if are_rows else [None]
@@ -208,10 +211,12 @@ AT_A_TIME = 2**18
 
 
 def _with_products(weight: Tensor, terms: list[tuple[Tensor, Tensor, float, float]]) -> Tensor:
-    """weight · own + factor · up · down, one term after the other, some rows at a time."""
+    """weight · own + factor · up · down, one term (up, down, factor, own) after the other."""
+    is_cpu = weight.device.type == "cpu"
+    if is_cpu and weight.dtype == torch.bfloat16 and cpu_has_bf16():
+        return _by_bf16_units(weight, terms)
     result = torch.empty_like(weight)
     source, target = weight.flatten(1), result.view(len(result), -1)
-    is_cpu = weight.device.type == "cpu"
     step = max(1, AT_A_TIME // max(1, source.shape[1])) if is_cpu else len(source)
     for start in range(0, len(source), step):
         part = slice(start, start + step)
@@ -220,3 +225,18 @@ def _with_products(weight: Tensor, terms: list[tuple[Tensor, Tensor, float, floa
             rows.addmm_(up[part], down, beta=own, alpha=factor)
         target[part] = rows
     return result
+
+
+def _by_bf16_units(weight: Tensor, terms: list[tuple[Tensor, Tensor, float, float]]) -> Tensor:
+    """The same in one product with no float32 copy of the weight, summed in float32, rounded once.
+
+    The factors are rounded to bfloat16 before: each product of two numbers in what is added is off
+    by 2⁻⁷ of itself at most, where the rounding of the result is off by 2⁻⁸ of the whole.
+    """
+    ups, downs, kept = [], [], 1.0
+    for up, down, factor, own in reversed(terms):  # what comes later scales this term, too
+        ups.append((up * (factor * kept)).to(torch.bfloat16))
+        downs.append(down.to(torch.bfloat16))
+        kept *= own
+    product = torch.addmm(weight.flatten(1), torch.cat(ups, 1), torch.cat(downs), beta=kept)
+    return product.view(weight.shape)

@@ -174,6 +174,28 @@ def test_a_large_weight_is_patched_some_rows_at_a_time(monkeypatch):
         torch.testing.assert_close(patched_weight(weight, patches), expected)
 
 
+@pytest.mark.parametrize("has_units", [True, False])
+def test_products_for_a_bfloat16_weight_are_rounded_once(monkeypatch, has_units):
+    weight, *factors = draw(16, (64, 80), (64, 8), (8, 80), (64, 4), (4, 80))
+    weight = weight.bfloat16()
+    ways = [(0.7, 1.0), (-1.5, 0.5)]  # of the change, of the weight with all before it
+    pairs = [factors[:2], factors[2:]]
+    patches = [
+        (strength, ("lora", (*pair, None, None)), own)
+        for pair, (strength, own) in zip(pairs, ways, strict=True)
+    ]
+    monkeypatch.setattr(weight_patches, "cpu_has_bf16", lambda: has_units)
+    found = patched_weight(weight, patches)
+    expected, added = weight.double(), 0.0
+    for (up, down), (strength, own) in zip(pairs, ways, strict=True):
+        up, down = up.double(), down.double()
+        expected = own * expected + strength * (up @ down)
+        added = own * added + abs(strength) * (up.abs() @ down.abs())
+    assert found.dtype == torch.bfloat16
+    within = 2**-8 * expected.abs() + (2**-7 * added if has_units else 1e-6)
+    assert ((found.double() - expected).abs() <= within * 1.01).all()
+
+
 @pytest.mark.parametrize(
     ("up", "down", "shape"),
     [((6,), (1, 10), (6, 10)), ((6, 1), (1,), (6, 1)), ((6, 0), (0, 10), (6, 10))],
