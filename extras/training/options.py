@@ -55,7 +55,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "--loss": BASE,
     "--offset-noise": BASE,
     "--frozen-text": BASE,
-    "--optimizer": ("base", "tower", "ip", "control"),
+    "--optimizer": ("vae", "decoder", "base", "tower", "ip", "control"),
     "--checkpointing": BASE,
     "--compile": ("vae", "decoder", "base", "detector", "tower"),
     "--side": ("vae", "decoder"),
@@ -73,8 +73,17 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
 """The stages that an option is for; the others would do nothing with it."""
 
 
+SEVERAL_PAGES = ("vae", "decoder")
+"""The stages that may have pages of several areas; a model of pictures has one."""
+
+
 def refuse_foreign(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Raises TrainingError for an option that the stage asked for would ignore."""
+    if len(args.page) > 1 and args.stage not in SEVERAL_PAGES:
+        raise TrainingError(
+            f"--page takes several sizes for the stages {' and '.join(SEVERAL_PAGES)} alone: give "
+            f"one for the stage {args.stage}."
+        )
     for option, stages in ONLY_FOR.items():
         name = option[2:].replace("-", "_")
         if args.stage in stages or getattr(args, name) == parser.get_default(name):

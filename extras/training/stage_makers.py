@@ -231,7 +231,7 @@ def make_place(args: argparse.Namespace, device: torch.device) -> Workplace:
         workers=_workers(args),
         bf16=_bf16(args, device),
         seed=args.seed,
-        preview=Preview(size=page_sizes(args.page**2)[0]),
+        preview=Preview(size=page_sizes(args.page[0] ** 2)[0]),
         keep_pages=args.keep_pages,
     )
 
@@ -306,9 +306,11 @@ def _title(args: argparse.Namespace) -> str:
 
 
 def _pages(args: argparse.Namespace, **kinds: Any) -> PagePlan:
-    """Pages of the picture book in the sizes that are asked for."""
-    sizes = page_sizes(args.page**2)[: 1 if args.square else None]
-    return PagePlan(seed=args.seed, sizes=sizes, weights=SIZE_WEIGHTS[: len(sizes)], **kinds)
+    """Pages of the picture book in the sizes that are asked for, each area as often."""
+    ratios = 1 if args.square else len(SIZE_WEIGHTS)
+    sizes = tuple(size for page in args.page for size in page_sizes(page**2)[:ratios])
+    weights = SIZE_WEIGHTS[:ratios] * len(args.page)
+    return PagePlan(seed=args.seed, sizes=sizes, weights=weights, **kinds)
 
 
 def make_fewstep_stage(

@@ -69,8 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=whole(1), help="steps in all")
     add("--resume", action="store_true", help="go on from the folder's last checkpoint")
     add("--batch", type=whole(1), help="pictures or captions in a step")
-    page = "side of a square page in pixels: 128 on a slow CPU"
-    add("--page", type=whole(64, 1024, step=32), default=256, help=page)
+    page = "side of a square page in pixels: 128 on a slow CPU; vae, decoder: of several, in turn"
+    add("--page", type=whole(64, 1024, step=32), nargs="+", default=[256], help=page)
     add("--square", action="store_true", help="square pages only: there is one size to compile for")
     add(
         "--book", choices=BOOKS, default=WHOLE, help="base: from easy to hard; see docs/training.md"
@@ -80,7 +80,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=number(0, above=True))
     rising = "steps over which the learning rate rises"
     add("--warmup", type=whole(0), default=RunPlan.warmup, help=rising)
-    add("--optimizer", choices=OPTIMIZERS, default="adamw", help="base, tower, ip, control: muon")
+    add(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default="adamw",
+        help="vae, decoder, base, tower, ip, control: muon",
+    )
     add("--seed", type=whole(0, 2**32 - 1), default=0)
     add("--workers", type=whole(0), help="processes that draw (default: one less than the cores)")
     add("--threads", type=whole(1), help="threads of PyTorch on the CPU")

@@ -97,7 +97,8 @@ def test_what_is_of_the_base_is_refused_for_another_stage(words, stage, tmp_path
      ("ip", "--title x", "lora alone"), ("vae", "--output x", "decoder, base, detector"),
      ("control", "--size toy", "vae, text"), ("control", "--align x", "base, tower and ip"),
      ("vae", "--levels middle", "base and ip"), ("lora", "--emphasis 2", "base, tower and ip"),
-     ("lora", "--adapter x", "ip and control")],
+     ("lora", "--adapter x", "ip and control"),
+     ("text", "--optimizer muon", "vae, decoder, base")],
 )  # fmt: skip
 def test_an_option_of_other_stages_is_refused(stage, words, whose, tmp_path, capsys):
     assert train_builtin.main(["--stage", stage, *words.split(), "--folder", str(tmp_path)]) == 1
@@ -165,6 +166,24 @@ def test_pieces_fit_on_the_pages(tmp_path, capsys):
     assert "side 128 do not fit on pages that are 96 pixels" in capsys.readouterr().err
     assert train_builtin.main([*line, "--side", "8", "--batch", "1"]) == 1
     assert "A single piece of side 8 is one latent" in capsys.readouterr().err
+
+
+def test_an_autoencoder_may_have_pages_of_several_areas_each_as_often(tmp_path):
+    line = ["--stage", "vae", "--size", "toy", "--device", "cpu", "--folder", str(tmp_path),
+            "--page", "128", "256", "--side", "64"]  # fmt: skip
+    for ratios, words in ((1, ["--square"]), (7, [])):
+        run = train_builtin.make_run(train_builtin.build_parser().parse_args([*line, *words]))
+        pages = run.stage.pages
+        assert {size[0] * size[1] > 128 * 192 for size in pages.sizes} == {False, True}
+        assert len(pages.sizes) == 2 * ratios
+        assert pages.weights[:ratios] == pages.weights[ratios:]
+
+
+def test_another_stage_has_pages_of_one_area(tmp_path, capsys):
+    line = ["--stage", "base", "--folder", str(tmp_path / "run"), "--page", "128", "256"]
+    assert train_builtin.main(line) == 1
+    assert "for the stages vae and decoder alone: give one" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_absent_device_is_named(tmp_path, capsys):
