@@ -85,7 +85,7 @@ def test_keys_and_values_of_the_prompts_are_made_once(patcher, monkeypatch):
 def test_a_patch_changes_the_picture_and_a_failure_takes_it_out(patcher):
     plain, original = run(patcher), patcher.model.state_dict()[WEIGHT].clone()
     clone = patcher.clone()
-    clone.add_patches({WEIGHT: (torch.full_like(original, 0.05),)})
+    clone.add_patches({WEIGHT: (torch.full_like(original, 5.0),)})
     assert not torch.allclose(run(clone), plain, atol=1e-3)
 
     def fail():
