@@ -174,7 +174,8 @@ def test_paths_count_from_the_users_folder_and_modules_from_the_checkout(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PyTorch asks for large pages on Linux alone")
 @pytest.mark.parametrize("own", [{}, {"THP_MEM_ALLOC_ENABLE": "0"}], ids=["unsaid", "refused"])
-def test_pytorch_is_let_use_large_pages_unless_the_user_refuses(installed, own):
+def test_pytorch_is_let_use_large_pages_unless_the_user_refuses(installed, own, monkeypatch):
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     (installed / "webui.py").write_text("import os; print(os.environ['THP_MEM_ALLOC_ENABLE'])")
     assert launch(installed, **own).stdout.split() == [own.get("THP_MEM_ALLOC_ENABLE", "1")]
 

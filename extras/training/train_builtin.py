@@ -69,9 +69,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=whole(1), help="steps in all")
     add("--resume", action="store_true", help="go on from the folder's last checkpoint")
     add("--batch", type=whole(1), help="pictures or captions in a step")
-    page = "side of a square page in pixels: 128 on a slow CPU; vae, decoder: of several, in turn"
+    page = (
+        "side of a square page in pixels: 128 on a slow CPU; vae, decoder: several, each as often"
+    )
     add("--page", type=whole(64, 1024, step=32), nargs="+", default=[256], help=page)
-    add("--square", action="store_true", help="square pages only: there is one size to compile for")
+    add(
+        "--square",
+        action="store_true",
+        help="square pages only: one size to compile for, of each --page",
+    )
     add(
         "--book", choices=BOOKS, default=WHOLE, help="base: from easy to hard; see docs/training.md"
     )
