@@ -119,7 +119,8 @@ class Painter:
             maps = torch.from_numpy(np.stack([order.edges for order in orders]))
             hint = (maps.float() / 255.0)[:, None].expand(-1, 3, -1, -1)
             path = self.models / CONTROL_FILE
-            control = load_controlnet(path, self.model, policy=self.policy).set_cond_hint(hint)
+            control = load_controlnet(path, self.model, policy=self.policy)
+            control.set_cond_hint(hint, positive_only=True)  # as the program has it
             positive, negative = (apply_controls(c, control) for c in (positive, negative))
         width, height = orders[0].size
         start, mask = torch.zeros(len(orders), 4, height // 8, width // 8), None

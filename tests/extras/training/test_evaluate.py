@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from extras.preprocessors import canny_pyramid
 from extras.training import contact_sheet as sheets
 from extras.training import evaluate, picturebook, trials
+from extras.training import painter as painting
 from extras.training.base_parts import MODEL_FILE
 from extras.training.contact_sheet import BYTES, contact_sheet
 from extras.training.detector import DETECTOR_FILE, TOWER_FILE, TOY_TOWER, Detector, FactTower
@@ -348,6 +349,18 @@ def test_each_guide_changes_the_picture(painter):
         assert int(np.abs(after.astype(int) - before).max()) > 2, guide.keys()
     (few,) = painter.in_few_steps().paint([plain])
     assert int(np.abs(few.astype(int) - before).max()) > 2
+
+
+def test_edges_count_for_the_positive_prompt_as_in_the_program(painter, monkeypatch):
+    made, load = [], painting.load_controlnet
+
+    def recorded(*given, **how):
+        made.append(load(*given, **how))
+        return made[-1]
+
+    monkeypatch.setattr(painting, "load_controlnet", recorded)
+    painter.paint([Order(prompt="a cat", seed=3, size=(64, 64), edges=np.eye(64, dtype=np.uint8))])
+    assert [control.positive_only for control in made] == [True]
 
 
 def test_every_row_is_there_with_every_file(models, painter):
