@@ -827,6 +827,9 @@ if __name__ == "__main__":
     except LaunchError as problem:
         sys.stderr.write(f"{problem}\n")
         sys.exit(1)
+    except BrokenPipeError:  # who read along, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the exit
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted; the next start goes on from here.\n")
         sys.exit(130)

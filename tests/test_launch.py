@@ -406,6 +406,18 @@ def test_help_lists_every_verb_without_installing(checkout, launcher):
     assert not (checkout / ".venv").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipe that a reader closes early")
+def test_a_reader_that_has_seen_enough_ends_the_help_without_a_word(checkout):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, str(checkout / "launch.py"), "--help"],
+            stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 @pytest.mark.parametrize(
     "words", [("generate", "--help"), ("generate", "cat", "-h"), ("--listen", "-h")]
 )
