@@ -44,7 +44,9 @@ def test_from_the_login_to_a_running_task(tmp_path, window):
         assert (spec.prompt, owner) == ("a red house", "anna")
         assert window.locator("#log-out").get_attribute("title") == "Log out anna"
         window.click("#log-out")
-        window.wait_for_url("**/login*")
+        # Not its "load", which can come before it is waited for, and never comes again.
+        window.wait_for_url("**/login*", wait_until="commit")
+        window.wait_for_selector("#user")
         window.goto(running.url)
         assert "/login" in window.url
         assert window.evaluate("sessionStorage.length") == 0  # nothing for the next one to see
