@@ -709,7 +709,8 @@ class LivingLine:
 def hand_over(python: Path, verb: Verb, arguments: list[str]) -> int:
     """Become the program: the same process where the system allows it, so nothing is orphaned."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # see run_pip: what is compiled must be kept
-    # PyTorch on Linux asks for pages of 2 MB then: gigabytes of fresh memory cost half the time.
+    # PyTorch on Linux asks for pages of 2 MB then, and has fresh gigabytes sooner: lora_merge in
+    # benchmarks/RESULTS.md.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     words = [str(python), *verb.command, *arguments]
     if "dev" in verb.needs:
